@@ -1,0 +1,38 @@
+"""The lanes: all that is known of a vendor on the host side, one module each, with the same functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol, cast
+
+from fl.grants import EngineFacts, Grants
+from fl.hardware import Accelerator, Detection, Hardware, LaneName
+from fl.host import Host
+from fl.lanes import ascend, cpu, cuda, rocm, xpu
+
+
+class Lane(Protocol):
+    """What every lane module offers."""
+
+    TITLE: str
+    """The vendor's name, for messages."""
+    DRIVER: str | None
+    """Key of its driver in `Hardware.drivers`."""
+
+    def detect(self, host: Host) -> Detection:
+        """Devices of this vendor, its driver and what is wrong. Never raises on malformed input."""
+
+    def grants(self, chosen: Sequence[Accelerator], hardware: Hardware, engine: EngineFacts) -> Grants:
+        """What the engine must pass so that exactly the chosen devices can be used. Pure."""
+
+    def visibility(self, chosen: Sequence[Accelerator], hardware: Hardware) -> Mapping[str, str]:
+        """Environment that binds a process of the host engine to the chosen devices, by stable ids where there are any. Pure."""
+
+
+LANES: Final[dict[LaneName, Lane]] = {
+    "cuda": cast("Lane", cuda),
+    "rocm": cast("Lane", rocm),
+    "ascend": cast("Lane", ascend),
+    "xpu": cast("Lane", xpu),
+    "cpu": cast("Lane", cpu),
+}

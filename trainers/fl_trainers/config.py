@@ -1,0 +1,271 @@
+"""The config: a recipe resolved, complete and typed. The launcher writes it as JSON, the trainer reads nothing else.
+
+Every path in it is absolute. Unknown fields are refused on both sides, so launcher and trainer cannot drift apart unseen.
+This module must not import torch: the launcher loads it on machines that have none.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = 1
+
+Stage = Literal["pt", "sft", "rm", "ppo", "dpo", "kto", "orpo", "simpo", "grpo"]
+FinetuningType = Literal["full", "freeze", "lora", "oft"]
+Attention = Literal["auto", "disabled", "sdpa", "fa2", "fa3"]
+Formatting = Literal["alpaca", "sharegpt", "openai"]
+
+
+class Part(BaseModel):
+    """Base of every part of the config: frozen, no unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Quantization(Part):
+    """On-the-fly quantization of the base model (QLoRA)."""
+
+    method: Literal["bnb"] = "bnb"
+    bits: Literal[4, 8] = 4
+    type: Literal["nf4", "fp4"] = "nf4"
+    double: bool = True
+
+
+class Model(Part):
+    """Which weights, and how they are loaded."""
+
+    name: str
+    """As the recipe said it: a folder, a hub name, a GGUF file, or `builtin/NAME`. Shown and recorded, never opened."""
+    path: str
+    """What the trainer opens: a folder, a hub name, or the GGUF file; for `builtin/tiny-*` the name itself."""
+    kind: Literal["folder", "hub", "gguf", "tiny"]
+    converted: str | None = None
+    """Folder for the converted weights of a GGUF file; writable, kept between runs. None: convert in memory."""
+    revision: str = "main"
+    adapters: tuple[str, ...] = ()
+    """Adapters to merge before training; the last one is continued unless `create_new_adapter` is set."""
+    trust_remote_code: bool = False
+    attention: Attention = "auto"
+    quantization: Quantization | None = None
+    train_from_scratch: bool = False
+    gradient_checkpointing: bool = True
+    use_reentrant_gc: bool = True
+    upcast_layernorm: bool = False
+    upcast_lmhead_output: bool = False
+    liger: bool = False
+    rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = None
+    use_fast_tokenizer: bool = True
+    split_special_tokens: bool = False
+    resize_vocab: bool = False
+    add_tokens: tuple[str, ...] = ()
+    add_special_tokens: tuple[str, ...] = ()
+
+
+class Columns(Part):
+    """Column names of a data set; None: the data set has no such column."""
+
+    prompt: str | None = "instruction"
+    query: str | None = "input"
+    response: str | None = "output"
+    history: str | None = None
+    messages: str | None = "conversations"
+    system: str | None = None
+    tools: str | None = None
+    images: str | None = None
+    videos: str | None = None
+    audios: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    kto_tag: str | None = None
+
+
+class Tags(Part):
+    """Names used inside sharegpt and openai messages."""
+
+    role_tag: str = "from"
+    content_tag: str = "value"
+    user_tag: str = "human"
+    assistant_tag: str = "gpt"
+    observation_tag: str = "observation"
+    function_tag: str = "function_call"
+    system_tag: str = "system"
+
+
+class Dataset(Part):
+    """One data set: an entry of dataset_info.json, resolved."""
+
+    name: str
+    source: Literal["file", "hub"]
+    path: str
+    """Absolute path of a file or of a folder of files of one type, or the hub's name."""
+    subset: str | None = None
+    split: str = "train"
+    folder: str | None = None
+    num_samples: int | None = Field(default=None, ge=1)
+    formatting: Formatting = "alpaca"
+    ranking: bool = False
+    columns: Columns = Columns()
+    tags: Tags = Tags()
+
+
+class Data(Part):
+    """What is trained on, and how rows become tokens."""
+
+    train: tuple[Dataset, ...] = ()
+    eval: tuple[Dataset, ...] = ()
+    media_dir: str | None = None
+    template: str | None = None
+    """Name of a bundled chat template; None: the tokenizer's own."""
+    default_system: str | None = None
+    enable_thinking: bool | None = True
+    cutoff_len: int = Field(default=2048, ge=1)
+    train_on_prompt: bool = False
+    mask_history: bool = False
+    packing: bool = False
+    neat_packing: bool = False
+    max_samples: int | None = Field(default=None, ge=1)
+    val_size: float = Field(default=0.0, ge=0)
+    """Below 1 a share of the rows, else a number of rows."""
+    eval_on_each_dataset: bool = False
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = "concat"
+    interleave_probs: tuple[float, ...] = ()
+    streaming: bool = False
+    buffer_size: int = Field(default=16384, ge=1)
+    preprocessing_batch_size: int = Field(default=1000, ge=1)
+    preprocessing_num_workers: int | None = Field(default=None, ge=1)
+    overwrite_cache: bool = False
+    tokenized_path: str | None = None
+    ignore_pad_token_for_loss: bool = True
+    shuffle: bool = True
+
+
+class Lora(Part):
+    """LoRA and its kin."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: int | None = Field(default=None, ge=1)
+    """None: twice the rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target: tuple[str, ...] = ("all",)
+    additional_target: tuple[str, ...] = ()
+    rslora: bool = False
+    dora: bool = False
+    pissa_init: bool = False
+    pissa_iter: int = 16
+    pissa_convert: bool = False
+    loraplus_lr_ratio: float | None = None
+    loraplus_lr_embedding: float = 1e-6
+    create_new_adapter: bool = False
+
+
+class Oft(Part):
+    """Orthogonal fine-tuning."""
+
+    rank: int = 0
+    block_size: int = 32
+    target: tuple[str, ...] = ("all",)
+    module_dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Freeze(Part):
+    """Training of some layers only."""
+
+    trainable_layers: int = 2
+    """Positive: the last n layers, negative: the first n."""
+    trainable_modules: tuple[str, ...] = ("all",)
+    extra_modules: tuple[str, ...] = ()
+
+
+class Method(Part):
+    """What is trained of the model, and towards what."""
+
+    stage: Stage = "sft"
+    finetuning_type: FinetuningType = "lora"
+    lora: Lora = Lora()
+    oft: Oft = Oft()
+    freeze: Freeze = Freeze()
+    pure_bf16: bool = False
+    use_dft_loss: bool = False
+    use_asft_loss: bool = False
+    asft_alpha: float = 0.1
+    use_eaft_loss: bool = False
+    eaft_alpha: float = 1.0
+    compute_accuracy: bool = False
+    early_stopping_steps: int | None = None
+
+
+class Training(Part):
+    """The loop. `arguments` are transformers' TrainingArguments by name, already checked for name and type."""
+
+    output_dir: str
+    overwrite_output_dir: bool = False
+    resume_from_checkpoint: str | bool | None = None
+    """A checkpoint folder; True: the last one of output_dir; None: the last one if there is any and nothing is overwritten."""
+    do_train: bool = True
+    do_eval: bool = False
+    do_predict: bool = False
+    predict_with_generate: bool = False
+    plot_loss: bool = True
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class Generation(Part):
+    """How answers are generated (predictions and the comparison at the end)."""
+
+    do_sample: bool = True
+    temperature: float = 0.95
+    top_p: float = 0.7
+    top_k: int = 50
+    num_beams: int = 1
+    max_new_tokens: int = 1024
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+    skip_special_tokens: bool = True
+
+
+class Run(Part):
+    """What the launcher decided and the trainer must know."""
+
+    name: str
+    lane: Literal["cuda", "rocm", "ascend", "xpu", "cpu"]
+    stack: str
+    events: str
+    """File to which events are appended, one JSON object a line."""
+    cache: str | None = None
+    """Writable folder for tokenized data and converted models; None: nothing is cached."""
+    prompts: tuple[str, ...] = ()
+    """Questions answered before and after training, greedily."""
+    threads: int | None = Field(default=None, ge=1)
+
+
+class Config(Part):
+    """All of it."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    run: Run
+    model: Model
+    data: Data
+    method: Method
+    training: Training
+    generation: Generation = Generation()
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), populate_by_name=True)
+
+    def dump(self) -> dict[str, Any]:
+        """The config as plain JSON values, nulls kept."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def write(self, path: Path) -> None:
+        """Writes the config; the file is complete or absent."""
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_text(json.dumps(self.dump(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Config:
+        """Reads a config; pydantic's ValidationError names every field that is wrong."""
+        return cls.model_validate_json(path.read_bytes())
