@@ -1,4 +1,4 @@
-"""What a lane asks of an engine so that a container can use the chosen devices. Values only; lanes fill them, plan.py turns them into argv."""
+"""What a lane asks of an engine so that a container can use the chosen devices. Values only; lanes fill them, plan.py makes argv."""
 
 from __future__ import annotations
 

@@ -131,9 +131,16 @@ class Hardware:
             "arch": self.arch,
             "elapsed_ms": self.elapsed_ms,
             "accelerators": [accelerator_json(a) for a in self.accelerators],
-            "cpu": {"model": self.cpu.model, "cores": self.cpu.cores, "memory_mib": self.cpu.memory_mib, "features": list(self.cpu.features)},
+            "cpu": {
+                "model": self.cpu.model,
+                "cores": self.cpu.cores,
+                "memory_mib": self.cpu.memory_mib,
+                "features": list(self.cpu.features),
+            },
             "drivers": {name: dict(values) for name, values in self.drivers.items()},
-            "problems": [{"code": p.code, "severity": p.severity, "lane": p.lane, "message": p.message, "remedy": p.remedy} for p in self.problems],
+            "problems": [
+                {"code": p.code, "severity": p.severity, "lane": p.lane, "message": p.message, "remedy": p.remedy} for p in self.problems
+            ],
         }
 
 
@@ -141,8 +148,19 @@ def accelerator_json(a: Accelerator) -> dict[str, Any]:
     """One entry of `accelerators`."""
     partition = None if a.partition is None else {"kind": a.partition.kind, "profile": a.partition.profile, "parent": a.partition.parent}
     return {
-        "lane": a.lane, "index": a.index, "name": a.name, "arch": a.arch, "memory_mib": a.memory_mib, "uuid": a.uuid, "pci": a.pci,
-        "numa_node": a.numa_node, "nodes": list(a.nodes), "partition": partition, "usable": a.usable, "busy": a.busy, "healthy": a.healthy,
+        "lane": a.lane,
+        "index": a.index,
+        "name": a.name,
+        "arch": a.arch,
+        "memory_mib": a.memory_mib,
+        "uuid": a.uuid,
+        "pci": a.pci,
+        "numa_node": a.numa_node,
+        "nodes": list(a.nodes),
+        "partition": partition,
+        "usable": a.usable,
+        "busy": a.busy,
+        "healthy": a.healthy,
         "evidence": [{"source": e.source, "value": e.value} for e in a.evidence],
     }
 

@@ -4,10 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from fl.grants import EngineName, Mount
-from fl.hardware import LaneName
+from fl import container
+from fl.errors import EngineError
+from fl.grants import EngineFacts, EngineName, Grants, Mount
+from fl.hardware import Accelerator, Hardware, LaneName, Problem
+
+HIDDEN = "(from the caller, not shown)"
+GRACE = 120
+"""Seconds between SIGTERM and SIGKILL: what one checkpoint may take. The same number reaches engine, ranks and schedulers."""
+
+# The compilers' caches, relative to one writable folder, so that the second run does not compile again.
+_CACHES = {
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TORCH_EXTENSIONS_DIR": "extensions",
+    "MIOPEN_USER_DB_PATH": "miopen",
+    "MIOPEN_CUSTOM_CACHE_DIR": "miopen",
+    "ASCEND_WORK_PATH": "ascend",
+    "MPLCONFIGDIR": "matplotlib",
+    "HF_HOME": "huggingface",
+    "HF_DATASETS_CACHE": "datasets",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +44,9 @@ class Adaptation:
 class Image:
     """The image of a plan; `source` is where it comes from."""
 
-    reference: str | None
-    digest: str | None
-    source: Literal["local", "pull", "build", "none"]
+    reference: str | None = None
+    digest: str | None = None
+    source: Literal["local", "pull", "build", "none"] = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +56,55 @@ class Reason:
     stack: str
     chosen: bool
     why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who runs this; what a run creates belongs to them."""
+
+    uid: int
+    gid: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the plan is made of: the decisions before it, and facts of this machine."""
+
+    run: str
+    lane: LaneName
+    stack: str
+    flavor: str = "train"
+    image: Image = Image()
+    hardware: Hardware
+    chosen: tuple[Accelerator, ...]
+    grants: Grants
+    visibility: Mapping[str, str]
+    """For the host engine: what binds a process to the chosen devices."""
+    engine: EngineFacts
+    caller: Caller
+    python: str
+    """Interpreter as the engine sees it."""
+    folder: str
+    """The run's own folder, writable; config.json is there."""
+    cache: str
+    """Writable folder of compilers' caches."""
+    code: str | None
+    """Folder with the trainer's code; None: the image or interpreter has it installed."""
+    inputs: tuple[Mount, ...] = ()
+    outputs: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """Name → where the value comes from, never the value."""
+    network: str = "none"
+    working_directory: str
+    detach: bool = False
+    adaptations: tuple[Adaptation, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+    warnings: tuple[str, ...] = ()
+    recipe_sha256: str = ""
+    matrix_sha256: str = ""
+    lock_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +130,108 @@ class Plan:
     adaptations: tuple[Adaptation, ...] = ()
     reasons: tuple[Reason, ...] = ()
     warnings: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    """Preflight findings; errors among them stop a real run."""
     recipe_sha256: str = ""
     matrix_sha256: str = ""
     lock_sha256: str | None = None
     secrets: Mapping[str, str] = field(default_factory=dict)
-    """Name → where the value comes from, never the value."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `fl run --dry-run --json` and plan.json."""
+        shown = dict.fromkeys(self.secrets, HIDDEN)
+        return {
+            "schema": 1,
+            "run": self.run,
+            "lane": self.lane,
+            "stack": self.stack,
+            "engine": self.engine,
+            "flavor": self.flavor,
+            "image": {"reference": self.image.reference, "digest": self.image.digest, "source": self.image.source},
+            "accelerators": list(self.accelerators),
+            "devices": list(self.devices),
+            "mounts": [{"source": m.source, "target": m.target, "read_only": m.read_only} for m in self.mounts],
+            "groups": list(self.groups),
+            "environment": dict(sorted({**self.environment, **shown}.items())),
+            "options": dict(self.options),
+            "processes": {"nodes": self.nodes, "per_node": self.per_node},
+            "argv": list(self.argv),
+            "working_directory": self.working_directory,
+            "adaptations": [
+                {"key": a.key, "from": a.before, "to": a.after, "reason": a.reason, "effect": a.effect} for a in self.adaptations
+            ],
+            "reasons": [{"stack": r.stack, "chosen": r.chosen, "why": r.why} for r in self.reasons],
+            "warnings": list(self.warnings),
+            "problems": [
+                {"code": p.code, "severity": p.severity, "lane": p.lane, "message": p.message, "remedy": p.remedy} for p in self.problems
+            ],
+            "recipe_sha256": self.recipe_sha256,
+            "matrix_sha256": self.matrix_sha256,
+            "lock_sha256": self.lock_sha256,
+        }
+
+
+def make(request: Request) -> Plan:
+    """The plan of a request. Pure: the same request gives the same plan."""
+    per_node = max(1, len(request.chosen))
+    program = trainer_argv(request.python, f"{request.folder}/config.json", per_node)
+    environment = base_environment(request, per_node)
+    if request.engine.name == "host":
+        environment |= request.visibility
+        argv, mounts, groups, options = program, (), (), {"shm_size": None, "ipc": None, "ulimits": {}, "network": "host", "security": []}
+    elif request.engine.name in ("docker", "podman"):
+        refuse_engine(request.engine)
+        environment |= dict(request.grants.environment) | container.identity(request.caller.name, f"{request.cache}/home")
+        box = container.describe(request, environment)
+        argv, mounts, groups, options = (*box.arguments, *program), box.mounts, request.grants.groups, box.options
+    else:
+        raise EngineError(f"this version plans for docker, podman and host, not for {request.engine.name}", "use `--engine host`")
+    return Plan(
+        run=request.run, lane=request.lane, stack=request.stack, engine=request.engine.name, flavor=request.flavor, image=request.image,
+        accelerators=tuple(a.index for a in request.chosen),
+        devices=(*request.grants.devices, *request.grants.cdi),
+        mounts=mounts, groups=groups, environment=environment, options=options, nodes=1, per_node=per_node, argv=argv,
+        working_directory=request.working_directory, adaptations=request.adaptations, reasons=request.reasons,
+        warnings=(*request.warnings, *request.grants.notes), problems=request.grants.problems,
+        recipe_sha256=request.recipe_sha256, matrix_sha256=request.matrix_sha256, lock_sha256=request.lock_sha256, secrets=request.secrets,
+    )  # fmt: skip
+
+
+def trainer_argv(python: str, config: str, per_node: int) -> tuple[str, ...]:
+    """One process is started as it is; several by torchrun, meeting on this machine by address, not by name."""
+    if per_node == 1:
+        return (python, "-m", "fl_trainers", config)
+    return (
+        python, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(per_node), "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", "--max-restarts", "0", "-m", "fl_trainers", config,
+    )  # fmt: skip
+
+
+def base_environment(request: Request, per_node: int) -> dict[str, str]:
+    """What every engine sets: unbuffered output, one folder of caches, threads, and how ranks meet."""
+    values = {name: f"{request.cache}/{folder}" for name, folder in _CACHES.items()}
+    values |= {"PYTHONUNBUFFERED": "1", "PYTHONNOUSERSITE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if request.code is not None:
+        values["PYTHONPATH"] = request.code
+    if per_node > 1:
+        values["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(GRACE)
+        values["OMP_NUM_THREADS"] = str(max(1, request.hardware.cpu.cores // per_node))
+        if request.network == "none":
+            values["GLOO_SOCKET_IFNAME"] = "lo"
+    if request.network == "none":
+        values |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return values | dict(request.environment)
+
+
+def refuse_engine(engine: EngineFacts) -> None:
+    """EngineError where the engine cannot give the caller what it creates, or sees other files."""
+    if engine.userns_remap:
+        raise EngineError(
+            f"this {engine.name} daemon remaps users (userns-remap), so a run could neither open devices nor write files as its caller",
+            "use `--engine podman` or `--engine host`, or start the daemon without userns-remap",
+        )
+    if not engine.same_files:
+        raise EngineError(
+            f"the {engine.name} daemon sees another file system than this machine, so recipe, data and output cannot be mounted",
+            "run fl where the daemon runs, unset DOCKER_HOST, or use `--engine host`",
+        )
