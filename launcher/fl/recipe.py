@@ -52,7 +52,7 @@ class Recipe:
     overrides: tuple[str, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
     """Typed values of the keys that count."""
-    launcher: Launcher = Launcher()
+    launcher: Launcher = field(default_factory=Launcher)
     keys: tuple[KeyNote, ...] = ()
 
     def get(self, key: str) -> Any:
@@ -85,8 +85,17 @@ def parse(raw: bytes, *, file: str, path: str = "", overrides: Sequence[str] = (
     notes = _rules(values, notes, file)
     digest = hashlib.sha256(b"\0".join([raw, *(text.encode("utf-8", "surrogateescape") for text in overrides)])).hexdigest()
     stem = file.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    return Recipe(name=stem, path=path or file, shipped=shipped, sha256=digest, text=raw, overrides=tuple(overrides), values=values, launcher=launcher,
-                  keys=(*notes.values(), *launcher_notes))
+    return Recipe(
+        name=stem,
+        path=path or file,
+        shipped=shipped,
+        sha256=digest,
+        text=raw,
+        overrides=tuple(overrides),
+        values=values,
+        launcher=launcher,
+        keys=(*notes.values(), *launcher_notes),
+    )
 
 
 def _override(document: Document, places: dict[str, str], text: str) -> None:
@@ -198,7 +207,7 @@ def _launcher(written: Any, places: Mapping[str, str], file: str) -> tuple[Launc
         else:
             try:
                 values[name], note = read_one(name, value)
-                shown = {key: "(not shown)" for key in value} if name == "env" else value
+                shown = dict.fromkeys(value, "(not shown)") if name == "env" else value
                 notes.append(KeyNote(f"fl.{name}", shown, "translated" if note else "handled", note, place))
             except WrongValueError as wrong:
                 notes.append(KeyNote(f"fl.{name}", value, "refused", f"found {wrong}, wanted {wanted(name)}", place))

@@ -18,8 +18,11 @@ def arguments(recipe: Recipe, files: Mapping[str, Mapping[str, Any]]) -> dict[st
     """The arguments that the recipe sets, as JSON values. `files`: key → content of the JSON file that the recipe names there."""
     values = recipe.values
     known = all_keys()
-    result = {name: _plain(files.get(name, value)) for name, value in values.items()
-              if known[name].owner == "transformers" and known[name].verdict == "handled" and name not in OWN}
+    result = {
+        name: _plain(files.get(name, value))
+        for name, value in values.items()
+        if known[name].owner == "transformers" and known[name].verdict == "handled" and name not in OWN
+    }
     if "warmup_ratio" in values:
         result["warmup_steps"] = values["warmup_ratio"]
     if values.get("group_by_length"):

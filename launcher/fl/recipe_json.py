@@ -20,7 +20,9 @@ def load_json(text: str, name: str) -> Document:
         for key, value in items:
             if key in values:
                 places = _places(text, key, name)
-                raise RecipeError(f"{places[-1]}: `{key}` stands here for the second time, first on line {places[0].line}.", "Delete one of the two.")
+                raise RecipeError(
+                    f"{places[-1]}: `{key}` stands here for the second time, first on line {places[0].line}.", "Delete one of the two."
+                )
             values[key] = value
         return values
 

@@ -13,9 +13,20 @@ Verdict = Literal["handled", "translated", "ignored", "refused"]
 Owner = Literal["llamafactory", "transformers", "gone"]
 
 KIND_WORDS: Final[Mapping[Kind, str]] = {
-    "bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "names": "names, separated by commas or as a list",
-    "floats": "numbers, separated by commas or as a list", "mapping": "a mapping, or the path of a JSON file", "any": "a value",
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "names": "names, separated by commas or as a list",
+    "floats": "numbers, separated by commas or as a list",
+    "mapping": "a mapping, or the path of a JSON file",
+    "any": "a value",
 }
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text, for the tables."""
+    return tuple(text.split())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

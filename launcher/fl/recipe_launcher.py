@@ -11,19 +11,28 @@ from fl.recipe_values import WrongValueError, coerce
 
 DIALECT: Final = "llamafactory-0.9"
 
-LAUNCHER_KEYS: Final = {key.name: key for key in (
-    Key(name="hw", kind="str", default="auto", choices=("auto", "cuda", "rocm", "ascend", "xpu", "cpu"), about="Lane to run on."),
-    Key(name="engine", kind="str", default="auto", choices=("auto", "docker", "podman", "apptainer", "host"), about="What runs the training."),
-    Key(name="stack", kind="str", about="Row of the matrix, by id."),
-    Key(name="devices", kind="names", about="Indices, UUIDs or PCI addresses, `free`, or `count:N`."),
-    Key(name="nodes", kind="int", default=1, low=1, about="Machines."),
-    Key(name="image", kind="str", about="Reference of the image to use instead of the stack's."),
-    Key(name="mounts", kind="any", about="More paths to mount: `/path` or `/path:rw`."),
-    Key(name="env", kind="any", about="Environment of the training, name to value."),
-    Key(name="network", kind="str", choices=("none", "bridge", "host"), about="Network of the container."),
-    Key(name="dialect", kind="str", default=DIALECT, choices=(DIALECT,), about="Language of the recipe's other keys."),
-    Key(name="prompts", kind="any", about="Questions answered before and after training."),
-)}
+LAUNCHER_KEYS: Final = {
+    key.name: key
+    for key in (
+        Key(name="hw", kind="str", default="auto", choices=("auto", "cuda", "rocm", "ascend", "xpu", "cpu"), about="Lane to run on."),
+        Key(
+            name="engine",
+            kind="str",
+            default="auto",
+            choices=("auto", "docker", "podman", "apptainer", "host"),
+            about="What runs the training.",
+        ),
+        Key(name="stack", kind="str", about="Row of the matrix, by id."),
+        Key(name="devices", kind="names", about="Indices, UUIDs or PCI addresses, `free`, or `count:N`."),
+        Key(name="nodes", kind="int", default=1, low=1, about="Machines."),
+        Key(name="image", kind="str", about="Reference of the image to use instead of the stack's."),
+        Key(name="mounts", kind="any", about="More paths to mount: `/path` or `/path:rw`."),
+        Key(name="env", kind="any", about="Environment of the training, name to value."),
+        Key(name="network", kind="str", choices=("none", "bridge", "host"), about="Network of the container."),
+        Key(name="dialect", kind="str", default=DIALECT, choices=(DIALECT,), about="Language of the recipe's other keys."),
+        Key(name="prompts", kind="any", about="Questions answered before and after training."),
+    )
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +71,11 @@ def read_one(name: str, value: object) -> tuple[Any, str]:
 
 def wanted(name: str) -> str:
     """The words for "wanted …"."""
-    words = {"mounts": "a list of paths, `:rw` behind those that are written to", "prompts": "a list of texts", "env": "a mapping of names to texts"}
+    words = {
+        "mounts": "a list of paths, `:rw` behind those that are written to",
+        "prompts": "a list of texts",
+        "env": "a mapping of names to texts",
+    }
     return words.get(name) or LAUNCHER_KEYS[name].wanted
 
 

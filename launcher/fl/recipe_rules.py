@@ -31,7 +31,10 @@ def _stage(get: Get) -> Iterator[tuple[str, str]]:
     if get("predict_with_generate") and stage != "sft":
         yield "predict_with_generate", "only with `stage: sft`"
     if get("predict_with_generate") and get("compute_accuracy"):
-        yield "compute_accuracy", "not together with predict_with_generate: answers are generated, so there are no token predictions to compare"
+        yield (
+            "compute_accuracy",
+            "not together with predict_with_generate: answers are generated, so there are no token predictions to compare",
+        )
     losses = [name for name in ("use_dft_loss", "use_asft_loss", "use_eaft_loss") if get(name)]
     if len(losses) > 1:
         yield losses[1], f"one loss only: {losses[0]} is on as well"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from fl.recipe_keys import Key
+from fl.recipe_keys import Key, words
 
-TEMPLATES: Final = tuple(
-    "alpaca bailing bailing_v2 breeze chatglm3 chatml chatml_de cohere cpm4 dbrx deepseek deepseek3 deepseekr1 hy3 deepseekcoder default dots_ocr "
-    "empty ernie ernie_nothink ernie_vl exaone falcon falcon_h1 fewshot gemma gemma2 gemma3 gemma3n gemma4 gemma4n glm4 glm4_moe glm4v glm4_5v "
-    "glm_ocr glm4_7 glmz1 gpt_oss granite3 granite3_vision granite4 index hunyuan hunyuan_small hy_dense_1_8b hy_dense_7b intern2 intern_vl "
-    "intern_s1 keye_vl kimi_vl lfm2 lfm2_vl llama2 llama2_zh llama3 llama4 mllama moonlight moss_vl llava llava_next llava_next_llama3 "
-    "llava_next_mistral llava_next_qwen llava_next_yi llava_next_video llava_next_video_mistral llava_next_video_yi mimo mimo_v2 mimo_vl minicpm_v "
-    "minicpm_v_4_6 minicpm_o minimax1 minimax2 ministral mistral mistral_small ministral3 olmo openchat openchat-3.6 opencoder paligemma "
-    "paligemma_chat phi phi_small phi4 phi4_mini pixtral qwen qwen3 qwen3_nothink qwen2_audio qwen2_omni qwen3_omni qwen3_omni_nothink qwen2_vl "
-    "qwen3_vl qwen3_vl_nothink qwen3_5 qwen3_5_nothink qwen3_6 sailor seed_coder seed_oss smollm smollm2 solar starchat telechat2 vicuna "
-    "video_llava xuanyuan yi yi_vl youtu youtu_vl yuan zephyr aeva".split()
+TEMPLATES: Final = words(
+    "alpaca bailing bailing_v2 breeze chatglm3 chatml chatml_de cohere cpm4 dbrx deepseek deepseek3 deepseekr1 hy3 deepseekcoder "
+    "default dots_ocr empty ernie ernie_nothink ernie_vl exaone falcon falcon_h1 fewshot gemma gemma2 gemma3 gemma3n gemma4 gemma4n "
+    "glm4 glm4_moe glm4v glm4_5v glm_ocr glm4_7 glmz1 gpt_oss granite3 granite3_vision granite4 index hunyuan hunyuan_small "
+    "hy_dense_1_8b hy_dense_7b intern2 intern_vl intern_s1 keye_vl kimi_vl lfm2 lfm2_vl llama2 llama2_zh llama3 llama4 mllama moonlight "
+    "moss_vl llava llava_next llava_next_llama3 llava_next_mistral llava_next_qwen llava_next_yi llava_next_video "
+    "llava_next_video_mistral llava_next_video_yi mimo mimo_v2 mimo_vl minicpm_v minicpm_v_4_6 minicpm_o minimax1 minimax2 ministral "
+    "mistral mistral_small ministral3 olmo openchat openchat-3.6 opencoder paligemma paligemma_chat phi phi_small phi4 phi4_mini "
+    "pixtral qwen qwen3 qwen3_nothink qwen2_audio qwen2_omni qwen3_omni qwen3_omni_nothink qwen2_vl qwen3_vl qwen3_vl_nothink qwen3_5 "
+    "qwen3_5_nothink qwen3_6 sailor seed_coder seed_oss smollm smollm2 solar starchat telechat2 vicuna video_llava xuanyuan yi yi_vl "
+    "youtu youtu_vl yuan zephyr aeva"
 )
 
 STAGES: Final = ("pt", "sft", "rm", "ppo", "dpo", "kto")
@@ -37,18 +38,22 @@ _MODEL: Final = (
     Key(name="split_special_tokens", kind="bool", default=False, about="Split special tokens that stand in the data."),
     Key(name="add_tokens", kind="names", about="Tokens to add to the tokenizer."),
     Key(name="add_special_tokens", kind="names", about="Special tokens to add to the tokenizer."),
-    Key(name="rope_scaling", kind="str", choices=("linear", "dynamic", "yarn", "llama3"), about="How positions are stretched beyond the model's own."),
-    Key(name="flash_attn", kind="str", default="auto", choices=("auto", "disabled", "sdpa", "fa2", "fa3"), about="Attention implementation."),
+    Key(name="rope_scaling", kind="str", choices=("linear", "dynamic", "yarn", "llama3"),
+        about="How positions are stretched beyond the model's own."),
+    Key(name="flash_attn", kind="str", default="auto", choices=("auto", "disabled", "sdpa", "fa2", "fa3"),
+        about="Attention implementation."),
     Key(name="enable_liger_kernel", kind="bool", default=False, about="Liger's fused kernels."),
     Key(name="disable_gradient_checkpointing", kind="bool", default=False, about="Keep all activations: faster, more memory."),
     Key(name="use_reentrant_gc", kind="bool", default=True, about="Reentrant gradient checkpointing."),
     Key(name="upcast_layernorm", kind="bool", default=False, about="Layer norms in fp32."),
     Key(name="upcast_lmhead_output", kind="bool", default=False, about="Logits in fp32."),
     Key(name="train_from_scratch", kind="bool", default=False, about="Random weights of the model's shape."),
-    Key(name="use_unsloth_gc", kind="bool", default=False, verdict="translated", note="ordinary gradient checkpointing: same numbers, more device memory",
+    Key(name="use_unsloth_gc", kind="bool", default=False, verdict="translated",
+        note="ordinary gradient checkpointing: same numbers, more device memory",
         about="Unsloth's gradient checkpointing."),
     Key(name="quantization_bit", kind="int", choices=(4, 8), about="Load the base model in 4 or 8 bits (QLoRA)."),
-    Key(name="quantization_method", kind="str", default="bnb", choices=("bnb", "gptq", "awq", "aqlm", "quanto", "eetq", "hqq", "mxfp4", "fp8"),
+    Key(name="quantization_method", kind="str", default="bnb",
+        choices=("bnb", "gptq", "awq", "aqlm", "quanto", "eetq", "hqq", "mxfp4", "fp8"),
         about="How the base model is quantized."),
     Key(name="quantization_type", kind="str", default="nf4", choices=("fp4", "nf4"), about="Number format of 4 bits."),
     Key(name="double_quantization", kind="bool", default=True, about="Quantize the scales as well."),
@@ -64,12 +69,14 @@ _DATA: Final = (
     Key(name="train_on_prompt", kind="bool", default=False, needs=_SFT, about="Count the loss on prompts too."),
     Key(name="mask_history", kind="bool", default=False, needs=_SFT, about="Count the loss on the last turn only."),
     Key(name="streaming", kind="bool", default=False, about="Read the data while training."),
-    Key(name="buffer_size", kind="int", default=16384, low=1, needs=("streaming", (True,), "streaming: true"), about="Rows shuffled at once when streaming."),
+    Key(name="buffer_size", kind="int", default=16384, low=1, needs=("streaming", (True,), "streaming: true"),
+        about="Rows shuffled at once when streaming."),
     Key(name="mix_strategy", kind="str", default="concat", choices=("concat", "interleave_under", "interleave_over", "interleave_once"),
         about="How several data sets are joined."),
     Key(name="interleave_probs", kind="floats", about="Share of each data set when interleaving."),
     Key(name="overwrite_cache", kind="bool", default=False, about="Tokenize again, although it was done before."),
-    Key(name="preprocessing_batch_size", kind="int", default=1000, low=1, about="Rows handled at once; packing fills sequences within a batch."),
+    Key(name="preprocessing_batch_size", kind="int", default=1000, low=1,
+        about="Rows handled at once; packing fills sequences within a batch."),
     Key(name="preprocessing_num_workers", kind="int", low=1, about="Processes that tokenize."),
     Key(name="max_samples", kind="int", low=1, about="Use only so many rows of each data set."),
     Key(name="ignore_pad_token_for_loss", kind="bool", default=True, about="No loss on padding."),
@@ -79,20 +86,24 @@ _DATA: Final = (
     Key(name="packing", kind="bool", null=True, about="Several rows in one sequence; by default only in pre-training."),
     Key(name="neat_packing", kind="bool", default=False, about="Packing without attention between rows."),
     Key(name="default_system", kind="str", about="System message where a row has none."),
-    Key(name="enable_thinking", kind="bool", default=True, null=True, about="Whether reasoning models think in their answers; null: as each row does."),
+    Key(name="enable_thinking", kind="bool", default=True, null=True,
+        about="Whether reasoning models think in their answers; null: as each row does."),
     Key(name="tokenized_path", kind="str", about="Folder for the tokenized data: read if it is there, else written."),
     Key(name="disable_shuffling", kind="bool", default=False, about="Train in the order of the data."),
 )
 
 _METHOD: Final = (
-    Key(name="stage", kind="str", default="sft", choices=STAGES, about="What is trained: pt (plain text) or sft (instructions) in this version."),
+    Key(name="stage", kind="str", default="sft", choices=STAGES,
+        about="What is trained: pt (plain text) or sft (instructions) in this version."),
     Key(name="finetuning_type", kind="str", default="lora", choices=("lora", "oft", "freeze", "full"), about="Which weights are trained."),
     Key(name="pure_bf16", kind="bool", default=False, about="Weights and optimizer in bf16, without autocast."),
     Key(name="use_dft_loss", kind="bool", default=False, needs=_SFT, about="Dynamic fine-tuning loss."),
     Key(name="use_asft_loss", kind="bool", default=False, needs=_SFT, about="Anchored SFT loss."),
-    Key(name="asft_alpha", kind="float", default=0.1, low=0, needs=("use_asft_loss", (True,), "use_asft_loss: true"), about="Weight of the anchor."),
+    Key(name="asft_alpha", kind="float", default=0.1, low=0, needs=("use_asft_loss", (True,), "use_asft_loss: true"),
+        about="Weight of the anchor."),
     Key(name="use_eaft_loss", kind="bool", default=False, needs=_SFT, about="Entropy-adaptive loss."),
-    Key(name="eaft_alpha", kind="float", default=1.0, needs=("use_eaft_loss", (True,), "use_eaft_loss: true"), about="Power of the entropy weight."),
+    Key(name="eaft_alpha", kind="float", default=1.0, needs=("use_eaft_loss", (True,), "use_eaft_loss: true"),
+        about="Power of the entropy weight."),
     Key(name="compute_accuracy", kind="bool", default=False, about="Token accuracy in evaluation."),
     Key(name="early_stopping_steps", kind="int", low=1, about="Stop after so many evaluations without progress."),
     Key(name="plot_loss", kind="bool", default=False, about="Draw training_loss.png."),
@@ -109,9 +120,12 @@ _METHOD: Final = (
     Key(name="use_rslora", kind="bool", default=False, about="Rank-stabilized LoRA."),
     Key(name="use_dora", kind="bool", default=False, about="DoRA."),
     Key(name="pissa_init", kind="bool", default=False, about="Start from the principal components."),
-    Key(name="pissa_iter", kind="int", default=16, low=-1, needs=("pissa_init", (True,), "pissa_init: true"), about="Iterations of the fast SVD; -1: full SVD."),
-    Key(name="pissa_convert", kind="bool", default=False, needs=("pissa_init", (True,), "pissa_init: true"), about="Save as ordinary LoRA."),
-    Key(name="create_new_adapter", kind="bool", default=False, needs=_ADAPTER, about="A new adapter instead of going on with the last one."),
+    Key(name="pissa_iter", kind="int", default=16, low=-1, needs=("pissa_init", (True,), "pissa_init: true"),
+        about="Iterations of the fast SVD; -1: full SVD."),
+    Key(name="pissa_convert", kind="bool", default=False, needs=("pissa_init", (True,), "pissa_init: true"),
+        about="Save as ordinary LoRA."),
+    Key(name="create_new_adapter", kind="bool", default=False, needs=_ADAPTER,
+        about="A new adapter instead of going on with the last one."),
     Key(name="oft_rank", kind="int", default=0, low=0, needs=_OFT, about="Number of blocks; 0: by block size."),
     Key(name="oft_block_size", kind="int", default=32, low=0, needs=_OFT, about="Block size; 0: by rank."),
     Key(name="oft_target", kind="names", default=("all",), needs=_OFT, about="Modules, or all linear ones."),

@@ -32,8 +32,12 @@ def coerce(key: Key, value: object) -> tuple[Any, str]:
 
 
 def _outside(key: Key, value: float) -> bool:
-    return ((key.low is not None and value < key.low) or (key.high is not None and value > key.high)
-            or (key.above is not None and value <= key.above) or (key.below is not None and value >= key.below))
+    return (
+        (key.low is not None and value < key.low)
+        or (key.high is not None and value > key.high)
+        or (key.above is not None and value <= key.above)
+        or (key.below is not None and value >= key.below)
+    )
 
 
 def _finite(value: object) -> bool:
@@ -105,7 +109,13 @@ def _names(value: object) -> tuple[str, ...]:
 
 
 def _floats(value: object) -> tuple[float, ...]:
-    parts = value if isinstance(value, list) else [part for part in str(value).split(",") if part.strip()] if isinstance(value, str) else [value]
+    parts = (
+        value
+        if isinstance(value, list)
+        else [part for part in str(value).split(",") if part.strip()]
+        if isinstance(value, str)
+        else [value]
+    )
     return tuple(_float(part) for part in parts)
 
 
@@ -128,5 +138,12 @@ def _any(value: object) -> object:
 
 
 _READ: Final[dict[Kind, Callable[[object], object]]] = {
-    "bool": _bool, "int": _int, "float": _float, "str": _str, "names": _names, "floats": _floats, "mapping": _mapping, "any": _any,
+    "bool": _bool,
+    "int": _int,
+    "float": _float,
+    "str": _str,
+    "names": _names,
+    "floats": _floats,
+    "mapping": _mapping,
+    "any": _any,
 }

@@ -9,7 +9,7 @@ import codecs
 import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import yaml
 
@@ -55,7 +55,9 @@ class Document:
 def load(raw: bytes, name: str) -> Document:
     """Reads a recipe. `name` is shown in messages; `.json` at its end chooses JSON. An empty file is an empty mapping."""
     if len(raw) > MAX_BYTES:
-        raise RecipeError(f"{name}: a recipe may have {MAX_BYTES // 1024} KiB, this file is larger.", "Give the path of a recipe, not of data.")
+        raise RecipeError(
+            f"{name}: a recipe may have {MAX_BYTES // 1024} KiB, this file is larger.", "Give the path of a recipe, not of data."
+        )
     text = _decode(raw, name)
     if name.endswith(".json"):
         from fl.recipe_json import load_json
@@ -98,20 +100,22 @@ def place_at(text: str, index: int, name: str) -> Place:
     return Place(name, text.count("\n", 0, index) + 1, index - text.rfind("\n", 0, index))
 
 
+def _encoding(raw: bytes) -> str:
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    return "utf-8-sig" if raw.startswith(codecs.BOM_UTF8) else "utf-8"
+
+
 def _decode(raw: bytes, name: str) -> str:
-    for mark, encoding in ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
-        if raw.startswith(mark):
-            break
-    else:
-        encoding = "utf-8"
+    encoding = _encoding(raw)
     try:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
         before = raw[: error.start]
         column = len(before[before.rfind(b"\n") + 1 :].decode(encoding, "replace")) + 1
-        found = " ".join(f"0x{byte:02x}" for byte in raw[error.start : error.start + 1])
         place = Place(name, before.count(b"\n") + 1, column)
-        raise RecipeError(f"{place}: not {encoding.upper()} text (byte {found}).", "Save the file as UTF-8.") from None
+        found = f"0x{raw[error.start]:02x}" if error.start < len(raw) else "the end"
+        raise RecipeError(f"{place}: not {encoding.upper().removesuffix('-SIG')} text (byte {found}).", "Save the file as UTF-8.") from None
 
 
 class _Builder:
@@ -170,14 +174,17 @@ class _Builder:
         if tabs is not None:
             place = Place(self.name, tabs + 1, lines[tabs].index("\t") + 1)
             return RecipeError(f"{place}: a tab is used for indentation; YAML wants spaces.", "Replace the tab with spaces.")
-        return RecipeError(f"{Place(self.name, line + 1, column + 1)}: {problem}: {shown.strip()[:80]!r}", "Check the indentation, colons and quotes there.")
+        return RecipeError(
+            f"{Place(self.name, line + 1, column + 1)}: {problem}: {shown.strip()[:80]!r}",
+            "Check the indentation, colons and quotes there.",
+        )
 
-    def _fail(self, problem: str, event: yaml.Event, remedy: str = "") -> None:
+    def _fail(self, problem: str, event: yaml.Event, remedy: str = "") -> NoReturn:
         raise RecipeError(f"{self._place(event)}: {problem}.", remedy)
 
     def _place(self, event: yaml.Event) -> Place:
         mark = event.start_mark
-        return Place(self.name, mark.line + 1, mark.column + 1)
+        return Place(self.name, mark.line + 1, mark.column + 1) if mark else Place(self.name, 1, 1)
 
     def _count(self, event: yaml.Event, nodes: int = 1) -> None:
         self.nodes += nodes
@@ -188,23 +195,25 @@ class _Builder:
         if depth > MAX_DEPTH:
             self._fail(f"nested deeper than {MAX_DEPTH} levels; a recipe is flat", event)
         if isinstance(event, yaml.AliasEvent):
-            if event.anchor not in self.anchors:
-                self._fail(f"the alias *{event.anchor} has no anchor before it", event)
-            value, size = self.anchors[event.anchor]
+            anchor = str(event.anchor)
+            if anchor not in self.anchors:
+                self._fail(f"the alias *{anchor} has no anchor before it", event)
+            shared, size = self.anchors[anchor]
             self._count(event, size)
-            return value
+            return shared
         self._count(event)
         before = self.nodes
         if isinstance(event, yaml.ScalarEvent):
-            value = self._scalar(event)
+            value: Any = self._scalar(event)
         elif isinstance(event, yaml.SequenceStartEvent):
-            self._check_tag(event, "seq")
+            self._check_tag(event, event.tag, "seq")
             value = [self._node(item, (*path, str(n)), depth + 1) for n, item in enumerate(self._until(yaml.SequenceEndEvent))]
         else:
-            self._check_tag(event, "map")
+            self._check_tag(event, getattr(event, "tag", None), "map")
             value = self._mapping(path, depth)
-        if getattr(event, "anchor", None):
-            self.anchors[event.anchor] = (value, self.nodes - before + 1)
+        named = getattr(event, "anchor", None)
+        if named:
+            self.anchors[str(named)] = (value, self.nodes - before + 1)
         return value
 
     def _until(self, end: type[yaml.Event]) -> Iterator[yaml.Event]:
@@ -253,13 +262,13 @@ class _Builder:
             return scalar(event.value) if event.implicit[0] else event.value
         kind = tag.removeprefix(_TAG)
         value = scalar(event.value)
-        wanted = {"str": str, "int": int, "float": (int, float), "bool": bool, "null": type(None)}
+        types = {"null": ("NoneType",), "bool": ("bool",), "int": ("int",), "float": ("int", "float")}
         if kind == "str":
             return event.value
-        if kind not in wanted or not isinstance(value, wanted[kind]) or (kind in ("int", "float") and isinstance(value, bool)):
+        if type(value).__name__ not in types.get(kind, ()):
             self._fail(f"the tag {tag!r} is not accepted here", event, "Remove the tag; recipes are plain values.")
         return float(value) if kind == "float" else value
 
-    def _check_tag(self, event: yaml.Event, kind: str) -> None:
-        if event.tag not in (None, "!", _TAG + kind):
-            self._fail(f"the tag {event.tag!r} is not accepted here", event, "Remove the tag; recipes are plain values.")
+    def _check_tag(self, event: yaml.Event, tag: object, kind: str) -> None:
+        if tag not in (None, "!", _TAG + kind):
+            self._fail(f"the tag {tag!r} is not accepted here", event, "Remove the tag; recipes are plain values.")

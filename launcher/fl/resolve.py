@@ -1,4 +1,4 @@
-"""A recipe and its files → the config. Here files are opened: the recipe, dataset_info.json, JSON files that keys name, the model's folder."""
+"""A recipe and its files → the config. Here files are opened: the recipe, dataset_info.json, JSON that keys name, the model's folder."""
 
 from __future__ import annotations
 
@@ -58,12 +58,23 @@ def find(source: str, cwd: Path) -> tuple[Path, bool]:
     raise RecipeError(f"There is no recipe file {path}, and no shipped recipe {source!r}.{hint}", "fl recipe list")
 
 
-def resolve(recipe: Recipe, *, run_name: str, lane: LaneName, stack: str, events: str, cache: str | None, cwd: Path, output_dir: str | None = None,
-            builtin_gguf: str | None = None, converted: str | None = None, threads: int | None = None) -> Config:
-    """The whole config. Relative paths start from `cwd`, a shipped recipe's data from its own folder. `output_dir` replaces the recipe's."""
-    from fl_trainers.config import Config, Run
-
+def resolve(
+    recipe: Recipe,
+    *,
+    run_name: str,
+    lane: LaneName,
+    stack: str,
+    events: str,
+    cache: str | None,
+    cwd: Path,
+    output_dir: str | None = None,
+    builtin_gguf: str | None = None,
+    converted: str | None = None,
+    threads: int | None = None,
+) -> Config:
+    """The whole config. Relative paths start from `cwd`, those of a shipped recipe's data from its folder. `output_dir`: instead of its own."""
     from fl.resolve_data import check_files, datasets
+    from fl_trainers.config import Config, Run
 
     base = Path(recipe.path).parent if recipe.shipped else cwd
     train = datasets(recipe.get("dataset") or (), recipe.get("dataset_dir"), base)
@@ -87,9 +98,14 @@ def draft(recipe: Recipe, *, lane: LaneName, stack: str) -> Config:
     from fl_trainers.config import Config, Run
 
     root = Path("/")
-    return Config(run=Run(name=recipe.name, lane=lane, stack=stack, events="/dev/null"), model=_model(recipe, root, None, None),
-                  data=_data(recipe, (), (), root, root), method=_method(recipe), training=_training(recipe, {}, root, None),
-                  generation=_generation(recipe))
+    return Config(
+        run=Run(name=recipe.name, lane=lane, stack=stack, events="/dev/null"),
+        model=_model(recipe, root, None, None),
+        data=_data(recipe, (), (), root, root),
+        method=_method(recipe),
+        training=_training(recipe, {}, root, None),
+        generation=_generation(recipe),
+    )
 
 
 def environment(recipe: Recipe, cwd: Path) -> dict[str, str]:
@@ -108,7 +124,9 @@ def check_output(folder: str) -> None:
         raise RecipeError(f"The output folder {path} is a file.", "output_dir: a folder")
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise RecipeError(f"The output folder {path} cannot be written: {existing} is not writable for you.", "output_dir: a folder of yours")
+        raise RecipeError(
+            f"The output folder {path} cannot be written: {existing} is not writable for you.", "output_dir: a folder of yours"
+        )
 
 
 def _model(recipe: Recipe, cwd: Path, builtin_gguf: str | None, converted: str | None) -> Model:
@@ -121,13 +139,25 @@ def _model(recipe: Recipe, cwd: Path, builtin_gguf: str | None, converted: str |
     if get("quantization_bit"):
         quantization = Quantization(bits=get("quantization_bit"), type=get("quantization_type"), double=get("double_quantization"))
     return Model(
-        name=name, path=builtin_gguf if builtin_gguf and kind == "gguf" and name.startswith("builtin/") else path, kind=kind,
-        converted=converted if kind == "gguf" else None, revision=get("model_revision"),
-        adapters=locate_adapters(get("adapter_name_or_path") or (), get("adapter_folder"), cwd), trust_remote_code=get("trust_remote_code"),
-        attention=get("flash_attn"), quantization=quantization, train_from_scratch=get("train_from_scratch"),
-        gradient_checkpointing=gradient_checkpointing(recipe), use_reentrant_gc=reentrant(recipe), upcast_layernorm=get("upcast_layernorm"),
-        upcast_lmhead_output=get("upcast_lmhead_output"), liger=get("enable_liger_kernel") or get("use_liger_kernel"), rope_scaling=get("rope_scaling"),
-        split_special_tokens=get("split_special_tokens"), resize_vocab=get("resize_vocab"), add_tokens=get("add_tokens") or (),
+        name=name,
+        path=builtin_gguf if builtin_gguf and kind == "gguf" and name.startswith("builtin/") else path,
+        kind=kind,
+        converted=converted if kind == "gguf" else None,
+        revision=get("model_revision"),
+        adapters=locate_adapters(get("adapter_name_or_path") or (), get("adapter_folder"), cwd),
+        trust_remote_code=get("trust_remote_code"),
+        attention=get("flash_attn"),
+        quantization=quantization,
+        train_from_scratch=get("train_from_scratch"),
+        gradient_checkpointing=gradient_checkpointing(recipe),
+        use_reentrant_gc=reentrant(recipe),
+        upcast_layernorm=get("upcast_layernorm"),
+        upcast_lmhead_output=get("upcast_lmhead_output"),
+        liger=get("enable_liger_kernel") or get("use_liger_kernel"),
+        rope_scaling=get("rope_scaling"),
+        split_special_tokens=get("split_special_tokens"),
+        resize_vocab=get("resize_vocab"),
+        add_tokens=get("add_tokens") or (),
         add_special_tokens=get("add_special_tokens") or (),
     )
 
@@ -139,14 +169,30 @@ def _data(recipe: Recipe, train: tuple[Dataset, ...], evaluation: tuple[Dataset,
     packing = get("stage") == "pt" if get("packing") is None else get("packing")
     media = get("media_dir") or (None if get("dataset_dir") == "ONLINE" else get("dataset_dir"))
     return Data(
-        train=train, eval=evaluation, media_dir=str(absolute(media, base)) if media else None, template=get("template"),
-        default_system=get("default_system"), enable_thinking=get("enable_thinking"), cutoff_len=get("cutoff_len"),
-        train_on_prompt=get("train_on_prompt"), mask_history=get("mask_history"), packing=packing or get("neat_packing"),
-        neat_packing=get("neat_packing"), max_samples=get("max_samples"), val_size=get("val_size"), eval_on_each_dataset=get("eval_on_each_dataset"),
-        mix_strategy=get("mix_strategy"), interleave_probs=get("interleave_probs") or (), streaming=get("streaming"), buffer_size=get("buffer_size"),
-        preprocessing_batch_size=get("preprocessing_batch_size"), preprocessing_num_workers=get("preprocessing_num_workers"),
-        overwrite_cache=get("overwrite_cache"), tokenized_path=str(absolute(get("tokenized_path"), cwd)) if get("tokenized_path") else None,
-        ignore_pad_token_for_loss=get("ignore_pad_token_for_loss"), shuffle=not get("disable_shuffling"),
+        train=train,
+        eval=evaluation,
+        media_dir=str(absolute(media, base)) if media else None,
+        template=get("template"),
+        default_system=get("default_system"),
+        enable_thinking=get("enable_thinking"),
+        cutoff_len=get("cutoff_len"),
+        train_on_prompt=get("train_on_prompt"),
+        mask_history=get("mask_history"),
+        packing=packing or get("neat_packing"),
+        neat_packing=get("neat_packing"),
+        max_samples=get("max_samples"),
+        val_size=get("val_size"),
+        eval_on_each_dataset=get("eval_on_each_dataset"),
+        mix_strategy=get("mix_strategy"),
+        interleave_probs=get("interleave_probs") or (),
+        streaming=get("streaming"),
+        buffer_size=get("buffer_size"),
+        preprocessing_batch_size=get("preprocessing_batch_size"),
+        preprocessing_num_workers=get("preprocessing_num_workers"),
+        overwrite_cache=get("overwrite_cache"),
+        tokenized_path=str(absolute(get("tokenized_path"), cwd)) if get("tokenized_path") else None,
+        ignore_pad_token_for_loss=get("ignore_pad_token_for_loss"),
+        shuffle=not get("disable_shuffling"),
     )
 
 
@@ -155,16 +201,36 @@ def _method(recipe: Recipe) -> Method:
 
     get = recipe.get
     return Method(
-        stage=get("stage"), finetuning_type=get("finetuning_type"),
-        lora=Lora(rank=get("lora_rank"), alpha=get("lora_alpha"), dropout=get("lora_dropout"), target=get("lora_target"),
-                  additional_target=get("additional_target") or (), rslora=get("use_rslora"), dora=get("use_dora"), pissa_init=get("pissa_init"),
-                  pissa_iter=get("pissa_iter"), pissa_convert=get("pissa_convert"), loraplus_lr_ratio=get("loraplus_lr_ratio"),
-                  loraplus_lr_embedding=get("loraplus_lr_embedding"), create_new_adapter=get("create_new_adapter")),
+        stage=get("stage"),
+        finetuning_type=get("finetuning_type"),
+        lora=Lora(
+            rank=get("lora_rank"),
+            alpha=get("lora_alpha"),
+            dropout=get("lora_dropout"),
+            target=get("lora_target"),
+            additional_target=get("additional_target") or (),
+            rslora=get("use_rslora"),
+            dora=get("use_dora"),
+            pissa_init=get("pissa_init"),
+            pissa_iter=get("pissa_iter"),
+            pissa_convert=get("pissa_convert"),
+            loraplus_lr_ratio=get("loraplus_lr_ratio"),
+            loraplus_lr_embedding=get("loraplus_lr_embedding"),
+            create_new_adapter=get("create_new_adapter"),
+        ),
         oft=Oft(rank=get("oft_rank"), block_size=get("oft_block_size"), target=get("oft_target"), module_dropout=get("module_dropout")),
-        freeze=Freeze(trainable_layers=get("freeze_trainable_layers"), trainable_modules=get("freeze_trainable_modules"),
-                      extra_modules=get("freeze_extra_modules") or ()),
-        pure_bf16=get("pure_bf16"), use_dft_loss=get("use_dft_loss"), use_asft_loss=get("use_asft_loss"), asft_alpha=get("asft_alpha"),
-        use_eaft_loss=get("use_eaft_loss"), eaft_alpha=get("eaft_alpha"), compute_accuracy=get("compute_accuracy"),
+        freeze=Freeze(
+            trainable_layers=get("freeze_trainable_layers"),
+            trainable_modules=get("freeze_trainable_modules"),
+            extra_modules=get("freeze_extra_modules") or (),
+        ),
+        pure_bf16=get("pure_bf16"),
+        use_dft_loss=get("use_dft_loss"),
+        use_asft_loss=get("use_asft_loss"),
+        asft_alpha=get("asft_alpha"),
+        use_eaft_loss=get("use_eaft_loss"),
+        eaft_alpha=get("eaft_alpha"),
+        compute_accuracy=get("compute_accuracy"),
         early_stopping_steps=get("early_stopping_steps"),
     )
 
@@ -175,10 +241,15 @@ def _training(recipe: Recipe, files: Mapping[str, Mapping[str, Any]], cwd: Path,
     get = recipe.get
     resume = get("resume_from_checkpoint")
     return Training(
-        output_dir=str(absolute(output_dir or get("output_dir") or "", cwd)), overwrite_output_dir=get("overwrite_output_dir"),
-        resume_from_checkpoint=str(absolute(resume, cwd)) if isinstance(resume, str) else resume, do_train=get("do_train"),
-        do_eval=get("do_eval") or get("eval_strategy") != "no", do_predict=get("do_predict"), predict_with_generate=get("predict_with_generate"),
-        plot_loss=get("plot_loss"), arguments=arguments(recipe, files),
+        output_dir=str(absolute(output_dir or get("output_dir") or "", cwd)),
+        overwrite_output_dir=get("overwrite_output_dir"),
+        resume_from_checkpoint=str(absolute(resume, cwd)) if isinstance(resume, str) else resume,
+        do_train=get("do_train"),
+        do_eval=get("do_eval") or get("eval_strategy") != "no",
+        do_predict=get("do_predict"),
+        predict_with_generate=get("predict_with_generate"),
+        plot_loss=get("plot_loss"),
+        arguments=arguments(recipe, files),
     )
 
 

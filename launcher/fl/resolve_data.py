@@ -8,20 +8,41 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from fl_trainers.config import Columns, Dataset, Formatting, Tags
-
 from fl.errors import RecipeError
 from fl.recipe_keys import nearest
 from fl.recipe_yaml import place_at
 from fl.resolve_model import absolute
+from fl_trainers.config import Columns, Dataset, Formatting, Tags
 
 SUFFIXES: Final = ("json", "jsonl", "csv", "parquet", "arrow", "txt")
-_ENTRY: Final = frozenset({
-    "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name", "formatting", "ranking", "subset", "split", "folder",
-    "num_samples", "columns", "tags", "file_sha1",
-})
-_OPENAI_TAGS: Final = Tags(role_tag="role", content_tag="content", user_tag="user", assistant_tag="assistant", observation_tag="tool",
-                           function_tag="function", system_tag="system")
+_ENTRY: Final = frozenset(
+    {
+        "hf_hub_url",
+        "ms_hub_url",
+        "om_hub_url",
+        "script_url",
+        "cloud_file_name",
+        "file_name",
+        "formatting",
+        "ranking",
+        "subset",
+        "split",
+        "folder",
+        "num_samples",
+        "columns",
+        "tags",
+        "file_sha1",
+    }
+)
+_OPENAI_TAGS: Final = Tags(
+    role_tag="role",
+    content_tag="content",
+    user_tag="user",
+    assistant_tag="assistant",
+    observation_tag="tool",
+    function_tag="function",
+    system_tag="system",
+)
 
 
 def datasets(names: Sequence[str], dataset_dir: str, base: Path) -> tuple[Dataset, ...]:
@@ -39,7 +60,10 @@ def read_info(folder: Path) -> tuple[dict[str, Any], Path]:
     """The content of dataset_info.json and its path."""
     path = folder / "dataset_info.json"
     if not folder.is_dir():
-        raise RecipeError(f"The folder of data sets {folder} is not there.", "dataset_dir: the folder of dataset_info.json, from the folder you start fl in")
+        raise RecipeError(
+            f"The folder of data sets {folder} is not there.",
+            "dataset_dir: the folder of dataset_info.json, from the folder you start fl in",
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
         info = json.loads(text)
@@ -74,10 +98,21 @@ def _dataset(name: str, info: dict[str, Any], folder: Path, shown: Path) -> Data
     if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
         raise RecipeError(f"{where}: num_samples: wanted a whole number above 0, found {samples!r}.")
     if entry.get("ranking"):
-        raise RecipeError(f"{where}: holds pairs of answers (`ranking: true`), which the stages rm and dpo train on; this version trains pt and sft.")
-    return Dataset(name=name, source=source, path=path, subset=_text(entry, "subset", where), split=_text(entry, "split", where) or "train",
-                   folder=_text(entry, "folder", where), num_samples=samples, formatting=formatting,
-                   columns=_columns(entry, formatting, where), tags=_tags(entry, formatting, where))
+        raise RecipeError(
+            f"{where}: holds pairs of answers (`ranking: true`), which the stages rm and dpo train on; this version trains pt and sft."
+        )
+    return Dataset(
+        name=name,
+        source=source,
+        path=path,
+        subset=_text(entry, "subset", where),
+        split=_text(entry, "split", where) or "train",
+        folder=_text(entry, "folder", where),
+        num_samples=samples,
+        formatting=formatting,
+        columns=_columns(entry, formatting, where),
+        tags=_tags(entry, formatting, where),
+    )
 
 
 def _formatting(value: object, where: str) -> Formatting:
@@ -88,17 +123,26 @@ def _formatting(value: object, where: str) -> Formatting:
     if value == "openai":
         return "openai"
     near = nearest(str(value), ["alpaca", "sharegpt", "openai"])
-    raise RecipeError(f"{where}: formatting: wanted alpaca, sharegpt or openai, found {value!r}." + (f" Did you mean {near}?" if near else ""))
+    raise RecipeError(
+        f"{where}: formatting: wanted alpaca, sharegpt or openai, found {value!r}." + (f" Did you mean {near}?" if near else "")
+    )
 
 
 def _source(entry: dict[str, Any], folder: Path, where: str) -> tuple[Literal["file", "hub"], str]:
     hub = _text(entry, "hf_hub_url", where)
     if hub:
         return "hub", hub
-    for key, reason in (("ms_hub_url", "ModelScope"), ("om_hub_url", "Modelers"), ("script_url", "a loading script"), ("cloud_file_name", "cloud storage")):
+    for key, reason in (
+        ("ms_hub_url", "ModelScope"),
+        ("om_hub_url", "Modelers"),
+        ("script_url", "a loading script"),
+        ("cloud_file_name", "cloud storage"),
+    ):
         if entry.get(key):
-            raise RecipeError(f"{where}: lies at {reason} ({key}: {entry[key]}), which this version does not read.",
-                              'Download it and name the file: {"file_name": "…"}')
+            raise RecipeError(
+                f"{where}: lies at {reason} ({key}: {entry[key]}), which this version does not read.",
+                'Download it and name the file: {"file_name": "…"}',
+            )
     file = _text(entry, "file_name", where)
     if not file:
         raise RecipeError(f"{where}: says nowhere where the data are.", _example())
@@ -139,7 +183,9 @@ def _known(given: dict[str, Any], known: frozenset[str], where: str) -> None:
     for key in given:
         if key not in known:
             near = nearest(key, sorted(known))
-            raise RecipeError(f"{where}: unknown field {key!r}." + (f" Did you mean {near!r}?" if near else f" Known: {', '.join(sorted(known))}."))
+            raise RecipeError(
+                f"{where}: unknown field {key!r}." + (f" Did you mean {near!r}?" if near else f" Known: {', '.join(sorted(known))}.")
+            )
 
 
 def check_files(found: Sequence[Dataset]) -> None:
@@ -157,7 +203,9 @@ def _check_path(dataset: Dataset, path: Path) -> None:
             raise RecipeError(f"{what}: the folder {path} holds no files.")
         suffixes = {_suffix(file) for file in files}
         if len(suffixes) > 1:
-            raise RecipeError(f"{what}: the folder {path} holds files of several types ({', '.join(sorted(suffixes))}).", "Keep one type in a folder.")
+            raise RecipeError(
+                f"{what}: the folder {path} holds files of several types ({', '.join(sorted(suffixes))}).", "Keep one type in a folder."
+            )
     elif path.exists():
         files = [path]
     else:

@@ -42,7 +42,9 @@ def locate(name: str, cwd: Path) -> tuple[str, ModelKind]:
     if name.startswith("builtin/"):
         if name not in BUILTINS:
             near = nearest(name, list(BUILTINS))
-            raise RecipeError(f"There is no built-in model {name!r}; there are {', '.join(BUILTINS)}.", f"model_name_or_path: {near or BUILTINS[0]}")
+            raise RecipeError(
+                f"There is no built-in model {name!r}; there are {', '.join(BUILTINS)}.", f"model_name_or_path: {near or BUILTINS[0]}"
+            )
         return name, "gguf" if name == "builtin/smollm2-135m" else "tiny"
     path = absolute(name, cwd)
     if name.lower().endswith(".gguf"):
@@ -68,14 +70,21 @@ def check_model(path: str, kind: ModelKind, *, from_scratch: bool) -> None:
 def _check_folder(folder: Path, from_scratch: bool) -> None:
     if not folder.is_dir():
         what = "is a file; a model is a folder" if folder.exists() else "is not there"
-        raise RecipeError(f"The model folder {folder} {what}.", "model_name_or_path: a folder with config.json, a hub name such as Qwen/Qwen3-0.6B, or "
-                          + BUILTINS[0])
+        raise RecipeError(
+            f"The model folder {folder} {what}.",
+            "model_name_or_path: a folder with config.json, a hub name such as Qwen/Qwen3-0.6B, or " + BUILTINS[0],
+        )
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
-            raise RecipeError(f"{folder} holds an adapter, not a model.", f"adapter_name_or_path: {folder}, and its base model in model_name_or_path")
+            raise RecipeError(
+                f"{folder} holds an adapter, not a model.", f"adapter_name_or_path: {folder}, and its base model in model_name_or_path"
+            )
         raise RecipeError(f"The model folder {folder} has no config.json.", "Give the folder into which the model was saved or downloaded.")
     if not from_scratch and not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
-        raise RecipeError(f"The model folder {folder} has a config.json, but no weights (*.safetensors).", "Download the model again, or train_from_scratch: true")
+        raise RecipeError(
+            f"The model folder {folder} has a config.json, but no weights (*.safetensors).",
+            "Download the model again, or train_from_scratch: true",
+        )
 
 
 def check_adapters(adapters: tuple[str, ...]) -> None:
@@ -98,8 +107,15 @@ def model_facts(path: str, kind: ModelKind, name: str = "") -> ModelFacts:
     if kind == "tiny" or name.startswith("builtin/tiny-"):
         return ModelFacts(model_type=(name or path).removeprefix("builtin/tiny-"), parameters=300_000, parameters_from="builtin")
     if "builtin/smollm2-135m" in (name, path):
-        return ModelFacts(model_type="llama", architecture="LlamaForCausalLM", parameters=134_515_008, parameters_from="builtin", hidden_size=576, layers=30,
-                          vocab_size=49152)
+        return ModelFacts(
+            model_type="llama",
+            architecture="LlamaForCausalLM",
+            parameters=134_515_008,
+            parameters_from="builtin",
+            hidden_size=576,
+            layers=30,
+            vocab_size=49152,
+        )
     folder = Path(path) if kind == "folder" else _cached(path) if kind == "hub" else None
     config = _read_json(folder / "config.json") if folder else None
     if not isinstance(config, dict) or folder is None:
@@ -120,8 +136,11 @@ def _facts(folder: Path, config: dict[str, Any], name: str) -> ModelFacts:
     return ModelFacts(
         model_type=config.get("model_type") if isinstance(config.get("model_type"), str) else None,
         architecture=architectures[0] if isinstance(architectures, list) and architectures else None,
-        parameters=parameters, parameters_from="weights" if counted else "config" if computed else "name" if size else None,
-        hidden_size=shape.get("hidden_size"), layers=shape.get("num_hidden_layers"), vocab_size=shape.get("vocab_size"),
+        parameters=parameters,
+        parameters_from="weights" if counted else "config" if computed else "name" if size else None,
+        hidden_size=shape.get("hidden_size"),
+        layers=shape.get("num_hidden_layers"),
+        vocab_size=shape.get("vocab_size"),
         quantized=str(quantization.get("quant_method", "unknown")) if isinstance(quantization, dict) else None,
         remote_code=isinstance(config.get("auto_map"), dict),
     )
@@ -157,7 +176,11 @@ def _computed(shape: dict[str, int]) -> int | None:
     head = shape.get("head_dim") or hidden // max(heads, 1)
     attention = 2 * hidden * head * (heads + shape.get("num_key_value_heads", heads))
     experts = shape.get("num_experts") or shape.get("num_local_experts") or shape.get("n_routed_experts")
-    inner = shape.get("moe_intermediate_size") or shape.get("intermediate_size", 4 * hidden) if experts else shape.get("intermediate_size", 4 * hidden)
+    inner = (
+        shape.get("moe_intermediate_size") or shape.get("intermediate_size", 4 * hidden)
+        if experts
+        else shape.get("intermediate_size", 4 * hidden)
+    )
     mlp = 3 * hidden * inner * (experts or 1)
     return vocab * hidden * (1 if shape.get("tie_word_embeddings") else 2) + layers * (attention + mlp + 2 * hidden)
 

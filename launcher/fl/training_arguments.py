@@ -8,18 +8,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from fl.recipe_keys import Key, Kind
+from fl.recipe_keys import Key, Kind, words
 
-_SCHEDULERS: Final = tuple(
+_SCHEDULERS: Final = words(
     "linear cosine cosine_with_restarts polynomial constant constant_with_warmup inverse_sqrt reduce_lr_on_plateau cosine_with_min_lr "
-    "cosine_warmup_with_min_lr warmup_stable_decay greedy".split()
+    "cosine_warmup_with_min_lr warmup_stable_decay greedy"
 )
-_OPTIMIZERS: Final = tuple(
-    "adamw_torch adamw_torch_fused adamw_torch_xla adamw_torch_npu_fused adafactor adamw_anyprecision adamw_torch_4bit adamw_torch_8bit ademamix sgd "
-    "adagrad adamw_bnb_8bit adamw_8bit ademamix_8bit lion_8bit lion_32bit paged_adamw_32bit paged_adamw_8bit paged_ademamix_32bit paged_ademamix_8bit "
-    "paged_lion_32bit paged_lion_8bit rmsprop rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit galore_adamw galore_adamw_8bit galore_adafactor "
-    "galore_adamw_layerwise galore_adamw_8bit_layerwise galore_adafactor_layerwise lomo adalomo grokadamw schedule_free_radam schedule_free_adamw "
-    "schedule_free_sgd apollo_adamw apollo_adamw_layerwise stable_adamw".split()
+_OPTIMIZERS: Final = words(
+    "adamw_torch adamw_torch_fused adamw_torch_xla adamw_torch_npu_fused adafactor adamw_anyprecision adamw_torch_4bit adamw_torch_8bit "
+    "ademamix sgd adagrad adamw_bnb_8bit adamw_8bit ademamix_8bit lion_8bit lion_32bit paged_adamw_32bit paged_adamw_8bit "
+    "paged_ademamix_32bit paged_ademamix_8bit paged_lion_32bit paged_lion_8bit rmsprop rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit "
+    "galore_adamw galore_adamw_8bit galore_adafactor galore_adamw_layerwise galore_adamw_8bit_layerwise galore_adafactor_layerwise lomo "
+    "adalomo grokadamw schedule_free_radam schedule_free_adamw schedule_free_sgd apollo_adamw apollo_adamw_layerwise stable_adamw"
 )
 _INTERVALS: Final = ("no", "steps", "epoch")
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical", "passive")
@@ -27,12 +27,14 @@ _LEVELS: Final = ("debug", "info", "warning", "error", "critical", "passive")
 
 def _keys(kind: Kind, **defaults: object) -> tuple[Key, ...]:
     """Keys without a range, handed over as they are."""
-    return tuple(Key(name=name, kind=kind, default=default, owner="transformers", about=f"TrainingArguments.{name}.") for name, default in defaults.items())
+    return tuple(Key(name=name, kind=kind, default=default, owner="transformers",
+        about=f"TrainingArguments.{name}.") for name, default in defaults.items())
 
 
 def _key(name: str, kind: Kind, default: object = None, about: str = "", *, low: float | None = None, above: float | None = None,
          high: float | None = None, choices: tuple[str, ...] = ()) -> Key:
-    return Key(name=name, kind=kind, default=default, about=about or f"TrainingArguments.{name}.", low=low, above=above, high=high, choices=choices,
+    return Key(name=name, kind=kind, default=default,
+        about=about or f"TrainingArguments.{name}.", low=low, above=above, high=high, choices=choices,
                owner="transformers")
 
 
@@ -68,13 +70,15 @@ _LOOP: Final = (
     _key("data_seed", "int", about="Seed of the order of the data.", low=0),
     _key("bf16", "bool", False, "Compute in bf16."),
     _key("fp16", "bool", False, "Compute in fp16."),
-    *_keys("bool", average_tokens_across_devices=True, bf16_full_eval=False, fp16_full_eval=False, tf32=None, torch_compile=False, use_cache=False,
+    *_keys("bool", average_tokens_across_devices=True, bf16_full_eval=False, fp16_full_eval=False, tf32=None, torch_compile=False,
+           use_cache=False,
            auto_find_batch_size=False, full_determinism=False, use_cpu=False),
     *_keys("str", optim_args=None, torch_compile_backend=None, torch_compile_mode=None),
     *_keys("names", optim_target_modules=None),
     *_keys("mapping", lr_scheduler_kwargs=None, liger_kernel_config=None, accelerator_config=None),
     _key("torch_empty_cache_steps", "int", low=1),
-    _key("train_sampling_strategy", "str", "random", "Order of the data.", choices=("random", "sequential", "group_by_length", "batch_rebalance")),
+    _key("train_sampling_strategy", "str", "random", "Order of the data.",
+        choices=("random", "sequential", "group_by_length", "batch_rebalance")),
 )
 
 _LOGGING: Final = (
@@ -93,7 +97,8 @@ _EVALUATION: Final = (
     _key("eval_strategy", "str", "no", "When to evaluate.", choices=_INTERVALS),
     _key("eval_steps", "float", about="Steps between two evaluations; below 1 a share.", above=0),
     _key("eval_delay", "float", 0, low=0),
-    *_keys("bool", prediction_loss_only=False, eval_on_start=False, eval_do_concat_batches=True, eval_use_gather_object=False, batch_eval_metrics=False,
+    *_keys("bool", prediction_loss_only=False, eval_on_start=False, eval_do_concat_batches=True, eval_use_gather_object=False,
+           batch_eval_metrics=False,
            load_best_model_at_end=False, greater_is_better=None),
     _key("eval_accumulation_steps", "int", low=1),
     *_keys("names", include_for_metrics=()),
@@ -132,24 +137,27 @@ _PARALLEL: Final = (
     *_keys("str", debug=""),
 )
 
-_TRANSLATED: Final = tuple(
-    Key(name=name, kind=kind, default=default, verdict="translated", note=note, about=f"Means {note}.", owner="transformers")
-    for name, kind, default, note in (
-        ("gradient_checkpointing", "bool", None, "the opposite of disable_gradient_checkpointing"),
-        ("activation_checkpointing", "bool", None, "the opposite of disable_gradient_checkpointing"),
-        ("gradient_checkpointing_kwargs", "mapping", None, "use_reentrant_gc"),
-        ("activation_checkpointing_kwargs", "mapping", None, "use_reentrant_gc"),
-        ("use_liger_kernel", "bool", False, "enable_liger_kernel"),
-    )
+
+def _translated(kind: Kind, default: object, note: str, names: str) -> tuple[Key, ...]:
+    return tuple(Key(name=name, kind=kind, default=default, verdict="translated", note=note, about=f"Means {note}.", owner="transformers")
+                 for name in names.split())
+
+
+_TRANSLATED: Final = (
+    *_translated("bool", None, "the opposite of disable_gradient_checkpointing", "gradient_checkpointing activation_checkpointing"),
+    *_translated("mapping", None, "use_reentrant_gc", "gradient_checkpointing_kwargs activation_checkpointing_kwargs"),
+    *_translated("bool", False, "enable_liger_kernel", "use_liger_kernel"),
 )
 
 _IGNORED: Final = (
     *_other(_keys("bool", remove_unused_columns=True), "the trainer's own collators choose the columns"),
     *_other(_keys("names", label_names=None), "the labels are the trainer's own"),
     *_other(_keys("int", local_rank=-1), "fl starts the processes itself"),
-    Key(name="hub_token", kind="str", verdict="ignored", note="a token in a recipe would be copied with it; set HF_TOKEN in the environment",
+    Key(name="hub_token", kind="str", verdict="ignored",
+        note="a token in a recipe would be copied with it; set HF_TOKEN in the environment",
         about="Ignored: set HF_TOKEN.", secret=True, owner="transformers"),
-    Key(name="parallelism_config", kind="any", verdict="refused", note="an object of accelerate, which no recipe can hold", owner="transformers",
+    Key(name="parallelism_config", kind="any", verdict="refused",
+        note="an object of accelerate, which no recipe can hold", owner="transformers",
         about="Not in recipes."),
     Key(name="generation_config", kind="any", verdict="refused", note="set temperature, top_p and the like instead", owner="transformers",
         about="Not in recipes: set temperature, top_p and the like."),
@@ -182,15 +190,20 @@ def _renamed(old: str, new: str) -> Key:
 
 GONE: Final = (
     *(_renamed(old, new) for old, new in RENAMED.items()),
-    *(Key(name=name, kind=kind, verdict="translated", note=note, about=f"Means {note}.", owner="gone", low=0 if name == "warmup_ratio" else None,
+    *(Key(name=name, kind=kind, verdict="translated", note=note,
+        about=f"Means {note}.", owner="gone", low=0 if name == "warmup_ratio" else None,
           below=1 if name == "warmup_ratio" else None) for name, kind, note in _GONE_TRANSLATED),
     Key(name="save_safetensors", kind="bool", default=True, verdict="ignored", note="weights are always saved as safetensors", owner="gone",
         about="Ignored: always true."),
-    Key(name="include_tokens_per_second", kind="bool", default=False, verdict="ignored", note="every step's tokens per second are in the events", owner="gone",
+    Key(name="include_tokens_per_second", kind="bool", default=False, verdict="ignored",
+        note="every step's tokens per second are in the events", owner="gone",
         about="Ignored: always recorded."),
-    Key(name="push_to_hub_token", kind="str", verdict="ignored", note="a token in a recipe would be copied with it; set HF_TOKEN in the environment",
+    Key(name="push_to_hub_token", kind="str", verdict="ignored",
+        note="a token in a recipe would be copied with it; set HF_TOKEN in the environment",
         about="Ignored: set HF_TOKEN.", secret=True, owner="gone"),
-    *(Key(name=name, kind="any", verdict="ignored", note=_NEWER, about="Ignored: gone from transformers 5.", owner="gone") for name in (
-        "fp16_backend fp16_opt_level half_precision_backend jit_mode_eval mp_parameters past_index push_to_hub_organization ray_scope torchdynamo "
-        "tpu_metrics_debug tpu_num_cores use_ipex use_legacy_prediction_loop use_mps_device".split())),
+    *(Key(name=name, kind="any", verdict="ignored", note=_NEWER, about="Ignored: gone from transformers 5.", owner="gone")
+      for name in words(
+        "fp16_backend fp16_opt_level half_precision_backend jit_mode_eval mp_parameters past_index push_to_hub_organization ray_scope "
+        "torchdynamo "
+        "tpu_metrics_debug tpu_num_cores use_ipex use_legacy_prediction_loop use_mps_device")),
 )
