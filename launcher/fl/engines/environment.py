@@ -1,0 +1,237 @@
+"""Virtual environments of the host engine: made from a lock, checked by hash, kept in the user's cache, never half made."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from fl.engines.pythons import clean_environment, pythons
+from fl.errors import EngineError, FlError, MatrixError
+from fl.paths import cache_home
+
+Report = Callable[[str], None]
+MARKER: Final = "fl-environment.json"
+_NETWORK: Final = r"dns error|failed to fetch|error sending request|connection (refused|reset)|timed out|tunnel|certificate|unexpected eof"
+_ABSENT: Final = r"no (matching )?distribution|not found in the package registry|there (is|are) no versions?|no wheels with|unsatisfiable"
+_QUIET: Final = 10.0
+"""Seconds without a line from the installer after which the waiting is reported."""
+
+
+def key(lock: Path, python_version: str) -> str:
+    """Name of the environment's folder: the lock's bytes, the Python and the platform."""
+    try:
+        content = lock.read_bytes()
+    except OSError as error:
+        raise MatrixError(f"The lock {lock} cannot be read: {error.strerror}", "fl images lock") from error
+    text = f"{python_version} {sys.platform} {platform.machine()} {platform.libc_ver()[0]}\n".encode()
+    return hashlib.sha256(text + content).hexdigest()[:16]
+
+
+def location(lock: Path, python_version: str) -> Path:
+    """Where the environment of a lock stands, made or not."""
+    return cache_home() / "environments" / key(lock, python_version)
+
+
+def ready(lock: Path, python_version: str) -> Path | None:
+    """The interpreter of an environment that is whole, or None. Takes a millisecond; asks nothing of the network."""
+    folder = location(lock, python_version)
+    return folder / "bin/python" if _whole(folder, lock) else None
+
+
+def ensure(lock: Path, python_version: str, report: Report, build_constraints: Path | None = None) -> Path:
+    """The interpreter of the lock's environment, made when it is missing or broken.
+
+    `build_constraints`: hashed versions of what source distributions are built with. Errors: EngineError (no such Python, no network,
+    disk full, …), MatrixError when a package does not have the hash that the lock says.
+    """
+    if (interpreter := ready(lock, python_version)) is not None:
+        return interpreter
+    base = pythons().get(python_version)
+    if base is None:
+        have = ", ".join(f"{v} ({p})" for v, p in sorted(pythons().items()))
+        raise EngineError(f"This stack needs Python {python_version} for --engine host; found: {have}.",
+                          f"uv python install {python_version}\nfl run --engine docker …\nfl matrix list shows the Python of each stack")
+    folder = location(lock, python_version)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_suffix(".lock"), report):
+            if not _whole(folder, lock):
+                _make(folder, lock, base, report, build_constraints)
+    except OSError as error:
+        raise EngineError(f"The environment {folder} cannot be made: {error.strerror or error}", _room(folder)) from error
+    return folder / "bin/python"
+
+
+@contextmanager
+def _locked(path: Path, report: Report) -> Iterator[None]:
+    """Holds the lock file. The kernel lets go of it when a process dies, so a killed install blocks nobody."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report("another run is making this environment; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _whole(folder: Path, lock: Path) -> bool:
+    """True when the marker is there and what it says is still so."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        python = folder / "bin/python"
+        return bool(
+            marker["lock_sha256"] == hashlib.sha256(lock.read_bytes()).hexdigest()
+            and marker["python"] == os.path.realpath(python)
+            and os.access(python, os.X_OK)
+            and marker["packages"] == _packages(folder)
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _packages(folder: Path) -> int:
+    """How many distributions are installed: cheap enough to be looked at before every run."""
+    return sum(1 for site in folder.glob("lib/python3*/site-packages") for entry in os.scandir(site) if entry.name.endswith(".dist-info"))
+
+
+def _make(folder: Path, lock: Path, base: Path, report: Report, build_constraints: Path | None) -> None:
+    from fl.pip_config import uv_flags
+
+    if folder.exists():
+        report("the environment in the cache is broken or half made; making it again")
+        _discard(folder)
+    started = time.monotonic()
+    report(f"making an environment with Python {base} in {folder}")
+    try:
+        _uv(["venv", "--quiet", "--no-project", "--python", str(base), str(folder)], folder, report)
+        arguments = ["pip", "sync", *uv_flags(os.environ), "--require-hashes", "--compile-bytecode", "--python", str(folder / "bin/python"), str(lock)]
+        if build_constraints is not None:
+            arguments[2:2] = ["--build-constraints", str(build_constraints)]
+        _uv(arguments, folder, report)
+        _mark(folder, lock)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    report(f"environment ready: {_packages(folder)} packages in {time.monotonic() - started:.0f} s")
+
+
+def _discard(folder: Path) -> None:
+    """Out of the way at once, so that an interrupted removal is never a folder that looks made."""
+    old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
+    folder.rename(old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _mark(folder: Path, lock: Path) -> None:
+    """Written last, and on the disk only when everything before it is."""
+    marker = {"schema": 1, "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
+              "python": os.path.realpath(folder / "bin/python"), "packages": _packages(folder)}
+    temporary = folder / f"{MARKER}.part"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(marker, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / MARKER)
+
+
+def uv_settings() -> dict[str, str]:
+    """The environment of uv: pip's own index, find-links and certificates; no other configuration; no Python downloads."""
+    from fl.pip_config import uv_environment
+
+    environment = clean_environment(dict(os.environ))
+    environment.update(uv_environment(os.environ))
+    environment.update(UV_NO_CONFIG="1", UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1", NO_COLOR="1")
+    return environment
+
+
+def uv_binary() -> str:
+    """The uv that fl depends on; EngineError when the installation lost it."""
+    from uv import find_uv_bin
+
+    try:
+        return os.fsdecode(find_uv_bin())
+    except FileNotFoundError as error:
+        raise EngineError(f"uv is not where its package puts it: {error}", "python -m pip install --force-reinstall uv") from error
+
+
+def _uv(arguments: list[str], folder: Path, report: Report) -> None:
+    """Runs uv to its end, its lines reported as they come."""
+    process = subprocess.Popen([uv_binary(), *arguments], env=uv_settings(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True)
+    try:
+        said = _listen(process, report)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if process.wait() != 0:
+        raise explain("\n".join(said), folder)
+
+
+def _listen(process: subprocess.Popen[str], report: Report) -> list[str]:
+    """Lines of the process; a sign of life for every ten seconds of silence."""
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        for line in process.stderr or ():
+            lines.put(line.rstrip())
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    said: list[str] = []
+    started = time.monotonic()
+    while True:
+        try:
+            line = lines.get(timeout=_QUIET)
+        except queue.Empty:
+            report(f"still installing, {time.monotonic() - started:.0f} s")
+            continue
+        if line is None:
+            return said
+        said.append(line)
+        if re.match(r"\s*(Resolved|Downloading|Building|Built|Prepared|Installed|Uninstalled|Bytecode)\b", line):
+            report(line.strip())
+
+
+def _room(folder: Path) -> str:
+    return f"df -h {folder.parent} shows the room there; XDG_CACHE_HOME=/other/disk moves fl's cache"
+
+
+def explain(said: str, folder: Path) -> FlError:
+    """uv's words as one of our errors."""
+    text = re.sub(r"\s+", " ", said).strip()
+    shown = _tail(said)
+    if re.search(r"hash mismatch", text, re.I):
+        return MatrixError(f"A package does not have the hash that the lock says:\n{shown}",
+                           "uv cache clean, and again; if it stays, the index serves another file than was locked: fl images lock")
+    if re.search(r"no space left|os error 28\b|disk quota|os error 122\b", text, re.I):
+        return EngineError(f"The disk is full: the environment {folder} cannot be made.", _room(folder))
+    if re.search(r"permission denied|os error 13\b|read-only file system", text, re.I):
+        return EngineError(f"The environment cannot be written:\n{shown}", _room(folder))
+    if re.search(_NETWORK, text, re.I):
+        return EngineError(f"The package index cannot be reached:\n{shown}",
+                           "pip config list shows index, proxy and certificates that are used; HTTPS_PROXY and PIP_CERT set them\n"
+                           "fl run --python PATH uses an environment that you have")
+    if re.search(_ABSENT, text, re.I):
+        return EngineError(f"The package index does not have what the lock names:\n{shown}",
+                           "pip config list shows the index and find-links that are used\nfl run --engine docker … takes the image instead")
+    return EngineError(f"The environment {folder} cannot be made:\n{shown}", "fl run --engine docker …\nfl run --python PATH …")
+
+
+def _tail(said: str, lines: int = 12) -> str:
+    kept = [line for line in said.splitlines() if line.strip() and not re.match(r"\s*(Resolved|Download|Using|Prepared|Building)", line)]
+    return "\n".join(kept[-lines:]) or "uv said nothing"
