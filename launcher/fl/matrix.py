@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
+from fl import paths
+from fl.errors import MatrixError, StackError
 from fl.hardware import LaneName
 
 Flavor = Literal["train", "serve"]
 Status = Literal["stable", "lts", "edge", "retired"]
 Confidence = Literal["verified", "documented", "inferred", "unknown"]
+Feature = bool | str | None
 
 
 class Row(BaseModel):
@@ -27,8 +32,14 @@ class Hosts(Row):
     """OCI platforms, e.g. `linux/amd64`."""
     arches: tuple[str, ...] = ()
     """Chips that the wheels hold code for; empty for the cpu lane."""
+    arches_on: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Platform → chips, where its wheels hold code for others than `arches`."""
     driver: dict[str, str] = Field(default_factory=dict)
-    """Driver name → PEP 440 specifier, e.g. `{nvidia: ">=580.65.06"}`."""
+    """Driver name → range, e.g. `{nvidia: ">=580.65.06"}`; see `versions.driver_fits`."""
+
+    def arches_of(self, platform: str) -> tuple[str, ...]:
+        """The chips of one platform's wheels."""
+        return self.arches_on.get(platform, self.arches)
 
 
 class Base(Row):
@@ -56,10 +67,85 @@ class Stack(Row):
     train: dict[str, str | None] = Field(default_factory=dict)
     """Distribution → exact version, beside those of the layer; null: known to be absent."""
     serve: dict[str, str | None] = Field(default_factory=dict)
-    features: dict[str, bool | str | None] = Field(default_factory=dict)
+    features: dict[str, Feature] = Field(default_factory=dict)
     sources: dict[str, str] = Field(default_factory=dict)
     confidence: Confidence
     notes: tuple[str, ...] = ()
+
+
+class Index(Row):
+    """A wheel index of a vendor."""
+
+    title: str
+    url: str
+    source: str
+    confidence: Confidence
+
+
+class Drivers(Row):
+    """What a runtime (CUDA, ROCm, CANN) asks of the kernel driver."""
+
+    driver: str
+    """Key of `Hardware.drivers`."""
+    title: str
+    """The driver's name in messages."""
+    floors: dict[str, str] = Field(default_factory=dict)
+    """Runtime release, or the start of one (`13`), → oldest driver it runs on."""
+    shipped: dict[str, str] = Field(default_factory=dict)
+    """Runtime release → the driver that came with it; newer than the floor."""
+    windows: dict[str, str] = Field(default_factory=dict)
+    """Driver → runtime releases, where the vendor names ranges in numbers that detection does not see."""
+    rules: tuple[str, ...] = ()
+    source: str
+    confidence: Confidence
+
+    def floor(self, release: str) -> str | None:
+        """The oldest driver for a runtime release, by the longest key that it starts with."""
+        parts = release.split(".")
+        for length in range(len(parts), 0, -1):
+            found = self.floors.get(".".join(parts[:length]))
+            if found is not None:
+                return found
+        return None
+
+
+class ModelType(Row):
+    """From which versions on a `model_type` is known; null: never yet."""
+
+    transformers: str | None
+    vllm: str | None = None
+    vllm_last: str | None = None
+
+
+class Family(Row):
+    """Models under one name."""
+
+    sizes: str
+    multimodal: bool = False
+    inferred: bool = False
+    """Which model type its checkpoints have is a conclusion, not read."""
+    types: dict[str, ModelType]
+
+
+class Incompatibility(Row):
+    """Versions that do not go together although nothing in their metadata says so, or that no resolver tells apart."""
+
+    id: str
+    lanes: tuple[LaneName, ...] = ()
+    platforms: tuple[str, ...] = ()
+    index: Literal["ordinary", "vendor"] | None = None
+    """Whether the rule is for rows that take torch from the ordinary index, or from a vendor's; None: both."""
+    when: dict[str, str] = Field(default_factory=dict)
+    """Name → specifier. A name is a distribution, `python`, or a runtime: `cuda`, `rocm`, `cann`."""
+    requires: dict[str, str | None] = Field(default_factory=dict)
+    """Name → specifier that it must satisfy where it is there; null: it must not be there."""
+    needs: tuple[str, ...] = ()
+    """Distributions that must be there."""
+    same: tuple[str, ...] = ()
+    """Distributions whose release numbers must be equal."""
+    without_arches: tuple[str, ...] = ()
+    why: str
+    source: str
 
 
 class Matrix(Row):
@@ -68,3 +154,72 @@ class Matrix(Row):
     schema_version: Literal[1] = Field(alias="schema")
     layers: dict[str, dict[str, str]]
     stacks: tuple[Stack, ...]
+    indexes: dict[str, Index] = Field(default_factory=dict)
+    drivers: dict[str, Drivers] = Field(default_factory=dict)
+    models: dict[str, Family] = Field(default_factory=dict)
+    incompatibilities: tuple[Incompatibility, ...] = ()
+    _text: str = PrivateAttr("")
+
+    @property
+    def text(self) -> str:
+        """The file as it was read."""
+        return self._text
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the file."""
+        return hashlib.sha256(self._text.encode()).hexdigest()
+
+    def stack(self, id: str) -> Stack:  # noqa: A002
+        """The row of that id; StackError with the nearest one."""
+        for stack in self.stacks:
+            if stack.id == id:
+                return stack
+        near = get_close_matches(id, [s.id for s in self.stacks], 1, 0.4)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise StackError(f"no stack is called '{id}'.{hint}", "fl matrix list")
+
+    def packages(self, stack: Stack, flavor: Flavor = "train") -> dict[str, str]:
+        """Distribution → exact version that an image pins by name: the layer and the row's own for training; a serving engine
+        brings its own layer. torch is among them also where the base image brings it."""
+        own = stack.train if flavor == "train" else stack.serve
+        layer = self.layers[stack.layer] if flavor == "train" else {}
+        merged: dict[str, str | None] = {**layer, **own}
+        return dict(sorted((name, version) for name, version in merged.items() if version is not None))
+
+    def model_type(self, name: str) -> ModelType | None:
+        """What is known of a `model_type`, or None."""
+        return next((family.types[name] for family in self.models.values() if name in family.types), None)
+
+
+def parse(text: str) -> Any:
+    """YAML text as plain values, with libyaml where it is there."""
+    import yaml
+
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def load(path: Path | None = None) -> Matrix:
+    """The matrix of this installation, or of a file. MatrixError names the line of what is broken.
+
+    Only the form is looked at here; `matrix_check.check` looks at what it says.
+    """
+    import yaml
+
+    path = path or paths.MATRIX
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise MatrixError(f"the matrix cannot be read: {path}: {error.strerror}", "install fl again") from error
+    except UnicodeDecodeError as error:
+        raise MatrixError(f"the matrix is not UTF-8: {path}: byte {error.start}", f"fl matrix check {path}") from error
+    try:
+        matrix = Matrix.model_validate(parse(text))
+    except (yaml.YAMLError, ValidationError) as error:
+        from fl.matrix_check import form_findings
+
+        findings = form_findings(text)
+        lines = "\n".join(f"  {f.where}: {f.message}" for f in findings) or f"  {error}"
+        raise MatrixError(f"the matrix is broken: {path}\n{lines}", f"fl matrix check {path}") from error
+    matrix._text = text
+    return matrix
