@@ -216,7 +216,7 @@ def load(path: Path | None = None) -> Matrix:
     try:
         matrix = Matrix.model_validate(parse(text))
     except (yaml.YAMLError, ValidationError) as error:
-        from fl.matrix_check import form_findings
+        from fl.matrix_form import form_findings
 
         findings = form_findings(text)
         lines = "\n".join(f"  {f.where}: {f.message}" for f in findings) or f"  {error}"

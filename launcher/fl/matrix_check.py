@@ -1,0 +1,268 @@
+"""Whether matrix.yaml holds together: form, names, driver floors, pins against the recorded incompatibilities, claims against sources."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from packaging.version import Version
+
+from fl.errors import MatrixError
+from fl.matrix import Flavor, Incompatibility, Matrix, Stack, parse
+from fl.matrix_form import Finding, Location, Places, form_findings, nearest
+from fl.versions import driver_below, driver_clauses, driver_key, fits, is_specifier, is_version
+
+__all__ = ["FEATURES", "Finding", "check", "form_findings"]
+
+FEATURES: Final = ("bf16", "fp16", "fp8", "flash_attention", "bnb_4bit", "bnb_8bit", "deepspeed", "fsdp2", "liger", "triton")
+_ATTENTION: Final = ("none", "wheel", "kernels")
+_BEHIND: Final = {"bnb_4bit": "bitsandbytes", "bnb_8bit": "bitsandbytes", "deepspeed": "deepspeed", "liger": "liger-kernel"}
+"""Feature → the distribution without which it cannot be true."""
+_TRAINER: Final = ("torch", "gguf", "matplotlib", "pydantic")
+"""What the shared trainer imports beside the layer."""
+_PLATFORMS: Final = ("linux/amd64", "linux/arm64")
+_CHIP: Final = re.compile(r"sm_[0-9]{2,3}|gfx[0-9a-f]{3,4}|ascend[0-9]+[0-9a-z_]*|xe[0-9a-z]*(-[a-z]+)*")
+_PYTHON: Final = re.compile(r"3\.[0-9]{1,2}")
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+
+Found = Iterator[tuple[Location, str, str]]
+"""Path, message, remedy."""
+
+
+def check(source: str | Path) -> list[Finding]:
+    """What is wrong with a matrix, given as text or as the path of a file; empty when nothing is. MatrixError: the file cannot be read."""
+    if isinstance(source, Path):
+        try:
+            text = source.read_text(encoding="utf-8")
+        except OSError as error:
+            raise MatrixError(f"the matrix cannot be read: {source}: {error.strerror}", "fl matrix check FILE") from error
+        except UnicodeDecodeError as error:
+            return [Finding(f"byte {error.start}", "not UTF-8", "save the file as UTF-8")]
+    else:
+        text = source
+    found = form_findings(text)
+    if found:
+        return found
+    matrix, places = Matrix.model_validate(parse(text)), Places(text)
+    return [Finding(places.where(location), message, remedy) for location, message, remedy in _content(matrix)]
+
+
+def _content(matrix: Matrix) -> Found:
+    yield from _tables(matrix)
+    seen: dict[str, int] = {}
+    for number, stack in enumerate(matrix.stacks):
+        here: Location = ("stacks", number)
+        if stack.id in seen:
+            yield (*here, "id"), f"the id {stack.id} is given twice", "add a word that tells the rows apart"
+        seen[stack.id] = number
+        for rule in (_names, _versions, _hosts, _drivers, _features, _claims, _pins):
+            for path, message, remedy in rule(matrix, stack):
+                yield (*here, *path), message, remedy
+
+
+def _tables(matrix: Matrix) -> Found:
+    """Layers, drivers, models and incompatibilities by themselves."""
+    for layer, pins in matrix.layers.items():
+        for name, version in pins.items():
+            yield from _exact(("layers", layer, name), version)
+    for runtime, table in matrix.drivers.items():
+        for key in ("floors", "shipped"):
+            for release, version in getattr(table, key).items():
+                if driver_key(version) is None:
+                    path = ("drivers", runtime, key, release)
+                    yield path, f"'{version}' is not a driver version", "write numbers with dots, e.g. 580.65.06"
+        yield from _sourced(("drivers", runtime, "source"), table.source)
+    for index, entry in matrix.indexes.items():
+        yield from _sourced(("indexes", index, "source"), entry.source)
+        if not entry.url.startswith("https://"):
+            yield ("indexes", index, "url"), f"'{entry.url}' is not an https address", ""
+    for family, models in matrix.models.items():
+        for name, known in models.types.items():
+            for key, value in (("transformers", known.transformers), ("vllm", known.vllm), ("vllm_last", known.vllm_last)):
+                if value is not None:
+                    yield from _exact(("models", family, "types", name, key), value)
+    for number, one in enumerate(matrix.incompatibilities):
+        yield from _rule_form(number, one)
+
+
+def _rule_form(number: int, one: Incompatibility) -> Found:
+    here: Location = ("incompatibilities", number)
+    for key, table in (("when", one.when), ("requires", one.requires)):
+        for name, specifier in table.items():
+            if specifier is not None and not is_specifier(specifier):
+                yield (*here, key, name), f"'{specifier}' is not a version specifier", "write e.g. >=2.6,<2.15 and || between alternatives"
+    if not (one.requires or one.needs or one.same or one.without_arches):
+        yield here, f"the rule {one.id} forbids nothing", "give it requires, needs, same or without_arches"
+    yield from _sourced((*here, "source"), one.source)
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> tuple[str, str]:
+    """Message and remedy for a name that is not known."""
+    names = list(known)
+    return f"unknown {kind} '{name}'.{nearest(name, names)}", f"known: {', '.join(names)}"
+
+
+def _exact(path: Location, version: str) -> Found:
+    if not is_version(version):
+        yield path, f"'{version}' is not a version", "pin one exact version, e.g. 2.14.0"
+
+
+def _sourced(path: Location, source: str) -> Found:
+    if not source.strip():
+        yield path, "the source is empty", "say where this was read, or when it was run"
+
+
+def _names(matrix: Matrix, stack: Stack) -> Found:
+    """The id, and what a row calls by name."""
+    if stack.layer not in matrix.layers:
+        yield ("layer",), *_unknown("layer", stack.layer, matrix.layers)
+    if stack.index is not None and stack.index not in matrix.indexes:
+        yield ("index",), *_unknown("index", stack.index, matrix.indexes)
+    if stack.index is not None and stack.torch_from == "base":
+        yield ("index",), "torch comes from the base image, and an index is named too", "drop index, or say torch_from: index"
+    for name in stack.runtime:
+        if name not in matrix.drivers:
+            yield ("runtime", name), *_unknown("runtime", name, matrix.drivers)
+    torch = stack.train.get("torch")
+    if torch is not None and is_version(torch):
+        runtime = next((f"{name}{''.join(release.split('.')[:2])}" for name, release in stack.runtime.items()), stack.lane)
+        release = "".join(str(part) for part in Version(torch).release[:2])
+        if not re.fullmatch(rf"{re.escape(runtime)}-torch{release}(-[a-z0-9]+)*", stack.id):
+            message = f"the id '{stack.id}' does not name runtime and torch"
+            yield ("id",), message, f"call it {runtime}-torch{release}, with one word more where two rows would share it"
+
+
+def _versions(matrix: Matrix, stack: Stack) -> Found:
+    for key, table in (("train", stack.train), ("serve", stack.serve), ("runtime", stack.runtime)):
+        for name, version in table.items():
+            if version is not None:
+                yield from _exact((key, name), version)
+    for name in _TRAINER:
+        if stack.train.get(name) is None:
+            yield ("train",), f"{name} is not pinned, and the shared trainer needs it", f'add {name}: "…"'
+    if not _PYTHON.fullmatch(stack.python):
+        yield ("python",), f"'{stack.python}' is not a Python release", 'write e.g. "3.13"'
+    if stack.base.digest is not None and not _DIGEST.fullmatch(stack.base.digest):
+        yield ("base", "digest"), f"'{stack.base.digest}' is not a digest", "write sha256: and 64 hex digits, or null"
+
+
+def _hosts(matrix: Matrix, stack: Stack) -> Found:
+    hosts = stack.hosts
+    if not hosts.platforms:
+        yield ("hosts", "platforms"), "no platform", f"known: {', '.join(_PLATFORMS)}"
+    for platform in (*hosts.platforms, *hosts.arches_on):
+        if platform not in _PLATFORMS:
+            yield ("hosts",), *_unknown("platform", platform, _PLATFORMS)
+        elif platform not in hosts.platforms:
+            yield ("hosts", "arches_on"), f"{platform} is not one of this row's platforms", "add it to platforms, or drop it"
+    for chip in (*hosts.arches, *(chip for chips in hosts.arches_on.values() for chip in chips)):
+        if not _CHIP.fullmatch(chip):
+            yield ("hosts",), f"'{chip}' is not a chip's name", "write e.g. sm_90, gfx942, ascend910b, xe-hpc"
+    if stack.runtime and not hosts.arches:
+        yield ("hosts",), "a row with a runtime must say which chips it has code for", "add arches"
+
+
+def _drivers(matrix: Matrix, stack: Stack) -> Found:
+    """The row's driver range against what the runtime allows."""
+    known = {table.driver for table in matrix.drivers.values()}
+    for name, specifier in stack.hosts.driver.items():
+        path = ("hosts", "driver", name)
+        if name not in known:
+            yield path, *_unknown("driver", name, sorted(known))
+        try:
+            driver_clauses(specifier)
+        except ValueError as error:
+            yield path, str(error), 'write e.g. ">=580.65.06"'
+            return
+    for runtime, release in stack.runtime.items():
+        table = matrix.drivers.get(runtime)
+        if table is None or not table.floors:
+            continue
+        floor = table.floor(release)
+        if floor is None:
+            message = f"no driver floor is recorded for {runtime} {release}"
+            yield ("runtime", runtime), message, f"add it to drivers.{runtime}.floors, with its source"
+            continue
+        bounds = [bound for operator, bound in driver_clauses(stack.hosts.driver.get(table.driver, "<0")) if operator in (">=", ">", "==")]
+        if not bounds or any(driver_below(bound, floor) for bound in bounds):
+            message = f"{runtime} {release} needs {table.title} >= {floor}, this row allows {stack.hosts.driver.get(table.driver, 'any')}"
+            yield ("hosts", "driver", table.driver), f"{message} ({table.source})", f'write {table.driver}: ">={floor}"'
+
+
+def _features(matrix: Matrix, stack: Stack) -> Found:
+    for name, value in stack.features.items():
+        if name not in FEATURES:
+            yield ("features", name), *_unknown("feature", name, FEATURES)
+        elif isinstance(value, str) != (name == "flash_attention") and value is not None:
+            remedy = "write true, false or null; flash_attention: none, wheel or kernels"
+            yield ("features", name), f"'{value}' is not a value of {name}", remedy
+        elif isinstance(value, str) and value not in _ATTENTION:
+            yield ("features", name), *_unknown("kind of attention", value, _ATTENTION)
+        behind = "flash-attn" if value == "wheel" else _BEHIND.get(name) if value is True else None
+        if behind is not None and stack.train.get(behind) is None:
+            yield ("features", name), f"{name} needs {behind}, which this row does not pin", f"pin {behind}, or say {name}: false"
+    for name in FEATURES:
+        if name not in stack.features:
+            yield ("features",), f"the feature '{name}' is missing", "say true, false or null (nobody has checked)"
+
+
+def _claims(matrix: Matrix, stack: Stack) -> Found:
+    for key, source in stack.sources.items():
+        yield from _sourced(("sources", key), source)
+    if stack.confidence == "verified" and "pins" not in stack.sources:
+        yield ("confidence",), "verified, but sources has no pins", "say in sources.pins when the lock was installed and what was trained"
+    elif stack.confidence in ("documented", "inferred") and not stack.sources:
+        yield ("confidence",), f"{stack.confidence}, but there are no sources", "say where each claim comes from, or confidence: unknown"
+    if stack.status == "stable" and stack.confidence != "verified":
+        message = f"stable needs proof, and the confidence is {stack.confidence}"
+        yield ("status",), message, "status: lts or edge until a model was trained with its lock"
+
+
+def _pins(matrix: Matrix, stack: Stack) -> Found:
+    """Both flavors against every recorded incompatibility."""
+    flavors: tuple[Flavor, ...] = ("train", "serve")
+    for flavor in flavors:
+        if stack.layer not in matrix.layers or not getattr(stack, flavor):
+            continue
+        pins = {name: version for name, version in matrix.packages(stack, flavor).items() if is_version(version)}
+        values = {**pins, "python": stack.python, **stack.runtime}
+        if not all(is_version(value) for value in values.values()):
+            continue
+        for one in matrix.incompatibilities:
+            if is_rule_for(one, stack, values):
+                for name, message in _broken(one, stack, pins, values):
+                    path = (flavor, name) if name in getattr(stack, flavor) else (flavor,)
+                    yield path, f"{message}: {one.why} ({one.source})", f"see incompatibilities.{one.id}"
+
+
+def is_rule_for(one: Incompatibility, stack: Stack, values: dict[str, str]) -> bool:
+    """Whether a rule speaks of a row. `values`: version by name of package, runtime or python."""
+    origin = None if stack.torch_from == "base" else "ordinary" if stack.index is None else "vendor"
+    return (
+        (not one.lanes or stack.lane in one.lanes)
+        and (not one.platforms or any(platform in one.platforms for platform in stack.hosts.platforms))
+        and (one.index is None or one.index == origin)
+        and all(name in values and is_specifier(wanted) and fits(values[name], wanted) for name, wanted in one.when.items())
+    )
+
+
+def _broken(one: Incompatibility, stack: Stack, pins: dict[str, str], values: dict[str, str]) -> Iterator[tuple[str, str]]:
+    cause = ", ".join(f"{name} {values[name]}" for name in one.when)
+    because = f"with {cause}, " if cause else ""
+    for name, wanted in one.requires.items():
+        if name in values and wanted is None:
+            yield name, f"{because}{name} must not be pinned, found {values[name]}"
+        elif name in values and wanted is not None and is_specifier(wanted) and not fits(values[name], wanted):
+            yield name, f"{because}{name} must be {wanted}, found {values[name]}"
+    for name in one.needs:
+        if name not in pins:
+            yield name, f"{because}{name} must be pinned"
+    releases = {name: Version(pins[name]).release for name in one.same if name in pins}
+    if len(set(releases.values())) > 1:
+        yield next(iter(releases)), f"{' and '.join(f'{name} {pins[name]}' for name in releases)} must be of one release"
+    listed = {chip for chips in (stack.hosts.arches, *stack.hosts.arches_on.values()) for chip in chips}
+    wrong = sorted(listed.intersection(one.without_arches))
+    if wrong:
+        yield "torch", f"{because}{', '.join(wrong)} must not be listed"
