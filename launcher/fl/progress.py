@@ -32,7 +32,7 @@ class View:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._close()
+        self.close()
 
     def event(self, event: Mapping[str, Any]) -> None:
         """One event of design §4.7."""
@@ -110,9 +110,10 @@ class View:
 
     def _pause(self) -> None:
         """Ends the bar, so that a line of text does not tear it; the next step starts another."""
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Ends the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = self._task = None

@@ -1,0 +1,230 @@
+"""Which engine runs it, and so which row, image or environment: asks engines and interpreters, and says why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from fl import __version__, paths, plan, select
+from fl.errors import EngineError, ImageError, MatrixError
+from fl.grants import EngineFacts, EngineName
+from fl.images import lock, tags
+
+if TYPE_CHECKING:
+    from fl import matrix
+    from fl.decide import Options
+    from fl.engines.pythons import Difference
+    from fl.hardware import Accelerator, Hardware, LaneName
+    from fl.recipe import Recipe
+    from fl.resolve_model import ModelFacts
+    from fl.settings import Settings
+
+CONTAINERS: tuple[EngineName, ...] = ("docker", "podman")
+IMAGE_PYTHON = "/opt/venv/bin/python"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The engine, the row that fits it, and what it starts."""
+
+    facts: EngineFacts
+    stack: matrix.Stack
+    image: plan.Image
+    python: str
+    code: str | None
+    lock: Path | None
+    lock_sha256: str | None
+    differences: tuple[Difference, ...] = ()
+    reasons: tuple[plan.Reason, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked of every engine."""
+
+    rows: matrix.Matrix
+    hardware: Hardware
+    chosen: tuple[Accelerator, ...]
+    lane: LaneName
+    model_type: str | None
+    features: frozenset[str]
+    options: Options
+    stack: str | None
+    image: str | None
+    registry: str | None
+
+    def choose(self, engine: EngineName | None, pythons: frozenset[str] | None) -> select.Choice:
+        """The row for an engine."""
+        needs = select.Needs(
+            platform=self.hardware.platform, engine=engine, pythons=pythons, model_type=self.model_type, features=self.features
+        )
+        return select.choose(self.rows, self.hardware, self.chosen, self.lane, needs, stack_id=self.stack)
+
+
+def choose_engine(
+    rows: matrix.Matrix,
+    recipe: Recipe,
+    hardware: Hardware,
+    chosen: tuple[Accelerator, ...],
+    lane: LaneName,
+    facts: ModelFacts,
+    options: Options,
+    settings: Settings,
+) -> Chosen:
+    """By name, or the first that can: docker, podman, host. Never builds an image."""
+    question = Question(
+        rows=rows,
+        hardware=hardware,
+        chosen=chosen,
+        lane=lane,
+        model_type=facts.model_type,
+        features=frozenset(),
+        options=options,
+        stack=options.stack or recipe.launcher.stack,
+        image=options.image or recipe.launcher.image,
+        registry=settings.registry,
+    )
+    name = options.engine or recipe.launcher.engine or "auto"
+    if options.python is not None and name in CONTAINERS:
+        from fl.errors import UsageError
+
+        raise UsageError(f"--python names an interpreter of this machine, --engine {name} uses its image's", "use `--engine host`")
+    if name in CONTAINERS:
+        return _container(question, cast("EngineName", name), ())
+    if name == "host" or options.python is not None:
+        return _host(question, ())
+    if name != "auto":
+        raise EngineError(f"this version runs on docker, podman and host, not on {name}", "use `--engine host`")
+    return _automatic(question)
+
+
+def _automatic(question: Question) -> Chosen:
+    from fl.engines.pythons import image_interpreter
+
+    if question.hardware.replayed:
+        return _container(question, "docker", ("docker: assumed with its defaults, a replay asks no engine",))
+    if image_interpreter() is not None:
+        return _host(question, ("host: fl runs inside one of its own images",))
+    from fl import engines
+
+    passed: list[str] = []
+    for name in CONTAINERS:
+        answer = engines.ask(name)
+        if isinstance(answer, EngineError):
+            passed.append(f"{name}: {_first_line(answer.message)}")
+            continue
+        try:
+            found = _container(question, name, (), answer)
+        except (EngineError, ImageError) as error:
+            passed.append(f"{name}: {_first_line(error.message)}")
+            continue
+        if found.image.source in ("local", "pull"):
+            return _with_notes(found, (*passed, f"{name}: answers, and image {found.image.reference} is {_where(found.image.source)}"))
+        passed.append(f"{name}: answers, but image {found.image.reference} is not here and no registry is configured")
+    return _host(question, (*passed, "host: a virtual environment from the same lock"))
+
+
+def _where(source: str) -> str:
+    return "local" if source == "local" else "to be pulled"
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else ""
+
+
+def _with_notes(chosen: Chosen, notes: tuple[str, ...]) -> Chosen:
+    from dataclasses import replace
+
+    engine = tuple(plan.Reason(stack=chosen.stack.id, chosen=True, why=f"engine {note}") for note in notes)
+    return replace(chosen, reasons=(*chosen.reasons, *engine))
+
+
+def _reasons(choice: select.Choice, notes: tuple[str, ...]) -> tuple[plan.Reason, ...]:
+    rows = [plan.Reason(stack=v.stack.id, chosen=v.chosen, why="; ".join((*v.why, *v.warnings))) for v in choice.verdicts]
+    return (*rows, *(plan.Reason(stack=choice.stack.id, chosen=True, why=f"engine {note}") for note in notes))
+
+
+def _container(question: Question, name: EngineName, notes: tuple[str, ...], facts: EngineFacts | None = None) -> Chosen:
+    choice = question.choose(name, None)
+    reference = question.image or tags.reference(choice.stack.id, "train", __version__, question.registry)
+    remote = question.image is not None or question.registry is not None
+    image = plan.Image(reference=reference, source="pull" if remote else "none" if question.hardware.replayed else "build")
+    if question.hardware.replayed:
+        facts = EngineFacts(name=name)
+    else:
+        from fl import engines
+
+        engine = engines.get(name)
+        facts = facts or engine.facts()
+        local = engine.image(reference)
+        if local is not None:
+            image = plan.Image(reference=reference, digest=local.digest, source="local")
+    locked = lock.path(choice.stack.id, "train", question.hardware.platform)
+    return Chosen(
+        facts=facts,
+        stack=choice.stack,
+        image=image,
+        python=IMAGE_PYTHON,
+        code=None,
+        lock=None,
+        lock_sha256=None if locked is None else lock.sha256(locked),
+        reasons=_reasons(choice, notes),
+    )
+
+
+def _host(question: Question, notes: tuple[str, ...]) -> Chosen:
+    from fl.engines import environment, pythons
+
+    inside = pythons.image_interpreter()
+    given = question.options.python or inside
+    at_hand = None if given is not None or question.hardware.replayed else frozenset(pythons.pythons())
+    choice = question.choose("host", at_hand)
+    locked = lock.path(choice.stack.id, "train", question.hardware.platform)
+    code = None if inside is not None else _code_folder()
+    facts = EngineFacts(name="host") if question.hardware.replayed else _host_facts()
+    if given is not None:
+        differences = () if locked is None or question.hardware.replayed else pythons.inspect_interpreter(given, locked).differences
+        told = _told(differences)
+        return Chosen(facts=facts, stack=choice.stack, image=plan.Image(), python=str(given), code=code, lock=None,
+                      lock_sha256=None if locked is None else lock.sha256(locked), differences=differences,
+                      reasons=_reasons(choice, notes), warnings=told)  # fmt: skip
+    if locked is None:
+        raise MatrixError(
+            f"stack {choice.stack.id} has no lock for {question.hardware.platform}, so no environment can be made from it",
+            "use an interpreter that has torch and the trainer's libraries: --python PATH\n"
+            f"or an image: fl images build {choice.stack.id}, then --engine docker",
+        )
+    python = environment.location(locked, choice.stack.python) / "bin" / "python"
+    return Chosen(facts=facts, stack=choice.stack, image=plan.Image(), python=str(python), code=code, lock=locked,
+                  lock_sha256=lock.sha256(locked), reasons=_reasons(choice, notes))  # fmt: skip
+
+
+def _host_facts() -> EngineFacts:
+    from fl import engines
+
+    return engines.get("host").facts()
+
+
+def _told(differences: tuple[Difference, ...]) -> tuple[str, ...]:
+    if not differences:
+        return ()
+    shown = ", ".join(f"{d.name} {d.found or 'missing'} (lock: {d.locked})" for d in differences[:6])
+    more = f" and {len(differences) - 6} more" if len(differences) > 6 else ""
+    return (f"the interpreter of --python differs from the stack's lock in {len(differences)} packages: {shown}{more}",)
+
+
+def _code_folder() -> str:
+    """Where the trainer's code will be unpacked: known before it is, since it is named by its content."""
+    from fl import wheel
+
+    return str(paths.cache_home() / "code" / wheel.code_sha256()[:16])
+
+
+def missing_image(engine: EngineName, stack: str, reference: str) -> ImageError:
+    """An image that is neither here nor anywhere to pull from."""
+    return ImageError(
+        f"image {reference} is not in {engine}'s store, and no registry is configured to pull it from",
+        f"fl images build {stack}\nor without a container: --engine host\nor name one: --image REF",
+    )

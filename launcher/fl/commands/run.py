@@ -1,0 +1,167 @@
+"""`fl run`: recipe → hardware → stack → plan → run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fl import ui
+
+if TYPE_CHECKING:
+    from fl.decide import Decision
+
+LANES = ("auto", "cuda", "rocm", "ascend", "xpu", "cpu")
+ENGINES = ("auto", "docker", "podman", "host")
+
+
+@click.command()
+@click.option("--hw", type=click.Choice(LANES), help="Lane; auto takes the one whose accelerator is here.")
+@click.option("--engine", type=click.Choice(ENGINES), help="What runs it; auto: docker, podman, host, whichever can.")
+@click.option("--python", type=click.Path(path_type=Path), metavar="PATH", help="Use this interpreter as it is (host engine).")
+@click.option("--stack", metavar="ID", help="Row of the matrix; the best that fits otherwise.")
+@click.option("--image", metavar="REF", help="Image to use instead of the stack's own.")
+@click.option("--devices", metavar="D", help="Indices, UUIDs or PCI addresses, `free`, or `count:N`.")
+@click.option("--dry-run", is_flag=True, help="Print the plan; start and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="The plan (dry run) or the evidence as JSON.")
+@click.option("--print-command", is_flag=True, help="Print the command that would be executed, quoted for a shell.")
+@click.option("--strict", is_flag=True, help="Refuse every adaptation that changes the numbers.")
+@click.option("--force", is_flag=True, help="Start although the memory estimate says no.")
+@click.option("--trust", is_flag=True, help="Let a model's own code run on this machine without a container.")
+@click.option("--detach", is_flag=True, help="Start in the background; follow with `fl logs -f`.")
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def run(
+    hw: str | None, engine: str | None, python: Path | None, stack: str | None, image: str | None, devices: str | None, dry_run: bool,
+    as_json: bool, print_command: bool, strict: bool, force: bool, trust: bool, detach: bool, recipe: str, overrides: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Train what RECIPE says on this machine.
+
+    RECIPE is a YAML file in LLaMA-Factory's language, or the name of a shipped one: `fl run quickstart`.
+    """
+    from fl.decide import Options, decide
+    from fl.detect import replay_folder
+    from fl.errors import UsageError
+
+    replay = replay_folder(None)
+    if replay is not None and not (dry_run or print_command):
+        raise UsageError(f"FL_REPLAY={replay} is a recorded machine, on which nothing can be started", "add --dry-run, or unset FL_REPLAY")
+    options = Options(
+        hw=hw, engine=engine, python=python.absolute() if python else None, stack=stack, image=image, devices=devices,
+        strict=strict, force=force, trust=trust, replay=replay,
+    )  # fmt: skip
+    decision = decide(recipe, overrides, options)
+    if print_command:
+        ui.out(shlex.join(decision.plan.argv))
+    elif dry_run and as_json:
+        ui.document(decision.plan.to_json())
+    elif dry_run:
+        show(decision)
+        ui.out("\ndry run: nothing was started or written")
+    else:
+        _start(decision, as_json, detach)
+
+
+def _start(decision: Decision, as_json: bool, detach: bool) -> None:
+    from fl import launch
+    from fl.progress import View
+
+    if not as_json:
+        show(decision)
+        ui.out()
+    if detach:
+        launch.preflight(decision)
+        if not launch.detach(decision):
+            ui.document({"run": decision.plan.run}) if as_json else ui.out(f"started {decision.plan.run}\n  fl logs -f {decision.plan.run}")
+            return
+    with View(quiet=as_json) as view:
+        record = launch.execute(decision, view)
+    if as_json:
+        ui.document(record)
+    else:
+        finish(decision, view.first_loss, view.last_loss)
+
+
+def show(decision: Decision) -> None:
+    """The plan on the screen: what was found, what was chosen and why, what will be done differently."""
+    from fl.hardware import names
+
+    plan, cpu = decision.plan, decision.hardware.cpu
+    lines = [
+        (
+            "hardware",
+            names(decision.chosen) if decision.chosen else f"{cpu.model or 'CPU'}, {cpu.cores} cores, {(cpu.memory_mib or 0) // 1024} GiB",
+        ),
+        ("lane", plan.lane + (f", devices {', '.join(map(str, plan.accelerators))}" if plan.accelerators else "")),
+        ("stack", f"{plan.stack} ({decision.stack.status})"),
+        ("engine", plan.engine + _engine_detail(decision)),
+        ("model", f"{decision.config.model.name}, {decision.config.method.stage}, {decision.config.method.finetuning_type}"),
+        ("data", ", ".join(d.name for d in decision.config.data.train) or "none"),
+        ("output", decision.config.training.output_dir),
+        ("run", plan.run),
+    ]
+    for name, text in lines:
+        ui.out(ui.paint(f"{name:>9}", "bold") + f"  {ui.clean(text)}")
+    for reason in plan.reasons:
+        mark = "✓" if reason.chosen else "✗"
+        ui.out(ui.paint(f"{'why':>9}", "dim") + f"  {mark} {ui.clean(reason.stack)}: {ui.clean(reason.why)}")
+    for change in plan.adaptations:
+        ui.out(
+            ui.paint(f"{'adapted':>9}", "yellow")
+            + ui.clean(f"  {change.key}: {change.before} → {change.after} ({change.reason}; effect: {change.effect})")
+        )
+    for text in plan.warnings:
+        ui.out(ui.paint(f"{'warning':>9}", "yellow") + f"  {ui.clean(text)}")
+    for problem in plan.problems:
+        ui.out(ui.paint(f"{problem.severity:>9}", "red" if problem.severity == "error" else "yellow") + f"  {ui.clean(problem.message)}")
+    ui.out(ui.paint(f"{'command':>9}", "dim") + "  " + ui.clean(_short(plan.argv)))
+
+
+def _engine_detail(decision: Decision) -> str:
+    plan = decision.plan
+    if plan.image.reference:
+        return f", image {plan.image.reference} ({plan.image.source})"
+    return f", {plan.argv[0]}"
+
+
+def _short(argv: tuple[str, ...], most: int = 110) -> str:
+    text = shlex.join(argv)
+    return text if len(text) <= most else text[:most] + " … (--print-command shows all of it)"
+
+
+def finish(decision: Decision, first: float | None, last: float | None) -> None:
+    """What came out, and what to type next."""
+    output = Path(decision.config.training.output_dir)
+    ui.out()
+    if first is not None and last is not None:
+        ui.out(ui.paint(f"loss {first:.4f} → {last:.4f}", "green"))
+    rows = _comparison(output)
+    if rows:
+        from fl.progress import comparison
+
+        comparison(rows)
+    adapter = decision.config.method.finetuning_type in ("lora", "oft")
+    ui.out(f"\n{'adapter' if adapter else 'model'}   {output}")
+    if (output / "training_loss.png").is_file():
+        ui.out(f"curve     {output / 'training_loss.png'}")
+    ui.out(f"evidence  {decision.folder / 'evidence.json'}")
+    name = decision.recipe.name if decision.recipe.shipped else decision.recipe.path
+    ui.out("\nnext")
+    for command, about in (
+        (f"fl recipe show {shlex.quote(name)}", "every key of what was trained"),
+        ("fl recipe list", "other recipes that came with fl"),
+        ("fl run RECIPE.yaml", "your own: LLaMA-Factory's YAML runs as it is"),
+        (f"fl logs {decision.plan.run}", "the trainer's log"),
+    ):
+        ui.out(f"  {command:<44}  {about}")
+
+
+def _comparison(output: Path) -> list[dict[str, str]]:
+    try:
+        rows = json.loads((output / "comparison.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return rows if isinstance(rows, list) else []

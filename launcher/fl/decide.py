@@ -1,0 +1,317 @@
+"""From a command line to a plan: asks this machine for facts, and lets the pure functions decide in order.
+
+recipe → hardware → lane → devices → stack → engine and image → config → adaptations → memory → plan.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets as random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fl import builtin, inputs, matrix, memory, paths, plan, portability, resolve, settings
+from fl.choose_engine import Chosen, choose_engine
+from fl.detect import detect, open_host
+from fl.devices import choose_devices, choose_lane
+from fl.errors import RecipeError
+from fl.grants import Grants, Mount
+from fl.lanes import LANES
+from fl.resolve_model import ModelFacts, model_facts
+
+if TYPE_CHECKING:
+    from fl.engines.pythons import Difference
+    from fl.hardware import Accelerator, Hardware, LaneName
+    from fl.recipe import Recipe
+    from fl_trainers.config import Config
+
+_TRACKER_KEYS = {"wandb": "WANDB_API_KEY", "swanlab": "SWANLAB_API_KEY", "mlflow": "MLFLOW_TRACKING_TOKEN", "comet_ml": "COMET_API_KEY"}
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+_KEPT = ("OMP_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG", "NCCL_DEBUG", "HF_ENDPOINT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Flags of `fl run`; None: not given, the recipe's `fl:` mapping and then the default hold."""
+
+    hw: str | None = None
+    engine: str | None = None
+    python: Path | None = None
+    stack: str | None = None
+    image: str | None = None
+    devices: str | None = None
+    dry_run: bool = False
+    strict: bool = False
+    force: bool = False
+    trust: bool = False
+    detach: bool = False
+    replay: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """All that `fl run` shows, writes and executes."""
+
+    plan: plan.Plan
+    config: Config
+    recipe: Recipe
+    hardware: Hardware
+    chosen: tuple[Accelerator, ...]
+    stack: matrix.Stack
+    lock: Path | None
+    """The lock that a host environment is made from; None: an image or interpreter is taken as it is."""
+    differences: tuple[Difference, ...] = ()
+    """How the interpreter of `--python` differs from the lock."""
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """Name → value. Never printed, never in the plan."""
+    folder: Path
+    cache: Path
+
+
+def decide(source: str, overrides: Sequence[str], options: Options) -> Decision:
+    """Everything before anything starts. Raises the FlError of the first thing that does not work out. Writes nothing."""
+    recipe = resolve.read(source, overrides)
+    hardware = detect(open_host(options.replay))
+    lane = choose_lane(hardware, options.hw or recipe.launcher.hw or "auto")
+    chosen, device_notes = choose_devices(hardware, lane, options.devices or recipe.launcher.devices)
+    rows = matrix.load()
+    facts = _facts(recipe)
+    engine = choose_engine(rows, recipe, hardware, chosen, lane, facts, options, settings.load())
+    run = run_name(recipe.name)
+    folder = paths.runs_home() / run
+    config = _config(recipe, run, lane, engine.stack.id, folder)
+    config, adaptations = portability.adapt(
+        config,
+        engine.stack,
+        portability.precision(chosen, hardware.cpu),
+        model_known=portability.model_known(rows, engine.stack, facts.model_type),
+        packages=None if engine.differences or (engine.lock is None and engine.facts.name == "host") else _locked(engine),
+        stacks=rows.stacks,
+    )
+    check_trust(config, engine.facts.name, trust=options.trust)
+    if options.strict:
+        portability.strict_check(adaptations)
+    check_memory(config, facts, hardware, chosen, force=options.force)
+    resolve.check_output(config.training.output_dir)
+    return _assemble(recipe, config, hardware, chosen, lane, engine, options, folder, adaptations, device_notes, rows.sha256)
+
+
+def _locked(engine: Chosen) -> frozenset[str] | None:
+    from fl.images import lock
+
+    return None if engine.lock is None else frozenset(lock.parse(engine.lock.read_text(encoding="utf-8")))
+
+
+def check_trust(config: Config, engine: str, *, trust: bool) -> None:
+    """A model's own code runs in a container, or where the caller says so."""
+    if config.model.trust_remote_code and engine == "host" and not trust:
+        raise RecipeError(
+            f"{config.model.name} needs code of its own (trust_remote_code), which would run on this machine without a container",
+            "--engine docker keeps it in a container\n--trust runs it here all the same",
+        )
+
+
+def run_name(recipe: str) -> str:
+    """`quickstart-20261124-150301-7c2f`."""
+    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in recipe).strip("-_").lower() or "run"
+    return f"{safe[:40]}-{time.strftime('%Y%m%d-%H%M%S')}-{random.token_hex(2)}"
+
+
+def _facts(recipe: Recipe) -> ModelFacts:
+    name = recipe.get("model_name_or_path") or ""
+    path, kind = resolve.locate(name, Path.cwd())
+    return model_facts(path, kind, name)
+
+
+def _config(recipe: Recipe, run: str, lane: LaneName, stack: str, folder: Path) -> Config:
+    name = recipe.get("model_name_or_path") or ""
+    gguf = builtin.path(name)
+    if gguf is None and name.lower().endswith(".gguf"):
+        gguf = resolve.absolute(name, Path.cwd())
+    return resolve.resolve(
+        recipe,
+        run_name=run,
+        lane=lane,
+        stack=stack,
+        events=str(folder / "events.jsonl"),
+        cache=str(paths.cache_home() / "trainer"),
+        cwd=Path.cwd(),
+        builtin_gguf=str(gguf) if gguf and name.startswith("builtin/") else None,
+        converted=None if gguf is None else str(_converted(name, gguf)),
+    )
+
+
+def _converted(name: str, gguf: Path) -> Path:
+    """Where the trainer keeps a GGUF file's converted weights: another file, another folder."""
+    import hashlib
+
+    package = builtin.PACKAGES.get(name)
+    if package is not None:
+        mark = package.sha256
+    else:
+        facts = gguf.stat() if gguf.is_file() else None
+        mark = hashlib.sha256(f"{gguf} {facts.st_size if facts else 0} {facts.st_mtime_ns if facts else 0}".encode()).hexdigest()
+    return paths.cache_home() / "converted" / f"{gguf.stem}-{mark[:12]}"
+
+
+def check_memory(config: Config, facts: ModelFacts, hardware: Hardware, chosen: tuple[Accelerator, ...], *, force: bool) -> None:
+    """RecipeError where one device certainly has too little memory, with what would fit."""
+    sizes = [a.memory_mib for a in chosen if a.memory_mib] if chosen else [hardware.cpu.memory_mib or 0]
+    if force or not sizes or not min(sizes) or facts.parameters is None or memory.sharded(config):
+        return
+    shape = memory.Shape(
+        parameters=facts.parameters, hidden_size=facts.hidden_size or 0, layers=facts.layers or 0, vocabulary=facts.vocab_size or 0
+    )
+    available = min(sizes) * 1024**2
+    needed = memory.estimate(config, shape).gigabytes
+    if needed * 1e9 <= available:
+        return
+    cheaper = memory.cheaper(config, shape, available)
+    what = "each of the chosen devices" if len(chosen) > 1 else "this device" if chosen else "this machine"
+    remedy = "\n".join(f"fl run … {text}" for text in cheaper) or "use a smaller model, or shard it: deepspeed=ZERO3.json"
+    which = f"{config.model.name}, {config.method.finetuning_type}"
+    raise RecipeError(
+        f"this needs about {needed:.0f} GB of memory, {what} has {available / 1e9:.0f} ({which})",
+        remedy + "\nfl run … --force   (the estimate is crude)",
+    )
+
+
+def compile_cache(stack: str, mark: str | None, chosen: tuple[Accelerator, ...]) -> Path:
+    """One folder of compilers' caches for each image or environment and chip: code for one is wrong for another."""
+    chip = chosen[0].arch or "unknown" if chosen else "cpu"
+    return paths.cache_home() / "compiled" / f"{stack}-{(mark or 'local').removeprefix('sha256:')[:12]}-{chip}"
+
+
+def _assemble(
+    recipe: Recipe,
+    config: Config,
+    hardware: Hardware,
+    chosen: tuple[Accelerator, ...],
+    lane: LaneName,
+    engine: Chosen,
+    options: Options,
+    folder: Path,
+    adaptations: tuple[plan.Adaptation, ...],
+    notes: tuple[str, ...],
+    matrix_sha256: str,
+) -> Decision:
+    module = LANES[lane]
+    on_host = engine.facts.name == "host"
+    grants = Grants() if on_host else module.grants(chosen, hardware, engine.facts)
+    hub, needs_network = inputs.hub(config), online(config)
+    values = secret_values(config, hub, needs_network)
+    cache = compile_cache(engine.stack.id, engine.image.digest or engine.lock_sha256, chosen)
+    request = plan.Request(
+        run=config.run.name,
+        lane=lane,
+        stack=engine.stack.id,
+        image=engine.image,
+        hardware=hardware,
+        chosen=chosen,
+        grants=grants,
+        visibility=module.visibility(chosen, hardware) if on_host else {},
+        engine=engine.facts,
+        caller=caller(),
+        python=engine.python,
+        folder=str(folder),
+        cache=str(cache),
+        code=engine.code,
+        inputs=(*inputs.read(config), *_hub_mounts(hub, needs_network), *_asked(recipe)),
+        outputs=inputs.written(config),
+        environment={
+            **{name: os.environ[name] for name in _KEPT if name in os.environ},
+            **({"HF_HUB_CACHE": str(inputs.hub_cache())} if hub else {}),
+            **resolve.environment(recipe, Path.cwd()),
+        },
+        secrets=dict.fromkeys(values, "caller"),
+        network=recipe.launcher.network or ("bridge" if needs_network else "none"),
+        working_directory=str(Path.cwd()) if on_host else str(folder),
+        adaptations=adaptations,
+        reasons=engine.reasons,
+        warnings=(*notes, *engine.warnings),
+        recipe_sha256=recipe.sha256,
+        matrix_sha256=matrix_sha256,
+        lock_sha256=engine.lock_sha256,
+    )
+    return Decision(
+        plan=plan.make(request),
+        config=config,
+        recipe=recipe,
+        hardware=hardware,
+        chosen=chosen,
+        stack=engine.stack,
+        lock=engine.lock,
+        differences=engine.differences,
+        secrets=values,
+        folder=folder,
+        cache=cache,
+    )
+
+
+def caller() -> plan.Caller:
+    """The user of this process; a uid without a passwd entry gets a name all the same."""
+    uid = os.getuid()
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = f"uid{uid}"
+    return plan.Caller(uid=uid, gid=os.getgid(), name=name)
+
+
+def online(config: Config) -> bool:
+    """True when something is to be fetched or reported during the run."""
+    names = inputs.hub(config)
+    reported = config.training.arguments.get("report_to") or "none"
+    trackers = [reported] if isinstance(reported, str) else list(reported)
+    tracked = any(t not in ("none", "tensorboard") for t in trackers)
+    return (
+        tracked
+        or bool(config.training.arguments.get("push_to_hub"))
+        or (bool(names) and not inputs.in_hub_cache(names, inputs.hub_cache()))
+    )
+
+
+def secret_values(config: Config, hub: tuple[str, ...], needs_network: bool) -> dict[str, str]:
+    """What must reach the training and may be seen nowhere: tokens, and proxies (their addresses may hold passwords)."""
+    values = {name: os.environ[name] for name in _PROXIES if needs_network and name in os.environ}
+    if hub and needs_network and (token := hub_token()):
+        values["HF_TOKEN"] = token
+    reported = config.training.arguments.get("report_to") or "none"
+    for tracker in [reported] if isinstance(reported, str) else reported:
+        name = _TRACKER_KEYS.get(tracker, "")
+        if name in os.environ:
+            values[name] = os.environ[name]
+    return values
+
+
+def hub_token() -> str | None:
+    """The caller's hub token, from the variable or from the file that `hf auth login` writes."""
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if os.environ.get(variable):
+            return os.environ[variable]
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    try:
+        return Path(os.environ.get("HF_TOKEN_PATH") or home / "token").read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _hub_mounts(hub: tuple[str, ...], needs_network: bool) -> tuple[Mount, ...]:
+    """The hub cache, never the whole HF_HOME; read-only when everything is there."""
+    cache = str(inputs.hub_cache())
+    return (Mount(source=cache, target=cache, read_only=not needs_network),) if hub else ()
+
+
+def _asked(recipe: Recipe) -> tuple[Mount, ...]:
+    """Mounts of the recipe's `fl:` mapping."""
+    result = []
+    for path, writable in recipe.launcher.mounts:
+        place = str(resolve.absolute(path, Path.cwd()))
+        if not Path(place).exists():
+            raise RecipeError(f"fl.mounts: {place} is not there", f"mkdir {place}")
+        result.append(Mount(source=place, target=place, read_only=not writable))
+    return tuple(result)

@@ -1,0 +1,249 @@
+"""A decision carried out: folder, environment or image, start, follow, stop, evidence. What was decided is not decided again here."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+from fl import builtin, engines, evidence, paths, runs, ui, wheel
+from fl.errors import EngineError, FlError, HardwareError, Interrupted, RecipeError, Terminated, TrainingError
+from fl.plan import GRACE
+from fl.progress import View
+
+if TYPE_CHECKING:
+    from fl.decide import Decision
+
+_POLL: Final = 0.1
+_EXITS: Final[dict[int, type[FlError]]] = {3: HardwareError, 5: RecipeError, 10: TrainingError}
+"""Exit codes of the trainer that mean one of our classes."""
+
+
+@dataclass(slots=True)
+class Signals:
+    """What arrived since the start: SIGINT counted, SIGTERM remembered."""
+
+    interrupts: int = 0
+    terminated: bool = False
+
+
+@contextmanager
+def caught() -> Iterator[Signals]:
+    """Turns SIGINT and SIGTERM into values while a run goes on."""
+    seen = Signals()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        seen.interrupts += 1
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        seen.terminated = True
+
+    before = {number: signal.signal(number, handler) for number, handler in ((signal.SIGINT, interrupt), (signal.SIGTERM, terminate))}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def preflight(decision: Decision) -> None:
+    """What would fail later, said first: errors among the plan's findings, an image that is not there."""
+    from fl.choose_engine import missing_image
+
+    errors = [p for p in decision.plan.problems if p.severity == "error"]
+    if errors:
+        raise EngineError("\n".join(p.message for p in errors), "\n".join(p.remedy for p in errors))
+    if decision.plan.image.source == "build":
+        raise missing_image(decision.plan.engine, decision.stack.id, str(decision.plan.image.reference))
+
+
+def execute(decision: Decision, view: View) -> dict[str, Any]:
+    """Runs it to its end: the evidence, or the FlError of a run that did not pass, its evidence written all the same."""
+    preflight(decision)
+    run = runs.create(decision.plan.run)
+    write_inputs(decision, run.folder)
+    try:
+        with caught() as signals:
+            ended = _carry_out(decision, run, view, signals)
+        error = judge(decision, ended, signals)
+    except FlError as failure:
+        error = failure
+    except BaseException as bug:
+        run.update("failed", message=f"{type(bug).__name__}: {bug}", exit_code=1)
+        raise
+    return _close(decision, run, error)
+
+
+def write_inputs(decision: Decision, folder: Path) -> None:
+    """The files of design §4.6 that exist before the start."""
+    (folder / "recipe.yaml").write_bytes(decision.recipe.text)
+    for name, document in (("plan.json", decision.plan.to_json()), ("hardware.json", decision.hardware.to_json())):
+        (folder / name).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    decision.config.write(folder / "config.json")
+    (folder / "events.jsonl").touch()
+    (folder / "log.txt").touch()
+
+
+def _carry_out(decision: Decision, run: runs.Run, view: View, signals: Signals) -> engines.Ended:
+    report: Callable[[str], None] = (lambda text: None) if view.quiet else ui.step
+    _provide(decision, run, report, signals)
+    _stop_if_asked(signals)
+    run.update("starting")
+    started = engines.get(decision.plan.engine).start(decision.plan, _container_environment(decision))
+    run.update("running", ident=started.ident, engine=decision.plan.engine)
+    started.follow(run.folder / "log.txt")
+    try:
+        return _follow(started, run, view, signals)
+    finally:
+        if started.poll() is None:
+            started.kill()
+        started.remove()
+
+
+def _provide(decision: Decision, run: runs.Run, report: Callable[[str], None], signals: Signals) -> None:
+    """Image or environment, code, weights, folders, identity and secrets: everything that the argv names."""
+    plan = decision.plan
+    if decision.lock is not None:
+        from fl.engines import environment
+        from fl.images import lock
+
+        if environment.ready(decision.lock, decision.stack.python) is None:
+            run.update("building")
+            environment.ensure(decision.lock, decision.stack.python, report, lock.BUILD_CONSTRAINTS)
+    if plan.engine == "host" and "PYTHONPATH" in plan.environment:
+        wheel.unpack_code(paths.cache_home())
+    if plan.image.source == "pull":
+        run.update("pulling")
+        engines.get(plan.engine).pull(str(plan.image.reference), report)
+    _stop_if_asked(signals)
+    builtin.fetch(decision.config.model.name, report)
+    for folder in (decision.cache, decision.cache / "home", paths.cache_home() / "trainer"):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for folder in _written(decision):
+        folder.mkdir(parents=True, exist_ok=True)
+    if plan.engine != "host":
+        _write_identity(run.folder, decision)
+
+
+def _written(decision: Decision) -> list[Path]:
+    from fl import inputs
+
+    return [Path(folder) for folder in inputs.written(decision.config)]
+
+
+def _write_identity(folder: Path, decision: Decision) -> None:
+    """A passwd and a group entry for the caller, and the secrets as a file that only they can read."""
+    from fl.decide import caller
+
+    me, home = caller(), decision.plan.environment["HOME"]
+    users = {"root": (0, 0), me.name: (me.uid, me.gid)} if me.uid else {"root": (0, 0)}
+    lines = [f"{name}:x:{uid}:{gid}:{name}:{home}:/bin/sh" for name, (uid, gid) in users.items()]
+    (folder / "passwd").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    groups = [f"{name}:x:{gid}:" for name, (_, gid) in users.items()] + [f"device{gid}:x:{gid}:{me.name}" for gid in decision.plan.groups]
+    (folder / "group").write_text("\n".join(groups) + "\n", encoding="utf-8")
+    if decision.secrets:
+        descriptor = os.open(folder / "secrets.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(dict(decision.secrets), file)
+
+
+def _container_environment(decision: Decision) -> Mapping[str, str]:
+    """The host engine gets secrets in the child's environment; a container reads the file in its run folder."""
+    return decision.secrets if decision.plan.engine == "host" else {}
+
+
+def _stop_if_asked(signals: Signals) -> None:
+    if signals.terminated:
+        raise Terminated("stopped by SIGTERM before the training began")
+    if signals.interrupts:
+        raise Interrupted("interrupted before the training began")
+
+
+def _follow(started: engines.Started, run: runs.Run, view: View, signals: Signals) -> engines.Ended:
+    """Events to the screen until the end. One interrupt: checkpoint and a clean end; a second: now."""
+    offset, asked, killed = 0, False, False
+    while True:
+        ended = started.poll()
+        events, offset = runs.read_events(run.folder / "events.jsonl", offset)
+        for event in events:
+            view.event(event)
+            if event.get("event") in ("save", "step"):
+                run.note("saving" if event["event"] == "save" else "running")
+        if ended is not None:
+            return ended
+        if (signals.interrupts or signals.terminated) and not asked:
+            asked = True
+            view.close()
+            ui.say("stopping: a checkpoint is saved first" + ("; Ctrl-C again stops now" if signals.interrupts else ""))
+            started.stop(GRACE)
+        if signals.interrupts > 1 and not killed:
+            killed = True
+            started.kill()
+        time.sleep(_POLL)
+
+
+def judge(decision: Decision, ended: engines.Ended, signals: Signals) -> FlError | None:
+    """What the end of the trainer means; None: it passed."""
+    folder = decision.folder
+    remedy = f"fl logs {decision.plan.run}"
+    if signals.interrupts or signals.terminated:
+        what = f"the run was stopped; continue with the same command (it resumes from {decision.config.training.output_dir})"
+        return Interrupted(what, remedy) if signals.interrupts else Terminated(what, remedy)
+    if ended.exit_code == 0:
+        return None
+    last = runs.last_error(folder / "events.jsonl")
+    if ended.oom:
+        return TrainingError(
+            "the training was killed: out of memory" + (f" ({ended.reason})" if ended.reason else ""),
+            f"per_device_train_batch_size=1, a smaller cutoff_len, or a smaller model\n{remedy}",
+        )
+    if ended.exit_code == 143:
+        return Terminated("the training was stopped from outside (SIGTERM); the same command resumes it", remedy)
+    kind = _EXITS.get(ended.exit_code, TrainingError)
+    message = last or ended.reason or f"the trainer ended with exit code {ended.exit_code}"
+    tail = "" if last else _tail(folder / "log.txt")
+    return kind(message + tail, remedy)
+
+
+def _tail(log: Path, lines: int = 12) -> str:
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-lines:]
+    except OSError:
+        return ""
+    return "\n" + "\n".join(f"  | {line}" for line in text) if text else ""
+
+
+def _close(decision: Decision, run: runs.Run, error: FlError | None) -> dict[str, Any]:
+    """State and evidence of the end, whatever it was; then the error, if there is one."""
+    (run.folder / "secrets.json").unlink(missing_ok=True)
+    trainer = evidence.read_trainer(run.folder)
+    failure = None if error is None else {"type": type(error).__name__, "message": error.message[:2000]}
+    record = evidence.make(decision, trainer, "passed" if error is None else "failed", failure, wheel.code_sha256())
+    runs.write_json(run.folder / "evidence.json", record)
+    if error is None:
+        run.update("finished", exit_code=0)
+        return record
+    stopped = isinstance(error, Interrupted | Terminated)
+    run.update("stopped" if stopped else "failed", exit_code=error.exit_code, message=error.message.splitlines()[0])
+    raise error
+
+
+def detach(decision: Decision) -> bool:
+    """Goes on in a background process with its own session. True in the child, whose words go to launcher.log; False in the parent."""
+    decision.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log = os.open(decision.folder / "launcher.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    if os.fork():
+        os.close(log)
+        return False
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    return True
