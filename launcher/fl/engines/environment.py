@@ -118,7 +118,8 @@ def _make(folder: Path, lock: Path, base: Path, report: Report, build_constraint
     report(f"making an environment with Python {base} in {folder}")
     try:
         _uv(["venv", "--quiet", "--no-project", "--python", str(base), str(folder)], folder, report)
-        arguments = ["pip", "sync", *uv_flags(os.environ), "--require-hashes", "--compile-bytecode", "--python", str(folder / "bin/python"), str(lock)]
+        arguments = ["pip", "sync", *uv_flags(os.environ), "--require-hashes", "--compile-bytecode"]
+        arguments += ["--python", str(folder / "bin/python"), str(lock)]
         if build_constraints is not None:
             arguments[2:2] = ["--build-constraints", str(build_constraints)]
         _uv(arguments, folder, report)
@@ -203,7 +204,7 @@ def _listen(process: subprocess.Popen[str], report: Report) -> list[str]:
         if line is None:
             return said
         said.append(line)
-        if re.match(r"\s*(Resolved|Downloading|Building|Built|Prepared|Installed|Uninstalled|Bytecode)\b", line):
+        if re.match(r"\s*(Resolved|Downloading|Downloaded|Building|Built|Prepared|Installed|Uninstalled|Bytecode)\b", line):
             report(line.strip())
 
 
