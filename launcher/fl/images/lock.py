@@ -15,7 +15,7 @@ from fl import paths
 from fl.errors import MatrixError
 
 if TYPE_CHECKING:
-    from fl.matrix import Stack
+    from fl.matrix import Flavor, Matrix, Stack
 
 BUILD_CONSTRAINTS: Final = paths.IMAGES / "common" / "build-constraints.txt"
 """Hashed build dependencies of the packages that are source only (DeepSpeed)."""
@@ -24,6 +24,8 @@ SOURCE_ONLY: Final = ("deepspeed",)
 _PYTHON_PLATFORM: Final = {"linux/amd64": "x86_64-manylinux_2_28", "linux/arm64": "aarch64-manylinux_2_28"}
 _VENDOR: Final = frozenset({"torch", "triton"})
 """What a base image with the vendor's torch brings, and no lock may replace."""
+_CUDA: Final = re.compile(r"nvidia-(?!ml-py).*|cuda-.*")
+_RUNTIME: Final = re.compile(rf"torch|torch-npu|(pytorch-)?triton.*|{_CUDA.pattern}|(intel|onemkl|oneccl|dpcpp|impi)-.*|mkl|tbb|tcmlib|umf")
 _ENTRY: Final = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;\\]+)[^\n]*(?:\n[ \t]+[^\n]*)*", re.M)
 _HASH: Final = re.compile(r"--hash=sha256:[0-9a-f]{64}\b")
 
@@ -59,21 +61,21 @@ def parse(text: str) -> dict[str, str]:
     return {normalize(match["name"]): match["version"] for match in _ENTRY.finditer(text)}
 
 
-def problems(text: str, pins: Mapping[str, str], torch_from: str = "index") -> list[str]:
-    """What is wrong with a lock, told offline: a pin of the row that it does not hold, a line without a hash, a URL.
-
-    `pins` is distribution → exact version; what the base brings must be absent.
+def problems(text: str, pins: Mapping[str, str], stack: Stack) -> list[str]:
+    """What is wrong with a lock, told offline: a pin of the row that it does not hold, another build of torch, a line without a
+    hash, a URL. `pins` is distribution → exact version; what the base brings must be absent.
     """
     found = []
     versions = parse(text)
-    vendor = _VENDOR if torch_from == "base" else frozenset()
+    vendor = _VENDOR if stack.torch_from == "base" else frozenset()
     for name, wanted in pins.items():
-        have = versions.get(normalize(name))
-        if normalize(name) in vendor:
-            continue
-        if have != wanted:
+        have = versions.get(normalize(name), "")
+        local = stack.index is not None and have.startswith(f"{wanted}+")
+        if normalize(name) not in vendor and have != wanted and not local:
             found.append(f"{name}: the row says {wanted}, the lock {have or 'nothing'}")
     found += [f"{name}: comes with the base image, and the lock would replace it" for name in sorted(vendor & versions.keys())]
+    if (vendor or stack.index) and any(_CUDA.fullmatch(name) for name in versions):
+        found.append(f"it holds the ordinary index's torch, which is a CUDA build; the row wants that of {stack.index or 'the base'}")
     found += [f"{name}: no hash" for name, entry in entries(text).items() if not _HASH.search(entry)]
     rest = [line for line in _ENTRY.sub("", text).splitlines() if line.strip() and not line.startswith("#")]
     found += [f"not a pinned package: {line.strip()}" for line in rest]
@@ -84,10 +86,9 @@ def problems(text: str, pins: Mapping[str, str], torch_from: str = "index") -> l
 
 def split(text: str) -> tuple[str, str]:
     """(torch and its runtime, everything else): two layers of an image, so that a new library does not move gigabytes."""
-    heavy = re.compile(r"torch|torch-npu|pytorch-triton.*|triton.*|nvidia-.*|cuda-.*|intel-.*|onemkl-.*|oneccl.*|dpcpp-.*|tcmlib|umf|mkl|tbb|impi-rt")
-    all_ = entries(text)
-    first = [entry for name, entry in all_.items() if heavy.fullmatch(name)]
-    return "".join(first), "".join(entry for name, entry in all_.items() if not heavy.fullmatch(name))
+    heavy = {name: bool(_RUNTIME.fullmatch(name)) for name in entries(text)}
+    parts = [[entry for name, entry in entries(text).items() if heavy[name] is first] for first in (True, False)]
+    return "".join(parts[0]), "".join(parts[1])
 
 
 def inputs(pins: Mapping[str, str], own: list[str]) -> str:
@@ -101,34 +102,52 @@ def _metadata(torch_from: str) -> str:
     return text + ((common / "vendor-torch.toml").read_text(encoding="utf-8") if torch_from == "base" else "")
 
 
-def resolve(stack: Stack, pins: Mapping[str, str], platform: str, previous: str | None = None) -> str:
-    """The text of a lock, resolved against the indexes that pip uses on this machine. Metadata only, nothing is installed.
+def resolve(matrix: Matrix, stack: Stack, flavor: Flavor, platform: str, previous: str | None = None) -> str:
+    """The text of a lock, resolved against the indexes that pip uses on this machine, then with the vendor's index that the row
+    names. Metadata only, nothing is installed.
 
     `previous`: a lock whose versions are kept where they still fit. Raises MatrixError with the resolver's reason.
     """
+    pins = matrix.packages(stack, flavor)
+    places = [None, *([matrix.indexes[stack.index].url] if stack.index else [])]
+    reasons = []
+    for place in places:
+        try:
+            text = _compile(stack, pins, platform, previous, place)
+        except MatrixError as error:
+            reasons.append(error.message)
+            continue
+        wrong = problems(text, pins, stack)
+        if not wrong:
+            return text
+        reasons.append("; ".join(wrong))
+    raise MatrixError(f"no lock for {stack.id} on {platform}: " + "; then, with the row's own index: ".join(reasons), "fl images list")
+
+
+def _compile(stack: Stack, pins: Mapping[str, str], platform: str, previous: str | None, index: str | None) -> str:
+    """Runs the resolver in a folder of its own, so that no project file around has a say."""
     from uv import find_uv_bin
 
     from fl import pip_config, wheel
 
+    told = {"UV_PYTHON_DOWNLOADS": "never", **pip_config.uv_environment(os.environ)}
+    if index is not None:
+        told |= {"UV_EXTRA_INDEX_URL": f"{index} {told.get('UV_EXTRA_INDEX_URL', '')}".strip(), "UV_INDEX_STRATEGY": "unsafe-best-match"}
+    command = [find_uv_bin(), "pip", "compile", "--quiet", "--config-file", "uv.toml", "--generate-hashes", "--no-header", "--no-annotate"]
+    command += ["--python-version", stack.python, "--python-platform", _PYTHON_PLATFORM[platform], *pip_config.uv_flags(os.environ)]
+    if stack.torch_from == "base":
+        command += [word for package in sorted(_VENDOR) for word in ("--no-emit-package", package)]
     with tempfile.TemporaryDirectory(prefix="fl-lock-") as name:
         folder = Path(name)
         (folder / "in.txt").write_text(inputs(pins, wheel.requirements()), encoding="utf-8")
         (folder / "uv.toml").write_text(_metadata(stack.torch_from), encoding="utf-8")
         if previous is not None:
             (folder / "lock.txt").write_text(previous, encoding="utf-8")
-        command = [find_uv_bin(), "pip", "compile", "--quiet", "--config-file", "uv.toml", "--generate-hashes", "--no-header", "--no-annotate"]
-        command += ["--python-version", stack.python, "--python-platform", _PYTHON_PLATFORM[platform], *pip_config.uv_flags(os.environ)]
-        if stack.torch_from == "base":
-            command += [word for package in sorted(_VENDOR) for word in ("--no-emit-package", package)]
-        environment = {**os.environ, **pip_config.uv_environment(os.environ), "UV_PYTHON_DOWNLOADS": "never"}
-        done = subprocess.run([*command, "in.txt", "-o", "lock.txt"], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        command += ["in.txt", "-o", "lock.txt"]
+        done = subprocess.run(command, cwd=folder, env={**os.environ, **told}, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise MatrixError(f"no lock for {stack.id} on {platform}: {_reason(done.stderr)}", "fl images lock --help")
-        text = (folder / "lock.txt").read_text(encoding="utf-8")
-    wrong = problems(text, pins, stack.torch_from)
-    if wrong:
-        raise MatrixError(f"no lock for {stack.id} on {platform}: " + "; ".join(wrong))
-    return text
+            raise MatrixError(_reason(done.stderr))
+        return (folder / "lock.txt").read_text(encoding="utf-8")
 
 
 def _reason(stderr: str) -> str:

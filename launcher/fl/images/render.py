@@ -1,0 +1,58 @@
+"""Dockerfiles, one for each stack and flavor. Offline, and the same bytes every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from fl import paths
+
+if TYPE_CHECKING:
+    from fl.matrix import Matrix, Stack
+
+FLAVORS: Final = ("train",)
+"""Flavors that have a template."""
+
+
+def base(stack: Stack) -> str:
+    """What FROM names: with its digest where the row states one."""
+    return f"{stack.base.image}@{stack.base.digest}" if stack.base.digest else stack.base.image
+
+
+def nvidia_require(stack: Stack) -> str:
+    """The row's driver range as the container runtime reads it: `>=525.60.13,<600` is `driver>=525.60.13,driver<600`."""
+    parts = stack.hosts.driver.get("nvidia", "").split(",")
+    return ",".join(f"driver{part.strip()}" for part in parts if part.strip())
+
+
+def title(stack: Stack, packages: dict[str, str]) -> str:
+    """One line for people."""
+    runtime = " ".join(f"{name.upper()} {version}" for name, version in sorted(stack.runtime.items()))
+    return ", ".join(part for part in (runtime, f"torch {packages['torch']}", f"Python {stack.python}") if part)
+
+
+def dockerfile(matrix: Matrix, stack: Stack, flavor: str = "train", base_image: str | None = None) -> str:
+    """The text of a Dockerfile; `base_image` replaces what FROM names."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(paths.IMAGES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    packages = matrix.packages(stack, "train")
+    return environment.get_template(f"{stack.lane}/Dockerfile.j2").render(
+        stack=stack,
+        flavor=flavor,
+        packages=packages,
+        base=base_image or base(stack),
+        title=title(stack, packages),
+        nvidia_require=nvidia_require(stack),
+    )
+
+
+def filename(stack: Stack, flavor: str = "train") -> Path:
+    """Where `fl images render --output DIR` puts it, under DIR."""
+    return Path(stack.lane) / f"{stack.id}.{flavor}.Dockerfile"
