@@ -18,6 +18,8 @@ class Lane(Protocol):
     """The vendor's name, for messages."""
     DRIVER: str | None
     """Key of its driver in `Hardware.drivers`."""
+    EXCLUSIVE: bool
+    """True where a device that is in use cannot be shared: busy ones are left out by default."""
 
     def detect(self, host: Host) -> Detection:
         """Devices of this vendor, its driver and what is wrong. Never raises on malformed input."""

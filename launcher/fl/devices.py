@@ -1,0 +1,195 @@
+"""Which lane, and which of its devices, a run gets. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Final
+
+from fl.errors import HardwareError
+from fl.hardware import Accelerator, Hardware, LaneName, Problem, names
+from fl.lanes import LANES
+
+_COUNT: Final = re.compile(r"count:(\d{1,4})")
+_BDF: Final = re.compile(r"(?:([0-9a-fA-F]{1,8}):)?([0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7])")
+
+
+def choose_lane(hardware: Hardware, requested: str = "auto") -> LaneName:
+    """`auto`: the one lane with usable devices; the cpu lane only when no accelerator is present. HardwareError otherwise."""
+    if requested == "auto":
+        return _auto(hardware)
+    lane = next((name for name in LANES if name == requested), None)
+    if lane is None:
+        near = get_close_matches(requested, ["auto", *LANES], 1)
+        raise HardwareError(
+            f"--hw {requested}: there is no such lane", f"--hw {near[0]}" if near else f"--hw {' | '.join(('auto', *LANES))}"
+        )
+    if LANES[lane].DRIVER is None:
+        return lane
+    if not hardware.of_lane(lane):
+        others = [other for other in LANES if hardware.of_lane(other)]
+        found = (
+            f"this machine has {', '.join(names(hardware.of_lane(other)) for other in others)}"
+            if others
+            else "this machine has no accelerator"
+        )
+        reason = next((problem for problem in hardware.problems if problem.lane == lane), None)
+        raise HardwareError(
+            f"--hw {lane}: no {LANES[lane].TITLE} device found; {found}" + (f" ({reason.message})" if reason else ""),
+            "\n".join([*([reason.remedy] if reason and reason.remedy else []), f"--hw {others[0] if others else 'cpu'}", "fl hw"]),
+        )
+    if not any(a.usable is not False for a in hardware.of_lane(lane)):
+        raise _unusable(hardware, [lane])
+    return lane
+
+
+def _auto(hardware: Hardware) -> LaneName:
+    present = [lane for lane in LANES if hardware.of_lane(lane)]
+    if not present:
+        return next(lane for lane, module in LANES.items() if module.DRIVER is None)
+    sure = [lane for lane in present if any(a.usable for a in hardware.of_lane(lane))]
+    usable = sure or [lane for lane in present if any(a.usable is None for a in hardware.of_lane(lane))]
+    if not usable:
+        raise _unusable(hardware, present)
+    if len(usable) > 1:
+        told = " and ".join(f"{lane}: {names([a for a in hardware.of_lane(lane) if a.usable is not False])}" for lane in usable)
+        raise HardwareError(
+            f"--hw auto: this machine has usable devices of several lanes, {told}", "\n".join(f"--hw {lane}" for lane in (*usable, "cpu"))
+        )
+    return usable[0]
+
+
+def _unusable(hardware: Hardware, lanes: Sequence[LaneName]) -> HardwareError:
+    found = names([a for lane in lanes for a in hardware.of_lane(lane)])
+    reasons = _reasons(hardware, lanes)
+    why = "; ".join(problem.message for problem in reasons) or "its driver or its device nodes are not there"
+    remedies = [problem.remedy for problem in reasons if problem.remedy] or ["fl hw"]
+    return HardwareError(
+        f"{found} {'is' if len(found.split(', ')) == 1 else 'are'} present but cannot be used: {why}", "\n".join([*remedies, "--hw cpu"])
+    )
+
+
+def _reasons(hardware: Hardware, lanes: Sequence[LaneName]) -> list[Problem]:
+    of_lanes = [problem for problem in hardware.problems if problem.lane in lanes]
+    return [problem for problem in of_lanes if problem.severity == "error"] or of_lanes
+
+
+def choose_devices(hardware: Hardware, lane: LaneName, spec: str | None = None) -> tuple[tuple[Accelerator, ...], tuple[str, ...]]:
+    """(devices, notes). `spec`: indices (`0,2`, `0-3`), UUIDs, PCI addresses, `free`, `count:N`; None: every usable one.
+
+    A busy device is taken with a note, on a lane whose devices are exclusive it is left out. HardwareError for what is not there or not usable.
+    """
+    module, devices = LANES[lane], hardware.of_lane(lane)
+    if module.DRIVER is None:
+        if spec:
+            raise HardwareError(f"--devices {spec}: the {lane} lane has no devices to choose from", "Leave --devices out.")
+        return (), ()
+    usable = tuple(a for a in devices if a.usable is not False)
+    if not usable:
+        raise _unusable(hardware, [lane]) if devices else HardwareError(f"no {module.TITLE} device found", "fl hw")
+    if spec is None:
+        return _default(usable, devices, module.EXCLUSIVE)
+    if spec == "free":
+        free = tuple(a for a in usable if not a.busy)
+        if not free:
+            raise HardwareError(f"--devices free: all {len(usable)} devices of the lane {lane} are busy", "Wait, or name one: --devices 0")
+        return free, _unknown_load(free)
+    if match := _COUNT.fullmatch(spec):
+        return _counted(int(match[1]), usable, module.EXCLUSIVE, lane)
+    return _named(spec, devices, module.EXCLUSIVE, hardware, lane)
+
+
+def _default(
+    usable: tuple[Accelerator, ...], devices: tuple[Accelerator, ...], exclusive: bool
+) -> tuple[tuple[Accelerator, ...], tuple[str, ...]]:
+    notes = [f"{_list(left)} left out: not usable" for left in [[a for a in devices if a.usable is False]] if left]
+    busy = [a for a in usable if a.busy]
+    if not exclusive:
+        return usable, (
+            *notes,
+            *([f"{_list(busy)} busy: other processes run there (`--devices free` leaves busy ones out)"] if busy else []),
+        )
+    free = tuple(a for a in usable if not a.busy)
+    if not free:
+        raise HardwareError(
+            f"all devices are busy ({_list(busy)}), and a device of this lane cannot be shared",
+            "Stop what runs there: `fl ps`, or the vendor's tool.",
+        )
+    return free, (*notes, *([f"{_list(busy)} left out: busy, and a device of this lane cannot be shared"] if busy else []))
+
+
+def _counted(
+    count: int, usable: tuple[Accelerator, ...], exclusive: bool, lane: LaneName
+) -> tuple[tuple[Accelerator, ...], tuple[str, ...]]:
+    """Free devices first, then those whose load is not known, busy ones last (and never on an exclusive lane)."""
+    pool = [a for a in usable if not (exclusive and a.busy)]
+    if not 0 < count <= len(pool):
+        raise HardwareError(
+            f"--devices count:{count}: the lane {lane} has {len(pool)} devices to give", f"--devices count:{len(pool)}" if pool else "fl hw"
+        )
+    ranked = sorted(pool, key=lambda a: (a.busy is True, a.busy is None, a.index))[:count]
+    chosen = tuple(sorted(ranked, key=lambda a: a.index))
+    return chosen, _busy_notes(chosen)
+
+
+def _named(
+    spec: str, devices: tuple[Accelerator, ...], exclusive: bool, hardware: Hardware, lane: LaneName
+) -> tuple[tuple[Accelerator, ...], tuple[str, ...]]:
+    chosen: list[Accelerator] = []
+    for word in [word for part in spec.split(",") for word in _spread(part.strip())]:
+        device = _find(word, devices)
+        if device is None:
+            offered = ", ".join(str(a.index) for a in devices)
+            known = [identifier for a in devices for identifier in (a.uuid, a.pci) if identifier]
+            near = get_close_matches(word, known, 1, 0.8)
+            raise HardwareError(
+                f"--devices {spec}: there is no {lane} device {word!r}; there are {offered}"
+                + (f" (did you mean {near[0]}?)" if near else ""),
+                f"--devices {devices[0].index}, a UUID, a PCI address, free, or count:N",
+            )
+        if device.usable is False:
+            reasons = _reasons(hardware, [lane])
+            raise HardwareError(
+                f"--devices {spec}: device {device.index} ({device.name or device.pci}) cannot be used: "
+                + ("; ".join(problem.message for problem in reasons) or "see its evidence in `fl hw --json`"),
+                "\n".join(problem.remedy for problem in reasons if problem.remedy) or "fl hw",
+            )
+        if exclusive and device.busy:
+            raise HardwareError(
+                f"--devices {spec}: device {device.index} is busy, and a device of this lane cannot be shared", "--devices free"
+            )
+        if device not in chosen:
+            chosen.append(device)
+    return tuple(chosen), _busy_notes(chosen)
+
+
+def _spread(word: str) -> list[str]:
+    """`0-3` → 0, 1, 2, 3."""
+    match = re.fullmatch(r"(\d{1,4})-(\d{1,4})", word)
+    return [str(n) for n in range(int(match[1]), int(match[2]) + 1)] if match and int(match[1]) <= int(match[2]) else [word]
+
+
+def _find(word: str, devices: Sequence[Accelerator]) -> Accelerator | None:
+    if word.isascii() and word.isdigit():
+        return next((a for a in devices if a.index == int(word)), None)
+    if match := _BDF.fullmatch(word):
+        address = f"{int(match[1] or '0', 16):04x}:{match[2].lower()}"
+        return next((a for a in devices if a.pci == address), None)
+    found = [a for a in devices if word and a.uuid and a.uuid.lower().startswith(word.lower())]
+    exact = [a for a in found if a.uuid == word]
+    return exact[0] if exact else found[0] if len(found) == 1 else None
+
+
+def _busy_notes(chosen: Sequence[Accelerator]) -> tuple[str, ...]:
+    busy = [a for a in chosen if a.busy]
+    return (f"{_list(busy)} busy: other processes run there",) if busy else ()
+
+
+def _unknown_load(chosen: Sequence[Accelerator]) -> tuple[str, ...]:
+    unknown = [a for a in chosen if a.busy is None]
+    return (f"{_list(unknown)}: whether other processes run there cannot be told",) if unknown else ()
+
+
+def _list(devices: Sequence[Accelerator]) -> str:
+    return f"device{'s' if len(devices) > 1 else ''} {', '.join(str(a.index) for a in devices)}"

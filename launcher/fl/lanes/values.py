@@ -1,0 +1,62 @@
+"""Reading single values out of text that others wrote: bounded, and None where it says nothing."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from fl.ui import clean
+
+_NOTHING: Final = re.compile(
+    r"\[?(n/?a|none|null|unknown|unknown error|x+|not available.*|\[?not supported\]?|insufficient permissions|requested functionality.*|deprecated.*|-|err!)\]?",
+    re.I,
+)
+_VERSION: Final = re.compile(r"v?(\d{1,6}(?:\.[0-9A-Za-z]{1,12}){1,5})(?=\s|$)")
+_BDF: Final = re.compile(r"(?:([0-9a-fA-F]{1,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])")
+_HEX: Final = re.compile(r"(?:0x)?([0-9a-fA-F]{1,16})")
+_MEMORY: Final = re.compile(r"(\d{1,9})(?:\.\d{1,6})?\s*(?:MiB|MB)?")
+_MEMORY_ANY: Final = 1 << 30
+
+
+def known(text: str | None, limit: int = 200) -> str | None:
+    """The text without control characters; None for empty, masked and not-available values."""
+    value = clean(" ".join((text or "").split()))[:limit]
+    return None if not value or _NOTHING.fullmatch(value) else value
+
+
+def whole(text: str | None, limit: int = 20) -> int | None:
+    """A decimal number of at most `limit` digits."""
+    value = (text or "").strip()
+    return int(value) if value.isascii() and value.isdigit() and len(value) <= limit else None
+
+
+def hexadecimal(text: str | None) -> int | None:
+    """A number such as `0x2330`, at most 64 bits."""
+    match = _HEX.fullmatch((text or "").strip())
+    return int(match[1], 16) if match else None
+
+
+def mebibytes(text: str | None) -> int | None:
+    """`81559 MiB` → 81559; zero is no size."""
+    match = _MEMORY.fullmatch((text or "").strip())
+    value = int(match[1]) if match else 0
+    return value if 0 < value < _MEMORY_ANY else None
+
+
+def version(text: str | None) -> str | None:
+    """The version that a text starts with: `610.57.04 [Deprecated …]` → `610.57.04`."""
+    match = _VERSION.match((text or "").strip())
+    return match[1] if match else None
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """A version's numeric parts, for comparing: `25.5.0` → (25, 5, 0)."""
+    return tuple(int(part) for part in re.findall(r"\d{1,9}", text))
+
+
+def bdf(text: str | None) -> str | None:
+    """A PCI address as Linux writes it: `00000000:2D:00.0` → `0000:2d:00.0`."""
+    match = _BDF.fullmatch((text or "").strip())
+    if not match:
+        return None
+    return f"{int(match[1] or '0', 16):04x}:{match[2].lower()}:{match[3].lower()}.{match[4]}"
