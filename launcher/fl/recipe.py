@@ -101,7 +101,7 @@ def parse(raw: bytes, *, file: str, path: str = "", overrides: Sequence[str] = (
 def _override(document: Document, places: dict[str, str], text: str) -> None:
     name, equals, value = text.partition("=")
     name = name.strip()
-    if not equals or not name:
+    if not equals or not name or not text.isprintable():
         raise UsageError(f"{text!r} is not an override: wanted KEY=VALUE.", "fl run RECIPE learning_rate=1e-4 fl.hw=cpu")
     target = document.values
     *parents, last = name.split(".")
@@ -172,6 +172,8 @@ def _depending(values: dict[str, Any], notes: dict[str, KeyNote]) -> tuple[dict[
             drop(old, f"{new} is set as well, and wins")
         elif old in kept:
             kept[new] = kept.pop(old)
+    if isinstance(kept.get("fsdp"), list):
+        told["fsdp"] = replace(told["fsdp"], verdict="translated", note="→ one text")
     if kept.get("neat_packing") and "packing" not in kept:
         told["neat_packing"] = replace(told["neat_packing"], note="turns packing on")
     return kept, told

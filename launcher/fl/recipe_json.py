@@ -37,6 +37,10 @@ def load_json(text: str, name: str) -> Document:
     if not isinstance(top, dict):
         raise RecipeError(f"{name}:1:1: a recipe is a mapping of keys to values, this file holds a JSON {type(top).__name__}.")
     check_depth(top, name)
+    try:
+        json.dumps(top, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise RecipeError(f"{name}: holds half of a surrogate pair (\\ud800 to \\udfff), which is no character.") from None
     places = {key: _places(text, key, name)[0] for key in top}
     launcher = top.get("fl")
     if isinstance(launcher, dict):

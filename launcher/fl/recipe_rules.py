@@ -125,4 +125,17 @@ def _evaluation(get: Get) -> Iterator[tuple[str, str]]:
         yield "early_stopping_steps", "needs an evaluation: set eval_strategy"
 
 
-RULES: Final[tuple[Rule, ...]] = (_work, _stage, _data, _weights, _numbers, _evaluation)
+def _shapes(get: Get) -> Iterator[tuple[str, str]]:
+    """Values of several types, which the table of keys cannot describe."""
+    for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        options = get(name)
+        if options is not None and (not isinstance(options, dict) or set(options) - {"use_reentrant"}):
+            yield name, "only {use_reentrant: true} or {use_reentrant: false}"
+    if not isinstance(get("resume_from_checkpoint"), str | bool | None):
+        yield "resume_from_checkpoint", "wanted a checkpoint folder, or true for the last one of output_dir"
+    fsdp = get("fsdp")
+    if not isinstance(fsdp, str | bool | list | None) or (isinstance(fsdp, list) and not all(isinstance(item, str) for item in fsdp)):
+        yield "fsdp", "wanted true, or options such as `full_shard auto_wrap`"
+
+
+RULES: Final[tuple[Rule, ...]] = (_work, _stage, _data, _weights, _numbers, _evaluation, _shapes)

@@ -134,7 +134,7 @@ def _mapping(value: object) -> dict[str, Any] | str:
 
 
 def _any(value: object) -> object:
-    return value
+    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
 
 
 _READ: Final[dict[Kind, Callable[[object], object]]] = {

@@ -41,6 +41,12 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(paths.recipes().rglob("*")) if path.suffix in (".yaml", ".yml")}
 
 
+def title(path: Path) -> str:
+    """The first line of a recipe, which says what it is."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline(500).strip().lstrip("# ").rstrip(".")
+
+
 def find(source: str, cwd: Path) -> tuple[Path, bool]:
     """(path, shipped) of a recipe. A file wins over a shipped name only when written with a suffix or a slash."""
     shipped = shipped_recipes()
@@ -48,7 +54,7 @@ def find(source: str, cwd: Path) -> tuple[Path, bool]:
         return shipped[source], True
     path = absolute(source, cwd)
     if path.is_file() or (path.exists() and not path.is_dir()):
-        return path, False
+        return path, path.is_relative_to(paths.recipes())
     if path.is_dir():
         raise RecipeError(f"{path} is a folder; a recipe is a file.", f"ls {path}")
     near = nearest(source, list(shipped)) if "/" not in source else None
@@ -72,7 +78,7 @@ def resolve(
     converted: str | None = None,
     threads: int | None = None,
 ) -> Config:
-    """The whole config. Relative paths start from `cwd`, those of a shipped recipe's data from its folder. `output_dir`: instead of its own."""
+    """The whole config. Relative paths start from `cwd`, those of shipped data from the recipe. `output_dir` wins over its own."""
     from fl.resolve_data import check_files, datasets
     from fl_trainers.config import Config, Run
 

@@ -1,0 +1,100 @@
+"""What a recipe means on every lane, before anything runs. Opens neither model nor data. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+from fl.errors import RecipeError
+from fl.hardware import LaneName
+from fl.matrix import Matrix, Stack
+from fl.portability import Precision, adapt
+from fl.recipe import Recipe
+from fl.resolve import draft
+
+LaneVerdict = Literal["runs", "adapted", "refused"]
+LANE_NAMES: Final[tuple[LaneName, ...]] = get_args(LaneName)
+_ORDER: Final = ("stable", "lts", "edge")
+
+
+@dataclass(frozen=True, slots=True)
+class OnLane:
+    """A recipe on one lane: on the row that suits it best."""
+
+    lane: LaneName
+    verdict: LaneVerdict
+    stack: str | None
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """One value of `lanes`."""
+        return {"verdict": self.verdict, "stack": self.stack, "notes": list(self.notes)}
+
+
+def on_lanes(recipe: Recipe, matrix: Matrix) -> tuple[OnLane, ...]:
+    """Every lane's verdict."""
+    return tuple(_on_lane(recipe, matrix, lane) for lane in LANE_NAMES)
+
+
+def lane_and_stack(recipe: Recipe, matrix: Matrix) -> tuple[LaneName, str]:
+    """The row to show a config for: the recipe's own stack, or the best one of the lane it names, or of the cpu lane."""
+    if recipe.launcher.stack is not None:
+        row = matrix.stack(recipe.launcher.stack)
+        return row.lane, row.id
+    lane: LaneName = next((name for name in LANE_NAMES if name == recipe.launcher.hw), "cpu")
+    rows = _rows(matrix, lane)
+    return lane, rows[0].id if rows else "none"
+
+
+def _rows(matrix: Matrix, lane: LaneName) -> list[Stack]:
+    return sorted((s for s in matrix.stacks if s.lane == lane and s.status in _ORDER), key=lambda s: _ORDER.index(s.status))
+
+
+def _on_lane(recipe: Recipe, matrix: Matrix, lane: LaneName) -> OnLane:
+    rows = _rows(matrix, lane)
+    named = recipe.launcher.stack
+    if named is not None and any(row.id == named for row in rows):
+        rows = [row for row in rows if row.id == named]
+    if recipe.refused:
+        return OnLane(lane, "refused", None, ("the recipe has keys that are refused",))
+    if not rows:
+        return OnLane(lane, "refused", None, ("the matrix has no stack of this lane",))
+    verdicts = [_on_row(recipe, matrix, row) for row in rows]
+    return next((v for v in verdicts if v.verdict != "refused"), verdicts[0])
+
+
+def _on_row(recipe: Recipe, matrix: Matrix, row: Stack) -> OnLane:
+    # A row that names no chips runs on the processor, which has no fp16; whether it has bf16 is known on the machine only
+    numbers = Precision(fp16=None if row.hosts.arches else False)
+    config = draft(recipe, lane=row.lane, stack=row.id)
+    try:
+        _, adaptations = adapt(config, row, numbers, packages=matrix.packages(row), stacks=matrix.stacks)
+    except RecipeError as error:
+        return OnLane(row.lane, "refused", row.id, (error.message,))
+    notes = [f"{a.key}: {_text(a.before)} → {_text(a.after)} ({a.effect}): {a.reason}" for a in adaptations]
+    if any(config.training.arguments.get(key) for key in ("bf16", "bf16_full_eval")) or config.method.pure_bf16:
+        notes.append("bf16 becomes fp32 on a device that has no fast bf16")
+    return OnLane(row.lane, "adapted" if adaptations else "runs", row.id, tuple(notes))
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def to_json(recipe: Recipe, lanes: tuple[OnLane, ...]) -> dict[str, Any]:
+    """The document of `fl recipe check --json`."""
+    return {
+        "recipe": recipe.path,
+        "keys": [{"key": n.key, "value": _plain(n.value), "verdict": n.verdict, "note": n.note} for n in recipe.keys],
+        "lanes": {lane.lane: lane.to_json() for lane in lanes},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it: YAML knows `.inf` and `.nan`, JSON does not."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
