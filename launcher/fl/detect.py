@@ -27,7 +27,7 @@ def open_host(replay: Path | None = None, patience: float = PATIENCE, environmen
 
 
 def detect(host: Host) -> Hardware:
-    """Every accelerator of every vendor, the processor, the drivers and what is wrong. Lanes ask their drivers at the same time on a live host."""
+    """Every accelerator, the processor, the drivers and what is wrong. On a live host lanes ask their drivers at the same time."""
     begin = time.monotonic()
     found = _all(host)
     cpu = processor(host)

@@ -78,7 +78,8 @@ def _reasons(hardware: Hardware, lanes: Sequence[LaneName]) -> list[Problem]:
 def choose_devices(hardware: Hardware, lane: LaneName, spec: str | None = None) -> tuple[tuple[Accelerator, ...], tuple[str, ...]]:
     """(devices, notes). `spec`: indices (`0,2`, `0-3`), UUIDs, PCI addresses, `free`, `count:N`; None: every usable one.
 
-    A busy device is taken with a note, on a lane whose devices are exclusive it is left out. HardwareError for what is not there or not usable.
+    A busy device is taken with a note, on a lane whose devices are exclusive it is left out. HardwareError for what is not there
+    or not usable.
     """
     module, devices = LANES[lane], hardware.of_lane(lane)
     if module.DRIVER is None:

@@ -1,7 +1,7 @@
 """The only door to the machine: files, folders, device nodes, commands. What cannot be had is a value, never an exception.
 
-Three kinds: `LiveHost` (this machine), `RecordingHost` (host_record.py: this machine, written down), `ReplayHost` (host_replay.py: a record;
-nothing is executed). Paths are absolute, as on that host.
+Three kinds: `LiveHost` (this machine), `RecordingHost` (host_record.py: this machine, written down), `ReplayHost`
+(host_replay.py: a record; nothing is executed). Paths are absolute, as on that host.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Protocol
@@ -43,7 +44,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a command did. `missing`: not installed; `unrecorded`: a record does not have this call; `slow`: killed, it had no answer in time."""
+    """What a command did. `missing`: not installed; `unrecorded`: a record lacks this call; `slow`: killed, no answer in time."""
 
     state: RanState
     returncode: int | None = None
@@ -230,10 +231,8 @@ def _collect(pipe: object, outputs: list[bytes], number: int) -> None:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def environment_replay(environment: Mapping[str, str]) -> Path | None:

@@ -1,4 +1,7 @@
-"""AMD's PCI device ids → product name and gfx target, where the kernel's own files do not say. Source: the public PCI id repository, ROCm's GPU list."""
+"""AMD's PCI device ids → product name and gfx target, where the kernel's own files do not say.
+
+Source: the public PCI id repository, ROCm's GPU list.
+"""
 
 from __future__ import annotations
 

@@ -157,19 +157,16 @@ def _accelerators(facts: Facts) -> list[Accelerator]:
     by_address = {device.bdf: device for device in facts.devices}
     claimed = {npu.pci for npu in by_index.values() if npu.pci}
     spare = [device for device in facts.devices if device.bdf not in claimed]
-    unknown = [index for index in indices if index not in by_index or (by_index[index].pci is None and facts.devices)]
+    loose = [index for index in indices if index not in by_index or by_index[index].pci is None]
+    # Which chip of the bus a file without a bus address belongs to can be told only when there is one of each.
+    paired = {loose[0]: spare[0]} if len(loose) == len(spare) == 1 else {}
     found = []
     for index in indices:
         npu = by_index.get(index)
-        device = by_address.get(npu.pci or "") if npu else None
-        if device is None and index in unknown and len(unknown) == len(spare) == 1:
-            device = spare.pop()
+        device = by_address.get(npu.pci) if npu and npu.pci else paired.get(index)
         found.append(_accelerator(facts, index, files.get(index), npu, device))
-    left = spare[len([index for index in unknown if index in files]) :] if len(unknown) != 1 or spare else []
     free = (number for number in range(10000) if number not in indices)
-    if not unknown:
-        left = spare
-    return found + [_accelerator(facts, number, None, None, device) for number, device in zip(free, left)]  # noqa: B905 - free is endless
+    return found + [_accelerator(facts, next(free), None, None, device) for device in spare[len(loose) :]]
 
 
 def _accelerator(facts: Facts, index: int, path: str | None, npu: NpuReport | None, device: PciDevice | None) -> Accelerator:

@@ -116,7 +116,7 @@ def _memory(host: Host) -> int | None:
 
 
 def _folders(host: Host, controller: str) -> list[str]:
-    """This process's cgroup and those above it, as seen from here; in a container's own namespace the path may not exist, then the root counts."""
+    """This process's cgroup and those above it, as seen from here; in a container only the root may exist."""
     path = ""
     for line in (host.read("/proc/self/cgroup").text or "").splitlines()[:64]:
         _, _, rest = line.partition(":")

@@ -28,6 +28,7 @@ def group_grants(paths: Sequence[str], hardware: Hardware, engine: EngineFacts, 
         return GroupGrants(groups=gids)
     if engine.name == "podman" and engine.crun:
         return GroupGrants(flags=("--group-add=keep-groups",))
+    without = "" if engine.name == "docker" else " without crun"
     listed = ", ".join(str(gid) for gid in gids)
     return GroupGrants(
         problems=(
@@ -35,7 +36,7 @@ def group_grants(paths: Sequence[str], hardware: Hardware, engine: EngineFacts, 
                 code="no-permission",
                 severity="error",
                 lane=lane,
-                message=f"the device nodes belong to group {listed}, and rootless {engine.name}{'' if engine.name == 'docker' else ' without crun'} cannot pass it",
+                message=f"the device nodes belong to group {listed}, and rootless {engine.name}{without} cannot pass it",
                 remedy="Use `--engine podman` with crun, the rootful engine, or `--engine host`.",
             ),
         )

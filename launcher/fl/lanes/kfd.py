@@ -1,4 +1,4 @@
-"""AMD's KFD topology in /sys: one folder a node, CPUs and GPUs (and GPU partitions) alike. Nodes are in numeric order, as HIP counts them."""
+"""AMD's KFD topology in /sys: one folder a node, CPUs, GPUs and GPU partitions alike, in numeric order as HIP counts them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHIFT: Final = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KfdNode:
-    """A node that is or may be a GPU. `refused`: reading it fails (another container's device, no permission); `garbage`: it cannot be parsed."""
+    """A node that is or may be a GPU. `refused`: reading it fails (another container's device); `garbage`: it cannot be parsed."""
 
     number: int
     state: Literal["gpu", "refused", "garbage"]

@@ -1,4 +1,7 @@
-"""`npu-smi info`: a table made for eyes, there is no JSON. Two rows a chip; columns move with the generation. Pure parser of untrusted text."""
+"""`npu-smi info`: a table made for eyes, there is no JSON. two rows a chip, and columns move.
+
+Pure parser of untrusted text.
+"""
 
 from __future__ import annotations
 

@@ -200,7 +200,10 @@ def _text_gpu(index: int, gpu: dict[str, list[str]]) -> GpuReport:
     sizes = gpu.get("MIG Device/Shared FB Memory Usage/Total", gpu.get("MIG Device/FB Memory Usage/Total", []))
     complete = len(numbers) == len(instances) == len(sizes)
     migs = (
-        [MigReport(number=whole(n, 3) or 0, instance=whole(i, 4), memory_mib=mebibytes(m)) for n, i, m in zip(numbers, instances, sizes)]
+        [
+            MigReport(number=whole(n, 3) or 0, instance=whole(i, 4), memory_mib=mebibytes(m))
+            for n, i, m in zip(numbers, instances, sizes, strict=True)
+        ]
         if complete
         else []
     )

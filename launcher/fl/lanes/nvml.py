@@ -1,4 +1,7 @@
-"""Asks NVML and prints one JSON object. Run as a child process (`python -m fl.lanes.nvml`), because the driver may hang: then it is killed."""
+"""Asks NVML and prints one JSON object. Run as a child process (`python -m fl.lanes.nvml`), because the driver may hang.
+
+Then it is killed.
+"""
 
 from __future__ import annotations
 

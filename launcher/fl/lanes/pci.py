@@ -42,14 +42,14 @@ class PciDevice:
 
 def scan(host: Host) -> tuple[PciDevice, ...]:
     """All display controllers and processing accelerators, in bus order."""
-    return _scan(host)
+    return _scan(cast("Hashable", host))
 
 
 @lru_cache(maxsize=1)
 def _scan(host: Hashable) -> tuple[PciDevice, ...]:
     """Read once for all lanes; a host object is one look at a machine."""
     machine = cast("Host", host)
-    found = [device for name in host.names(_ROOT) if (device := _device(machine, name)) is not None]
+    found = [device for name in machine.names(_ROOT) if (device := _device(machine, name)) is not None]
     return tuple(sorted(found, key=lambda device: device.place))
 
 

@@ -234,13 +234,14 @@ def _problems(
     used = [path for a in accelerators for path in (_KFD, *a.nodes)]
     closed = sorted({path for path in used if path in nodes and nodes[path].openable is False})
     if closed:
+        more = f" and {len(closed) - 1} more" if len(closed) > 1 else ""
         gids = sorted({nodes[path].gid for path in closed})
         found.append(
             _problem(
                 "no-permission",
                 "error",
-                f"{closed[0]}{f' and {len(closed) - 1} more' if len(closed) > 1 else ''} cannot be opened ({nodes[closed[0]].error or 'refused'})",
-                f"Join the group that owns it (gid {', '.join(map(str, gids))}, often render): `sudo usermod -aG render $USER`, then log in again.",
+                f"{closed[0]}{more} cannot be opened ({nodes[closed[0]].error or 'refused'})",
+                f"Join the group that owns it (gid {', '.join(map(str, gids))}, often render): `sudo usermod -aG render $USER`, log in again.",
             )
         )
     absent = sorted({path for path in used if path not in nodes})

@@ -1,4 +1,7 @@
-"""amd-smi (JSON) and rocm-smi (JSON, block text): asked where the kernel's KFD files are missing or say too little. Pure parsers but for `ask`."""
+"""amd-smi (JSON) and rocm-smi (JSON, block text): asked where the kernel's KFD files are missing or say too little.
+
+Pure parsers but for `ask`.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ from typing import Final
 from fl.ui import clean
 
 _NOTHING: Final = re.compile(
-    r"\[?(n/?a|none|null|unknown|unknown error|x+|not available.*|\[?not supported\]?|insufficient permissions|requested functionality.*|deprecated.*|-|err!)\]?",
+    r"\[?(n/?a|none|null|unknown|unknown error|x+|not available.*|\[?not supported\]?|insufficient permissions"
+    r"|requested functionality.*|deprecated.*|-|err!)\]?",
     re.I,
 )
 _VERSION: Final = re.compile(r"v?(\d{1,6}(?:\.[0-9A-Za-z]{1,12}){1,5})(?=\s|$)")
