@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from fl import __version__, paths, plan, select
 from fl.errors import EngineError, ImageError, MatrixError
@@ -49,18 +49,18 @@ class Question:
     chosen: tuple[Accelerator, ...]
     lane: LaneName
     model_type: str | None
-    features: frozenset[str]
     options: Options
     stack: str | None
     image: str | None
     registry: str | None
 
-    def choose(self, engine: EngineName | None, pythons: frozenset[str] | None) -> select.Choice:
+    def choose(self, engine: EngineName, pythons: frozenset[str] | None = None, own_interpreter: bool = False) -> select.Choice:
         """The row for an engine."""
         needs = select.Needs(
-            platform=self.hardware.platform, engine=engine, pythons=pythons, model_type=self.model_type, features=self.features
+            platform=self.hardware.platform, engine=engine, pythons=pythons, own_interpreter=own_interpreter, model_type=self.model_type
         )
-        return select.choose(self.rows, self.hardware, self.chosen, self.lane, needs, stack_id=self.stack)
+        force = self.options.force
+        return select.choose(self.rows, self.hardware, self.chosen, self.lane, needs, stack_id=self.stack, force=force)
 
 
 def choose_engine(
@@ -80,7 +80,6 @@ def choose_engine(
         chosen=chosen,
         lane=lane,
         model_type=facts.model_type,
-        features=frozenset(),
         options=options,
         stack=options.stack or recipe.launcher.stack,
         image=options.image or recipe.launcher.image,
@@ -92,7 +91,7 @@ def choose_engine(
 
         raise UsageError(f"--python names an interpreter of this machine, --engine {name} uses its image's", "use `--engine host`")
     if name in CONTAINERS:
-        return _container(question, cast("EngineName", name), ())
+        return _container(question, name, ())
     if name == "host" or options.python is not None:
         return _host(question, ())
     if name != "auto":
@@ -147,7 +146,7 @@ def _reasons(choice: select.Choice, notes: tuple[str, ...]) -> tuple[plan.Reason
 
 
 def _container(question: Question, name: EngineName, notes: tuple[str, ...], facts: EngineFacts | None = None) -> Chosen:
-    choice = question.choose(name, None)
+    choice = question.choose(name)
     reference = question.image or tags.reference(choice.stack.id, "train", __version__, question.registry)
     remote = question.image is not None or question.registry is not None
     image = plan.Image(reference=reference, source="pull" if remote else "none" if question.hardware.replayed else "build")
@@ -180,7 +179,7 @@ def _host(question: Question, notes: tuple[str, ...]) -> Chosen:
     inside = pythons.image_interpreter()
     given = question.options.python or inside
     at_hand = None if given is not None or question.hardware.replayed else frozenset(pythons.pythons())
-    choice = question.choose("host", at_hand)
+    choice = question.choose("host", at_hand, given is not None)
     locked = lock.path(choice.stack.id, "train", question.hardware.platform)
     code = None if inside is not None else _code_folder()
     facts = EngineFacts(name="host") if question.hardware.replayed else _host_facts()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fl import mounts
@@ -26,9 +26,11 @@ _SHM_MIB = 16384
 class Box:
     """What a container is started with, beside the program."""
 
-    arguments: tuple[str, ...]
-    mounts: tuple[Mount, ...]
-    options: Mapping[str, object]
+    arguments: tuple[str, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    options: Mapping[str, object] = field(
+        default_factory=lambda: {"shm_size": None, "ipc": None, "ulimits": {}, "network": "host", "security": []}
+    )
 
 
 def identity(name: str, home: str) -> dict[str, str]:

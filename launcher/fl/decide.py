@@ -21,7 +21,7 @@ from fl.devices import choose_devices, choose_lane
 from fl.errors import RecipeError
 from fl.grants import Grants, Mount
 from fl.lanes import LANES
-from fl.resolve_model import ModelFacts, model_facts
+from fl.resolve_model import ModelFacts, absolute, locate, model_facts
 
 if TYPE_CHECKING:
     from fl.engines.pythons import Difference
@@ -123,7 +123,7 @@ def run_name(recipe: str) -> str:
 
 def _facts(recipe: Recipe) -> ModelFacts:
     name = recipe.get("model_name_or_path") or ""
-    path, kind = resolve.locate(name, Path.cwd())
+    path, kind = locate(name, Path.cwd())
     return model_facts(path, kind, name)
 
 
@@ -131,7 +131,7 @@ def _config(recipe: Recipe, run: str, lane: LaneName, stack: str, folder: Path) 
     name = recipe.get("model_name_or_path") or ""
     gguf = builtin.path(name)
     if gguf is None and name.lower().endswith(".gguf"):
-        gguf = resolve.absolute(name, Path.cwd())
+        gguf = absolute(name, Path.cwd())
     return resolve.resolve(
         recipe,
         run_name=run,
@@ -310,7 +310,7 @@ def _asked(recipe: Recipe) -> tuple[Mount, ...]:
     """Mounts of the recipe's `fl:` mapping."""
     result = []
     for path, writable in recipe.launcher.mounts:
-        place = str(resolve.absolute(path, Path.cwd()))
+        place = str(absolute(path, Path.cwd()))
         if not Path(place).exists():
             raise RecipeError(f"fl.mounts: {place} is not there", f"mkdir {place}")
         result.append(Mount(source=place, target=place, read_only=not writable))

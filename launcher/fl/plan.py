@@ -178,19 +178,19 @@ def make(request: Request) -> Plan:
     environment = base_environment(request, per_node)
     if request.engine.name == "host":
         environment |= request.visibility
-        argv, mounts, groups, options = program, (), (), {"shm_size": None, "ipc": None, "ulimits": {}, "network": "host", "security": []}
+        argv, box = program, container.Box()
     elif request.engine.name in ("docker", "podman"):
         refuse_engine(request.engine)
         environment |= dict(request.grants.environment) | container.identity(request.caller.name, f"{request.cache}/home")
         box = container.describe(request, environment)
-        argv, mounts, groups, options = (*box.arguments, *program), box.mounts, request.grants.groups, box.options
+        argv = (*box.arguments, *program)
     else:
         raise EngineError(f"this version plans for docker, podman and host, not for {request.engine.name}", "use `--engine host`")
     return Plan(
         run=request.run, lane=request.lane, stack=request.stack, engine=request.engine.name, flavor=request.flavor, image=request.image,
         accelerators=tuple(a.index for a in request.chosen),
         devices=(*request.grants.devices, *request.grants.cdi),
-        mounts=mounts, groups=groups, environment=environment, options=options, nodes=1, per_node=per_node, argv=argv,
+        mounts=box.mounts, groups=request.grants.groups, environment=environment, options=box.options, nodes=1, per_node=per_node, argv=argv,
         working_directory=request.working_directory, adaptations=request.adaptations, reasons=request.reasons,
         warnings=(*request.warnings, *request.grants.notes), problems=request.grants.problems,
         recipe_sha256=request.recipe_sha256, matrix_sha256=request.matrix_sha256, lock_sha256=request.lock_sha256, secrets=request.secrets,

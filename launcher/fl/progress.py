@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +136,7 @@ def _count(value: object) -> str:
     return f"{value:.0f}"
 
 
-def comparison(rows: list[Mapping[str, str]]) -> None:
+def comparison(rows: Sequence[Mapping[str, str]]) -> None:
     """The same prompts answered before and after training, side by side."""
     from rich.console import Console
     from rich.table import Table

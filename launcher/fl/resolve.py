@@ -87,7 +87,8 @@ def resolve(
     evaluation = datasets(recipe.get("eval_dataset") or (), recipe.get("dataset_dir"), base)
     check_files((*train, *evaluation))
     model = _model(recipe, cwd, builtin_gguf, converted)
-    check_model(model.path, model.kind, from_scratch=model.train_from_scratch)
+    if not model.name.startswith("builtin/"):  # those are fetched or made later
+        check_model(model.path, model.kind, from_scratch=model.train_from_scratch)
     check_adapters(model.adapters)
     return Config(
         run=Run(name=run_name, lane=lane, stack=stack, events=events, cache=cache, prompts=recipe.launcher.prompts, threads=threads),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,10 +44,10 @@ def run(
     RECIPE is a YAML file in LLaMA-Factory's language, or the name of a shipped one: `fl run quickstart`.
     """
     from fl.decide import Options, decide
-    from fl.detect import replay_folder
     from fl.errors import UsageError
+    from fl.host import environment_replay
 
-    replay = replay_folder(None)
+    replay = environment_replay(os.environ)
     if replay is not None and not (dry_run or print_command):
         raise UsageError(f"FL_REPLAY={replay} is a recorded machine, on which nothing can be started", "add --dry-run, or unset FL_REPLAY")
     options = Options(
@@ -106,6 +107,8 @@ def show(decision: Decision) -> None:
     for name, text in lines:
         ui.out(ui.paint(f"{name:>9}", "bold") + f"  {ui.clean(text)}")
     for reason in plan.reasons:
+        if not reason.chosen and reason.why.startswith("is for the "):
+            continue  # a row of another lane: in the JSON, not on the screen
         mark = "✓" if reason.chosen else "✗"
         ui.out(ui.paint(f"{'why':>9}", "dim") + f"  {mark} {ui.clean(reason.stack)}: {ui.clean(reason.why)}")
     for change in plan.adaptations:
