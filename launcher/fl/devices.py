@@ -90,21 +90,53 @@ def choose_devices(hardware: Hardware, lane: LaneName, spec: str | None = None) 
     if not usable:
         raise _unusable(hardware, [lane]) if devices else HardwareError(f"no {module.TITLE} device found", "fl hw")
     if spec is None:
-        return _default(usable, devices, module.EXCLUSIVE)
+        chosen, notes = _default(devices, module.EXCLUSIVE)
+        return _one_partition(chosen, notes) if not module.PARTITIONS_TOGETHER else (chosen, notes)
+    chosen, notes = _asked(spec, devices, usable, hardware, lane)
+    if not module.PARTITIONS_TOGETHER and len(chosen) > 1 and any(a.partition for a in chosen):
+        raise HardwareError(
+            f"--devices {spec}: {_list(chosen)} are {module.TITLE} partitions, and a run can use one of them: they cannot talk to each other",
+            f"--devices {chosen[0].index}",
+        )
+    return chosen, notes
+
+
+Choice = tuple[tuple[Accelerator, ...], tuple[str, ...]]
+
+
+def _asked(spec: str, devices: tuple[Accelerator, ...], usable: tuple[Accelerator, ...], hardware: Hardware, lane: LaneName) -> Choice:
+    exclusive = LANES[lane].EXCLUSIVE
     if spec == "free":
-        free = tuple(a for a in usable if not a.busy)
+        free = tuple(a for a in _preferred(usable) if not a.busy)
         if not free:
             raise HardwareError(f"--devices free: all {len(usable)} devices of the lane {lane} are busy", "Wait, or name one: --devices 0")
         return free, _unknown_load(free)
     if match := _COUNT.fullmatch(spec):
-        return _counted(int(match[1]), usable, module.EXCLUSIVE, lane)
-    return _named(spec, devices, module.EXCLUSIVE, hardware, lane)
+        return _counted(int(match[1]), usable, exclusive, lane)
+    return _named(spec, devices, exclusive, hardware, lane)
 
 
-def _default(
-    usable: tuple[Accelerator, ...], devices: tuple[Accelerator, ...], exclusive: bool
-) -> tuple[tuple[Accelerator, ...], tuple[str, ...]]:
-    notes = [f"{_list(left)} left out: not usable" for left in [[a for a in devices if a.usable is False]] if left]
+def _preferred(usable: tuple[Accelerator, ...]) -> tuple[Accelerator, ...]:
+    """Those that are known to be usable; where that is known of none, all."""
+    return tuple(a for a in usable if a.usable) or usable
+
+
+def _one_partition(chosen: tuple[Accelerator, ...], notes: tuple[str, ...]) -> Choice:
+    """Whole devices if there are any, else one partition: a free one, the biggest."""
+    parts = [a for a in chosen if a.partition]
+    if not parts or len(chosen) == 1:
+        return chosen, notes
+    whole = tuple(a for a in chosen if a.partition is None)
+    if whole:
+        return whole, (*notes, f"{_list(parts)} left out: partitions do not work together with whole devices")
+    best = max(parts, key=lambda a: (not a.busy, a.memory_mib or 0, -a.index))
+    return (best,), (*notes, f"device {best.index} of {len(parts)} partitions: a run can use one, they cannot talk to each other")
+
+
+def _default(devices: tuple[Accelerator, ...], exclusive: bool) -> Choice:
+    usable = _preferred(tuple(a for a in devices if a.usable is not False))
+    left = [a for a in devices if a not in usable]
+    notes = [f"{_list(left)} left out: not usable, or not known to be"] if left else []
     busy = [a for a in usable if a.busy]
     if not exclusive:
         return usable, (
@@ -120,23 +152,19 @@ def _default(
     return free, (*notes, *([f"{_list(busy)} left out: busy, and a device of this lane cannot be shared"] if busy else []))
 
 
-def _counted(
-    count: int, usable: tuple[Accelerator, ...], exclusive: bool, lane: LaneName
-) -> tuple[tuple[Accelerator, ...], tuple[str, ...]]:
+def _counted(count: int, usable: tuple[Accelerator, ...], exclusive: bool, lane: LaneName) -> Choice:
     """Free devices first, then those whose load is not known, busy ones last (and never on an exclusive lane)."""
     pool = [a for a in usable if not (exclusive and a.busy)]
     if not 0 < count <= len(pool):
         raise HardwareError(
             f"--devices count:{count}: the lane {lane} has {len(pool)} devices to give", f"--devices count:{len(pool)}" if pool else "fl hw"
         )
-    ranked = sorted(pool, key=lambda a: (a.busy is True, a.busy is None, a.index))[:count]
+    ranked = sorted(pool, key=lambda a: (a.usable is None, a.busy is True, a.busy is None, a.index))[:count]
     chosen = tuple(sorted(ranked, key=lambda a: a.index))
     return chosen, _busy_notes(chosen)
 
 
-def _named(
-    spec: str, devices: tuple[Accelerator, ...], exclusive: bool, hardware: Hardware, lane: LaneName
-) -> tuple[tuple[Accelerator, ...], tuple[str, ...]]:
+def _named(spec: str, devices: tuple[Accelerator, ...], exclusive: bool, hardware: Hardware, lane: LaneName) -> Choice:
     chosen: list[Accelerator] = []
     for word in [word for part in spec.split(",") for word in _spread(part.strip())]:
         device = _find(word, devices)

@@ -66,7 +66,7 @@ def screen(hardware: Hardware) -> None:
     cpu = hardware.cpu
     memory = f", {cpu.memory_mib / 1024:.0f} GiB" if cpu.memory_mib else ""
     ui.out(
-        f"cpu: {ui.clean(cpu.model or hardware.arch)}, {cpu.cores} cores{memory}"
+        f"cpu: {ui.clean(cpu.model or hardware.arch)}, {cpu.cores} core{'s' if cpu.cores > 1 else ''}{memory}"
         + (f" ({', '.join(cpu.features)})" if cpu.features else "")
     )
     for problem in hardware.problems:

@@ -20,6 +20,8 @@ class Lane(Protocol):
     """Key of its driver in `Hardware.drivers`."""
     EXCLUSIVE: bool
     """True where a device that is in use cannot be shared: busy ones are left out by default."""
+    PARTITIONS_TOGETHER: bool
+    """False where one process sees one partition only, and partitions cannot talk to each other (MIG)."""
 
     def detect(self, host: Host) -> Detection:
         """Devices of this vendor, its driver and what is wrong. Never raises on malformed input."""

@@ -49,10 +49,11 @@ def _wsl_grants(chosen: Sequence[Accelerator], hardware: Hardware, engine: Engin
 
 
 def visibility(chosen: Sequence[Accelerator], hardware: Hardware) -> Mapping[str, str]:
-    """UUIDs where they are known, else indices in PCI order."""
+    """UUIDs where they are known, else indices in PCI order (for a MIG device its GPU's: CUDA then takes the first one)."""
     uuids = [a.uuid for a in chosen]
     known = [uuid for uuid in uuids if uuid]
-    values = known if len(known) == len(uuids) == len(set(known)) else [_selector(a, hardware) for a in chosen]
+    indices = [str(a.partition.parent) if a.partition else _selector(a, hardware) for a in chosen]
+    values = known if len(known) == len(uuids) == len(set(known)) else list(dict.fromkeys(indices))
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(values)}
 
 

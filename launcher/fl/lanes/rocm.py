@@ -22,6 +22,7 @@ from fl.lanes.values import known, version
 TITLE = "AMD"
 DRIVER = "amdgpu"
 EXCLUSIVE = False
+PARTITIONS_TOGETHER = True
 _VENDOR: Final = 0x1002
 _KFD: Final = "/dev/kfd"
 _RENDER: Final = re.compile(r"renderD\d{3,4}")
@@ -241,7 +242,7 @@ def _problems(
                 "no-permission",
                 "error",
                 f"{closed[0]}{more} cannot be opened ({nodes[closed[0]].error or 'refused'})",
-                f"Join the group that owns it (gid {', '.join(map(str, gids))}, often render): `sudo usermod -aG render $USER`, log in again.",
+                f"Join the group that owns it (gid {', '.join(map(str, gids))}, often render): `sudo usermod -aG render $USER`.",
             )
         )
     absent = sorted({path for path in used if path not in nodes})

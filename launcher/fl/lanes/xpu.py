@@ -18,6 +18,7 @@ from fl.lanes.values import bdf, known, version
 TITLE = "Intel"
 DRIVER = "intel"
 EXCLUSIVE = False
+PARTITIONS_TOGETHER = True
 _VENDOR: Final = 0x8086
 _KERNEL_DRIVERS: Final = ("xe", "i915")
 _BY_PATH: Final = "/dev/dri/by-path"
