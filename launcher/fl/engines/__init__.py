@@ -56,6 +56,9 @@ class Started(Protocol):
     def follow(self, log: Path) -> None:
         """Copies stdout and stderr to the end of the file until the end, from a background thread. Host: the file is written anyway."""
 
+    def catch_up(self, log: Path) -> None:
+        """Copies what came since, once: for the log of a run whose launcher died."""
+
     def remove(self) -> None:
         """Removes what the engine keeps of it. Kills it if it still runs."""
 
@@ -69,8 +72,8 @@ class Engine(Protocol):
     def image(self, reference: str) -> ImageFacts | None:
         """A local image, or None."""
 
-    def pull(self, reference: str, report: Callable[[str], None]) -> ImageFacts:
-        """Fetches an image; `report` gets a line every few seconds."""
+    def pull(self, reference: str, report: Callable[[str], None], check: Callable[[], None] = lambda: None) -> ImageFacts:
+        """Fetches an image; `report` gets a line every few seconds; `check` is called often and ends it by raising."""
 
     def start(self, plan: Plan, environment_secrets: Mapping[str, str]) -> Started:
         """Executes `plan.argv` as it is. `environment_secrets`: name → value, in the child's environment only."""

@@ -65,11 +65,11 @@ class DockerEngine:
         inspected = daemon.image(self._address, reference)
         return None if inspected is None else image_facts(reference, inspected)
 
-    def pull(self, reference: str, report: Callable[[str], None]) -> ImageFacts:
+    def pull(self, reference: str, report: Callable[[str], None], check: Callable[[], None] = lambda: None) -> ImageFacts:
         """Layer by layer, with megabytes; given up when no byte came for two minutes."""
         from fl.engines.docker_pull import pull
 
-        pull(self._address, reference, report)
+        pull(self._address, reference, report, check)
         found = self.image(reference)
         if found is None:
             raise ImageError(f"{reference} was pulled, but Docker does not find it.", f"docker image inspect {reference}")

@@ -46,17 +46,23 @@ class Progress:
         return (self.status or "waiting for the registry").lower()
 
 
-def pull(address: str, reference: str, report: Callable[[str], None], silence: float = _SILENCE) -> None:
+def pull(
+    address: str, reference: str, report: Callable[[str], None], check: Callable[[], None] = lambda: None, silence: float = _SILENCE
+) -> None:
     """Pulls to the end. ImageError: not found, refused, unreachable, disk full, damaged, silent."""
     news: queue.Queue[Mapping[str, Any] | Exception | None] = queue.Queue()
     threading.Thread(target=_read, args=(address, reference, news), name="fl-pull", daemon=True).start()
-    progress, shown = Progress(), 0.0
+    progress, shown, heard = Progress(), 0.0, time.monotonic()
     while True:
+        check()
         try:
-            item = news.get(timeout=silence)
+            item = news.get(timeout=0.2)
         except queue.Empty:
+            if time.monotonic() - heard < silence:
+                continue
             raise ImageError(f"The registry sent nothing for {silence:.0f} s while {reference} was pulled ({progress.line()}).",
                              f"docker pull {reference}; what has arrived is kept") from None
+        heard = time.monotonic()
         if item is None:
             return
         if isinstance(item, FlError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import threading
 import time
 from collections.abc import Iterator
@@ -114,22 +115,30 @@ class Container:
 
     def _copy(self, log: Path) -> None:
         # The stream ends without an error when the daemon dies, so only the container's own end is an end.
-        position = log.with_name(f".{log.name}.position")
         while True:
             finishing = self._done.is_set()
-            with contextlib.suppress(*_LOST), log.open("ab", buffering=0) as file:
-                for stamp, text in self._entries(_read_position(position)):
-                    file.write(text)
-                    position.write_text(stamp, encoding="ascii")
+            self._pass(log, follow=not finishing)
             if finishing:
                 return
             self._done.wait(0.2)
 
-    def _entries(self, after: str) -> Iterator[tuple[str, bytes]]:
+    def catch_up(self, log: Path) -> None:
+        """What came since the last copied line, once."""
+        self._pass(log, follow=False)
+
+    def _pass(self, log: Path, follow: bool) -> None:
+        """Appends what is new. One copier at a time: whoever comes second waits for the first, or leaves it the work."""
+        position = log.with_name(f".{log.name}.position")
+        with contextlib.suppress(*_LOST), log.open("ab", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for stamp, text in self._entries(_read_position(position), follow):
+                file.write(text)
+                position.write_text(stamp, encoding="ascii")
+
+    def _entries(self, after: str, follow: bool) -> Iterator[tuple[str, bytes]]:
         """Time stamp and text of every piece of output later than the stamp. Docker sends one frame for each piece."""
         since = int(time_of(after)) if after else None
         with contextlib.closing(daemon.client(self._address, _ASK)) as client:
-            follow = not self._done.is_set()
             stream: Any = client.logs(self.ident, stdout=True, stderr=True, stream=True, follow=follow, timestamps=True, since=since)
             for frame in stream:
                 stamp, _, text = bytes(frame).partition(b" ")

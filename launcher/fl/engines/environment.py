@@ -10,15 +10,18 @@ import platform
 import queue
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from fl.engines import processes
 from fl.engines.pythons import clean_environment, pythons
 from fl.errors import EngineError, FlError, MatrixError
 from fl.paths import cache_home
@@ -27,6 +30,8 @@ Report = Callable[[str], None]
 MARKER: Final = "fl-environment.json"
 _NETWORK: Final = r"dns error|failed to fetch|error sending request|connection (refused|reset)|timed out|tunnel|certificate|unexpected eof"
 _ABSENT: Final = r"no (matching )?distribution|not found in the package registry|there (is|are) no versions?|no wheels with|unsatisfiable"
+_NEWS: Final = re.compile(r"\s*(Resolved|Downloading|Downloaded|Building|Built|Prepared|Installed|Bytecode)\b")
+_TICK: Final = 0.2
 _QUIET: Final = 10.0
 """Seconds without a line from the installer after which the waiting is reported."""
 
@@ -52,10 +57,13 @@ def ready(lock: Path, python_version: str) -> Path | None:
     return folder / "bin/python" if _whole(folder, lock) else None
 
 
-def ensure(lock: Path, python_version: str, report: Report, build_constraints: Path | None = None) -> Path:
+def ensure(
+    lock: Path, python_version: str, report: Report, build_constraints: Path | None = None, check: Callable[[], None] = lambda: None
+) -> Path:
     """The interpreter of the lock's environment, made when it is missing or broken.
 
-    `build_constraints`: hashed versions of what source distributions are built with. Errors: EngineError (no such Python, no network,
+    `build_constraints`: hashed versions of what source distributions are built with. `check` is called a few times a second and ends
+    the work by raising. Errors: EngineError (no such Python, no network,
     disk full, …), MatrixError when a package does not have the hash that the lock says.
     """
     if (interpreter := ready(lock, python_version)) is not None:
@@ -68,23 +76,29 @@ def ensure(lock: Path, python_version: str, report: Report, build_constraints: P
     folder = location(lock, python_version)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock"), report):
+        with _locked(folder.with_suffix(".lock"), report, check):
             if not _whole(folder, lock):
-                _make(folder, lock, base, report, build_constraints)
+                _make(folder, lock, base, Installer(folder, report, check), build_constraints)
     except OSError as error:
         raise EngineError(f"The environment {folder} cannot be made: {error.strerror or error}", _room(folder)) from error
     return folder / "bin/python"
 
 
 @contextmanager
-def _locked(path: Path, report: Report) -> Iterator[None]:
+def _locked(path: Path, report: Report, check: Callable[[], None]) -> Iterator[None]:
     """Holds the lock file. The kernel lets go of it when a process dies, so a killed install blocks nobody."""
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report("another run is making this environment; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+        told = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    report("another run is making this environment; waiting for it")
+                told = True
+                check()
+                time.sleep(_TICK)
         yield
 
 
@@ -108,21 +122,72 @@ def _packages(folder: Path) -> int:
     return sum(1 for site in folder.glob("lib/python3*/site-packages") for entry in os.scandir(site) if entry.name.endswith(".dist-info"))
 
 
-def _make(folder: Path, lock: Path, base: Path, report: Report, build_constraints: Path | None) -> None:
+@dataclass(frozen=True, slots=True)
+class Installer:
+    """uv at work on one folder."""
+
+    folder: Path
+    report: Report
+    check: Callable[[], None]
+
+    def uv(self, *arguments: str) -> None:
+        """Runs uv to its end, its lines reported as they come; its errors as ours."""
+        process = subprocess.Popen([uv_binary(), *arguments], env=uv_settings(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True)
+        try:
+            said = self._listen(process)
+        except BaseException:
+            processes.signal_group(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        if process.wait() != 0:
+            raise explain("\n".join(said), self.folder)
+
+    def _listen(self, process: subprocess.Popen[str]) -> list[str]:
+        """Lines of the process; a sign of life for every ten seconds of silence."""
+        lines: queue.Queue[str | None] = queue.Queue()
+
+        def read() -> None:
+            for line in process.stderr or ():
+                lines.put(line.rstrip())
+            lines.put(None)
+
+        threading.Thread(target=read, daemon=True).start()
+        said: list[str] = []
+        started = heard = time.monotonic()
+        while True:
+            self.check()
+            try:
+                line = lines.get(timeout=_TICK)
+            except queue.Empty:
+                if time.monotonic() - heard >= _QUIET:
+                    heard = time.monotonic()
+                    self.report(f"still installing, {heard - started:.0f} s")
+                continue
+            if line is None:
+                return said
+            heard = time.monotonic()
+            said.append(line)
+            if _NEWS.match(line):
+                self.report(line.strip())
+
+
+def _make(folder: Path, lock: Path, base: Path, installer: Installer, build_constraints: Path | None) -> None:
     from fl.pip_config import uv_flags
 
+    report = installer.report
     if folder.exists():
         report("the environment in the cache is broken or half made; making it again")
         _discard(folder)
     started = time.monotonic()
     report(f"making an environment with Python {base} in {folder}")
     try:
-        _uv(["venv", "--quiet", "--no-project", "--python", str(base), str(folder)], folder, report)
+        installer.uv("venv", "--quiet", "--no-project", "--python", str(base), str(folder))
         arguments = ["pip", "sync", *uv_flags(os.environ), "--require-hashes", "--compile-bytecode"]
         arguments += ["--python", str(folder / "bin/python"), str(lock)]
         if build_constraints is not None:
             arguments[2:2] = ["--build-constraints", str(build_constraints)]
-        _uv(arguments, folder, report)
+        installer.uv(*arguments)
         _mark(folder, lock)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -167,45 +232,6 @@ def uv_binary() -> str:
         return os.fsdecode(find_uv_bin())
     except FileNotFoundError as error:
         raise EngineError(f"uv is not where its package puts it: {error}", "python -m pip install --force-reinstall uv") from error
-
-
-def _uv(arguments: list[str], folder: Path, report: Report) -> None:
-    """Runs uv to its end, its lines reported as they come."""
-    process = subprocess.Popen([uv_binary(), *arguments], env=uv_settings(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True)
-    try:
-        said = _listen(process, report)
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    if process.wait() != 0:
-        raise explain("\n".join(said), folder)
-
-
-def _listen(process: subprocess.Popen[str], report: Report) -> list[str]:
-    """Lines of the process; a sign of life for every ten seconds of silence."""
-    lines: queue.Queue[str | None] = queue.Queue()
-
-    def read() -> None:
-        for line in process.stderr or ():
-            lines.put(line.rstrip())
-        lines.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    said: list[str] = []
-    started = time.monotonic()
-    while True:
-        try:
-            line = lines.get(timeout=_QUIET)
-        except queue.Empty:
-            report(f"still installing, {time.monotonic() - started:.0f} s")
-            continue
-        if line is None:
-            return said
-        said.append(line)
-        if re.match(r"\s*(Resolved|Downloading|Downloaded|Building|Built|Prepared|Installed|Uninstalled|Bytecode)\b", line):
-            report(line.strip())
 
 
 def _room(folder: Path) -> str:

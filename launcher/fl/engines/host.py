@@ -48,7 +48,7 @@ class HostEngine:
         """None: the host engine has no images."""
         return None
 
-    def pull(self, reference: str, report: Callable[[str], None]) -> ImageFacts:
+    def pull(self, reference: str, report: Callable[[str], None], check: Callable[[], None] = lambda: None) -> ImageFacts:
         """ImageError: there is nothing to pull."""
         raise ImageError(f"The host engine runs no images; {reference} was asked for.", "--engine docker")
 
@@ -133,6 +133,9 @@ class HostRun:
         if self._run is not None and log != log_of(self._run):
             with contextlib.suppress(FileExistsError):
                 log.symlink_to(log_of(self._run))
+
+    def catch_up(self, log: Path) -> None:
+        """Nothing to do: the processes write the log themselves."""
 
     def remove(self) -> None:
         """Kills what still runs and collects it."""
