@@ -1,0 +1,170 @@
+"""`fl matrix`: the rows, one row, whether they hold together, and what they say about a machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fl import ui
+
+if TYPE_CHECKING:
+    from fl.matrix import Matrix, Stack
+
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+@click.group()
+def matrix() -> None:
+    """List, show and check the compatibility matrix."""
+
+
+@matrix.command("list")
+@_json
+def list_(as_json: bool) -> None:
+    """List the stacks."""
+    from fl.matrix import load
+
+    loaded = load()
+    if as_json:
+        ui.document({"schema": 1, "matrix_sha256": loaded.sha256, "stacks": [_stack_json(loaded, s) for s in loaded.stacks]})
+        return
+    header = ("stack", "lane", "status", "runtime", "torch", "python", "driver", "confidence")
+    ui.table(header, [_list_row(s) for s in loaded.stacks])
+
+
+@matrix.command()
+@click.argument("id")
+@_json
+def show(id: str, as_json: bool) -> None:  # noqa: A002
+    """Show one stack: versions, machines, features, and where each claim comes from."""
+    from fl.matrix import load
+
+    loaded = load()
+    stack = loaded.stack(id)
+    if as_json:
+        ui.document({"schema": 1, "matrix_sha256": loaded.sha256, **_stack_json(loaded, stack)})
+    else:
+        _print_stack(loaded, stack)
+
+
+@matrix.command()
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@_json
+def check(path: Path | None, as_json: bool) -> None:
+    """Check form and facts, offline. PATH is another matrix.yaml than the installed one.
+
+    Ends with 8 and every finding when something is wrong.
+    """
+    from fl import paths
+    from fl.errors import MatrixError
+    from fl.matrix import load
+    from fl.matrix_check import check as run_check
+
+    file = path or paths.MATRIX
+    findings = run_check(file)
+    if findings:
+        lines = "\n".join(f"  {f.where}: {f.message}{f' [{f.remedy}]' if f.remedy else ''}" for f in findings)
+        count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
+        raise MatrixError(f"{file} does not hold together, {count}:\n{lines}", "correct these lines, then `fl matrix check` again")
+    loaded = load(file)
+    counts = {
+        "stacks": len(loaded.stacks), "lanes": len({s.lane for s in loaded.stacks}), "families": len(loaded.models),
+        "incompatibilities": len(loaded.incompatibilities),
+    }
+    if as_json:
+        ui.document({"schema": 1, "path": str(file), "matrix_sha256": loaded.sha256, **counts, "findings": []})
+    else:
+        ui.out(f"{file}: {', '.join(f'{n} {what}' for what, n in counts.items())}; nothing is wrong")
+
+
+@matrix.command()
+@click.option("--hw", "hw", metavar="LANE", default="auto", help="A lane, or auto: every lane that has a device, and cpu.")
+@click.option("--replay", type=click.Path(path_type=Path), help="A host record instead of this machine.")
+@_json
+def explain(hw: str, replay: Path | None, as_json: bool) -> None:
+    """Say every stack's verdict for this machine."""
+    from fl.detect import detect, open_host
+    from fl.matrix import load
+    from fl.select import Needs, verdicts
+
+    loaded = load()
+    hardware = detect(open_host(replay))
+    lanes = _lanes(hw, [a.lane for a in hardware.accelerators])
+    needs = Needs(platform=hardware.platform)
+    rows = []
+    for lane in lanes:
+        for verdict in verdicts(loaded, hardware, hardware.of_lane(lane), lane, needs):
+            if verdict.of_lane:
+                rows.append((lane, verdict))
+    if as_json:
+        ui.document({"schema": 1, "platform": hardware.platform, "verdicts": [
+            {"lane": lane, "stack": v.stack.id, "chosen": v.chosen, "fits": v.fits, "why": list(v.why), "warnings": list(v.warnings)}
+            for lane, v in rows
+        ]})
+        return
+    for lane, verdict in rows:
+        mark = ui.paint("chosen", "green") if verdict.chosen else "fits" if verdict.fits else ui.paint("refused", "red")
+        ui.out(f"{ui.paint(verdict.stack.id, 'bold')} ({lane}): {mark}")
+        for text in verdict.why:
+            ui.out(f"  {ui.clean(text)}")
+        for text in verdict.warnings:
+            ui.out(f"  {ui.paint('not known:', 'yellow')} {ui.clean(text)}")
+
+
+def _lanes(hw: str, present: list[Any]) -> list[Any]:
+    from typing import get_args
+
+    from fl.hardware import LaneName
+
+    known = list(get_args(LaneName))
+    if hw == "auto":
+        return [lane for lane in known if lane in present or lane == known[-1]]
+    if hw not in known:
+        from difflib import get_close_matches
+
+        near = get_close_matches(hw, known, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise click.BadParameter(f"'{hw}' is no lane (auto, {', '.join(known)}).{hint}", param_hint="--hw")
+    return [hw]
+
+
+def _pairs(table: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in table.items())
+
+
+def _list_row(stack: Stack) -> tuple[str, ...]:
+    runtime, driver = _pairs(stack.runtime) or "-", _pairs(stack.hosts.driver) or "-"
+    return (stack.id, stack.lane, stack.status, runtime, stack.train.get("torch") or "-", stack.python, driver, stack.confidence)
+
+
+def _stack_json(loaded: Matrix, stack: Stack) -> dict[str, Any]:
+    """The row as it stands in the file, and `packages`: what its train image pins, layer included."""
+    return {**stack.model_dump(mode="json"), "packages": loaded.packages(stack)}
+
+
+def _print_stack(loaded: Matrix, stack: Stack) -> None:
+    origin = "the base image" if stack.torch_from == "base" else loaded.indexes[stack.index].title if stack.index else "the ordinary index"
+    facts = {
+        "lane": stack.lane, "status": stack.status, "confidence": stack.confidence, "runtime": _pairs(stack.runtime) or "-",
+        "platforms": ", ".join(stack.hosts.platforms), "chips": ", ".join(stack.hosts.arches) or "-",
+        **{f"chips on {platform}": ", ".join(chips) for platform, chips in stack.hosts.arches_on.items()},
+        "driver": _pairs(stack.hosts.driver) or "-", "python": stack.python, "base image": stack.base.image, "torch from": origin,
+        "packages": _pairs(loaded.packages(stack)), "serving": _pairs(loaded.packages(stack, "serve")) or "-",
+    }
+    ui.out(ui.paint(stack.id, "bold"))
+    _print_facts(facts)
+    words = {True: "yes", False: "no", None: "not checked"}
+    ui.out("features")
+    _print_facts({name: value if isinstance(value, str) else words[value] for name, value in stack.features.items()})
+    ui.out("sources")
+    _print_facts(stack.sources)
+    for note in stack.notes:
+        ui.out(f"note: {note}")
+
+
+def _print_facts(facts: dict[str, str]) -> None:
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        ui.out(f"  {name.ljust(width)}  {value}")
