@@ -36,6 +36,8 @@ class Chosen:
     lock: Path | None
     lock_sha256: str | None
     differences: tuple[Difference, ...] = ()
+    matches_lock: bool = False
+    """The packages that will be used are known to be the lock's."""
     reasons: tuple[plan.Reason, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -150,6 +152,7 @@ def _container(question: Question, name: EngineName, notes: tuple[str, ...], fac
     reference = question.image or tags.reference(choice.stack.id, "train", __version__, question.registry)
     remote = question.image is not None or question.registry is not None
     image = plan.Image(reference=reference, source="pull" if remote else "none" if question.hardware.replayed else "build")
+    built = None
     if question.hardware.replayed:
         facts = EngineFacts(name=name)
     else:
@@ -160,16 +163,21 @@ def _container(question: Question, name: EngineName, notes: tuple[str, ...], fac
         local = engine.image(reference)
         if local is not None:
             image = plan.Image(reference=reference, digest=local.digest, source="local")
+            built = local.labels.get("fl.lock.sha256")
     locked = lock.path(choice.stack.id, "train", question.hardware.platform)
+    ours = None if locked is None else lock.sha256(locked)
+    other = ("the image was built from another lock than this version of fl has",) if built and built != ours else ()
     return Chosen(
         facts=facts,
         stack=choice.stack,
         image=image,
         python=IMAGE_PYTHON,
-        code=None,
+        code=_code_folder(),  # not the image's own copy: launcher and trainer are then always of one version
         lock=None,
-        lock_sha256=None if locked is None else lock.sha256(locked),
+        lock_sha256=built or ours,
+        matches_lock=built is not None and built == ours,
         reasons=_reasons(choice, notes),
+        warnings=other,
     )
 
 
@@ -188,7 +196,7 @@ def _host(question: Question, notes: tuple[str, ...]) -> Chosen:
         told = _told(differences)
         return Chosen(facts=facts, stack=choice.stack, image=plan.Image(), python=str(given), code=code, lock=None,
                       lock_sha256=None if locked is None else lock.sha256(locked), differences=differences,
-                      reasons=_reasons(choice, notes), warnings=told)  # fmt: skip
+                      matches_lock=locked is not None and not differences, reasons=_reasons(choice, notes), warnings=told)  # fmt: skip
     if locked is None:
         raise MatrixError(
             f"stack {choice.stack.id} has no lock for {question.hardware.platform}, so no environment can be made from it",
@@ -197,7 +205,7 @@ def _host(question: Question, notes: tuple[str, ...]) -> Chosen:
         )
     python = environment.location(locked, choice.stack.python) / "bin" / "python"
     return Chosen(facts=facts, stack=choice.stack, image=plan.Image(), python=str(python), code=code, lock=locked,
-                  lock_sha256=lock.sha256(locked), reasons=_reasons(choice, notes))  # fmt: skip
+                  lock_sha256=lock.sha256(locked), matches_lock=True, reasons=_reasons(choice, notes))  # fmt: skip
 
 
 def _host_facts() -> EngineFacts:

@@ -66,6 +66,7 @@ class Decision:
     """The lock that a host environment is made from; None: an image or interpreter is taken as it is."""
     differences: tuple[Difference, ...] = ()
     """How the interpreter of `--python` differs from the lock."""
+    matches_lock: bool = False
     secrets: Mapping[str, str] = field(default_factory=dict)
     """Name → value. Never printed, never in the plan."""
     folder: Path
@@ -246,6 +247,7 @@ def _assemble(
         stack=engine.stack,
         lock=engine.lock,
         differences=engine.differences,
+        matches_lock=engine.matches_lock,
         secrets=values,
         folder=folder,
         cache=cache,

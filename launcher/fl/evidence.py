@@ -66,7 +66,7 @@ def make(
         "environment": {
             "engine": plan.engine,
             "lock_sha256": plan.lock_sha256,
-            "matches_lock": plan.lock_sha256 is not None and not decision.differences,
+            "matches_lock": decision.matches_lock,
             "versions": trainer.get("versions") or {},
         },
         "recipe_sha256": plan.recipe_sha256,

@@ -117,7 +117,7 @@ def _provide(decision: Decision, run: runs.Run, report: Callable[[str], None], s
         if environment.ready(decision.lock, decision.stack.python) is None:
             run.update("building")
             environment.ensure(decision.lock, decision.stack.python, report, lock.BUILD_CONSTRAINTS)
-    if plan.engine == "host" and "PYTHONPATH" in plan.environment:
+    if "PYTHONPATH" in plan.environment:
         wheel.unpack_code(paths.cache_home())
     if plan.image.source == "pull":
         run.update("pulling")

@@ -182,6 +182,8 @@ def make(request: Request) -> Plan:
     elif request.engine.name in ("docker", "podman"):
         refuse_engine(request.engine)
         environment |= dict(request.grants.environment) | container.identity(request.caller.name, f"{request.cache}/home")
+        if request.secrets:
+            environment["FL_SECRETS"] = f"{request.folder}/secrets.json"
         box = container.describe(request, environment)
         argv = (*box.arguments, *program)
     else:
