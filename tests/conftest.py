@@ -18,7 +18,9 @@ _OURS = ("FL_REPLAY", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "CUDA_VISIBLE_DEVIC
 
 
 @pytest.fixture(autouse=True)
-def own_folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_folders(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """Runs and settings of a test are its own. Unit tests have their own cache too; real ones share it, since it holds environments."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
@@ -38,7 +40,13 @@ def fl() -> Callable[..., subprocess.CompletedProcess[str]]:
         environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'launcher'}:{ROOT / 'trainers'}", "COLUMNS": "120"}
         environment.update(options.pop("env", {}))  # type: ignore[call-overload]
         return subprocess.run(
-            [sys.executable, "-m", "fl", *arguments], capture_output=True, text=True, timeout=timeout, env=environment, check=False, **options
+            [sys.executable, "-m", "fl", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment,
+            check=False,
+            **options,
         )  # type: ignore[call-overload,no-any-return]
 
     return call

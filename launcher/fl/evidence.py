@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,10 +79,19 @@ def make(
     })  # fmt: skip
 
 
+def finite(value: Any) -> Any:
+    """The value with NaN and infinities as null: JSON has no numbers for them, and a run that failed on one still leaves evidence."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def read_trainer(folder: Path) -> dict[str, Any]:
     """What the trainer recorded; empty where it recorded nothing or half of something."""
     try:
         record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}
+    return finite(record) if isinstance(record, dict) else {}

@@ -1,0 +1,59 @@
+"""cli.py: names, help, and how errors reach the user."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from fl.cli import COMMANDS
+
+Fl = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def test_help_lists_every_command(fl: Fl) -> None:
+    done = fl("--help")
+    assert done.returncode == 0
+    for name, (_, text) in COMMANDS.items():
+        assert name in done.stdout
+        assert text in done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_help(fl: Fl, name: str) -> None:
+    done = fl(name, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"Usage: fl {name}")
+
+
+def test_an_unknown_command_comes_with_the_nearest(fl: Fl) -> None:
+    done = fl("rnu")
+    assert done.returncode == 2
+    assert "Did you mean `run`?" in done.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from fl.cli import group; group.main(['--help'], standalone_mode=False); print(sorted(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for heavy in ("pydantic", "rich", "docker", "jinja2", "yaml", "torch"):
+        assert f"'{heavy}'" not in done.stderr
+
+
+def test_an_error_is_one_json_document_with_json(fl: Fl, tmp_path: object) -> None:
+    done = fl("run", "--dry-run", "--json", "no-such-recipe.yaml")
+    assert done.returncode == 5
+    error = json.loads(done.stdout)["error"]
+    assert error["exit"] == 5
+    assert "no-such-recipe.yaml" in error["message"]
+    assert error["remedy"]
+
+
+def test_control_characters_never_reach_the_terminal(fl: Fl) -> None:
+    done = fl("run", "--dry-run", "evil\x1b[31m.yaml")
+    assert done.returncode == 5
+    assert "\x1b" not in done.stderr
