@@ -1,0 +1,208 @@
+"""`fl images`: what CI types."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fl import ui
+from fl.errors import ImageError, MatrixError
+
+if TYPE_CHECKING:
+    from fl.matrix import Matrix, Stack
+
+
+@click.group()
+def images() -> None:
+    """List, render, lock, build and verify images."""
+
+
+def _chosen(matrix: Matrix, ids: tuple[str, ...]) -> list[Stack]:
+    """The named rows, or all that are built."""
+    if ids:
+        return [matrix.stack(name) for name in ids]
+    return [stack for stack in matrix.stacks if stack.status != "retired"]
+
+
+def _listed(matrix: Matrix) -> list[dict[str, Any]]:
+    """One entry for each image, the host's platform first."""
+    from fl import settings
+    from fl.images import lock, render, tags
+    from fl.images.context import host_platform
+
+    registry = settings.load().registry
+    entries = []
+    for stack in _chosen(matrix, ()):
+        for flavor in render.FLAVORS:
+            for platform in stack.hosts.platforms:
+                found = lock.path(stack.id, flavor, platform)
+                entries.append({
+                    "stack": stack.id,
+                    "lane": stack.lane,
+                    "flavor": flavor,
+                    "platform": platform,
+                    "reference": tags.reference(stack.id, flavor, registry=registry),
+                    "base": render.base(stack),
+                    "status": stack.status,
+                    "lock_sha256": lock.sha256(found) if found else None,
+                })  # fmt: skip
+    return sorted(entries, key=lambda entry: entry["platform"] != host_platform())
+
+
+@images.command("list")
+@click.option("--json", "as_json", is_flag=True, help="The build matrix as one JSON document.")
+def list_(as_json: bool) -> None:
+    """List the images that can be built, this machine's platform first."""
+    from fl import matrix as rows
+
+    entries = _listed(rows.load())
+    if as_json:
+        ui.document({"schema": 1, "images": entries})
+        return
+    header = ("stack", "flavor", "platform", "status", "lock", "base")
+    ui.table(header, [(e["stack"], e["flavor"], e["platform"], e["status"], (e["lock_sha256"] or "none")[:12], e["base"]) for e in entries])
+    missing = [e for e in entries if e["lock_sha256"] is None]
+    if missing:
+        ui.say(f"{len(missing)} without a lock cannot be built yet: `fl images lock STACK` where the row's package index can be reached")
+
+
+@images.command()
+@click.argument("stacks", nargs=-1, metavar="[STACK]...")
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Write DIR/<lane>/<stack>.<flavor>.Dockerfile.")
+def render(stacks: tuple[str, ...], output: Path | None) -> None:
+    """Render Dockerfiles: all, or those of the named stacks. Offline."""
+    from fl import matrix as rows
+    from fl.images import lock
+    from fl.images import render as rendering
+
+    matrix = rows.load()
+    for stack in _chosen(matrix, stacks):
+        for flavor in rendering.FLAVORS:
+            text = rendering.dockerfile(matrix, stack, flavor)
+            if output is None:
+                ui.out(text.rstrip("\n"))
+            else:
+                _write(output / rendering.filename(stack, flavor), text)
+            without = [name for name in stack.hosts.platforms if lock.path(stack.id, flavor, name) is None]
+            if without:
+                ui.warning(f"{stack.id} has no lock for {', '.join(without)}: it cannot be built there")
+
+
+def _write(target: Path, text: str) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ImageError(f"{target} cannot be written: {error.strerror}", "fl images render --output DIR") from error
+    ui.say(str(target))
+
+
+@images.command("lock")
+@click.argument("stacks", nargs=-1, metavar="[STACK]...")
+@click.option("--check", is_flag=True, help="Compare the locks with the matrix, offline; write nothing.")
+def lock_(stacks: tuple[str, ...], check: bool) -> None:
+    """Resolve the locks of stacks: all, or the named ones. Versions that still fit are kept."""
+    from fl import matrix as rows
+    from fl.images import lock
+    from fl.images import render as rendering
+
+    matrix = rows.load()
+    wrong: list[str] = []
+    for stack in _chosen(matrix, stacks):
+        for flavor in rendering.FLAVORS:
+            for platform in stack.hosts.platforms:
+                found = lock.path(stack.id, flavor, platform)
+                text = found.read_text(encoding="utf-8") if found else None
+                if check:
+                    wrong += _checked(matrix, stack, flavor, platform, text, named=bool(stacks))
+                    continue
+                try:
+                    ui.step(f"{stack.id} for {platform}")
+                    ui.say(str(lock.write(stack, flavor, platform, lock.resolve(matrix, stack, flavor, platform, text))))
+                except MatrixError as error:
+                    wrong.append(error.message)
+    if wrong:
+        raise MatrixError("\n".join(wrong), "fl images lock" if check else "")
+
+
+def _checked(matrix: Matrix, stack: Stack, flavor: Any, platform: str, text: str | None, named: bool) -> list[str]:
+    """Findings about one lock; an absent one is a finding only where its stack was named."""
+    from fl.images import lock
+
+    title = f"{stack.id} for {platform}"
+    if text is None:
+        ui.say(f"{title}: no lock")
+        return [f"{title}: no lock"] if named else []
+    found = lock.problems(text, matrix.packages(stack, flavor), stack)
+    ui.say(f"{title}: {len(lock.parse(text))} packages" + (f", {len(found)} problems" if found else ", agrees with the matrix"))
+    return [f"{title}: {one}" for one in found]
+
+
+@images.command()
+@click.argument("stack")
+@click.option("--base", metavar="REF", help="Start from this image instead of the row's.")
+@click.option("--find-links", "links", multiple=True, type=click.Path(exists=True, path_type=Path), help="Wheels that no index has.")
+@click.option("--ca", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Certificates of the site; not kept in the image.")
+@click.option("--json", "as_json", is_flag=True, help="What was built as one JSON document.")
+def build(stack: str, base: str | None, links: tuple[Path, ...], ca: Path | None, as_json: bool) -> None:
+    """Build the image of STACK for this machine's platform with docker buildx."""
+    import time
+
+    from fl import matrix as rows
+    from fl import settings
+    from fl.images import build as building
+    from fl.images.context import Site
+
+    matrix = rows.load()
+    begin = time.monotonic()
+    built = building.build(
+        matrix, matrix.stack(stack), site=Site(base=base, links=links, ca=ca), registry=settings.load().registry
+    )
+    seconds = time.monotonic() - begin
+    if as_json:
+        ui.document({**asdict(built), "seconds": round(seconds, 1)})
+    else:
+        ui.out(f"{built.reference}  {built.id[7:19]}  {built.size / 1e9:.2f} GB  {seconds:.0f} s")
+
+
+@images.command()
+@click.argument("name", metavar="REF|STACK")
+@click.option("--json", "as_json", is_flag=True, help="The findings as one JSON document.")
+def verify(name: str, as_json: bool) -> None:
+    """Check a built image from inside: versions, imports, user, labels, no caches, a tiny training run."""
+    from fl import matrix as rows
+    from fl import settings
+    from fl.images import tags
+    from fl.images import verify as verifying
+
+    matrix = rows.load()
+    stack, reference = _meant(matrix, name)
+    reference = reference or tags.reference(stack.id, registry=settings.load().registry)
+    found = verifying.verify(matrix, stack, reference)
+    if as_json:
+        ui.document({"reference": reference, "stack": stack.id, "problems": found})
+    else:
+        ui.out(f"{reference}: " + (f"{len(found)} problems" if found else "is what its lock and its row say"))
+        for one in found:
+            ui.out(f"  {one}")
+    if found:
+        raise click.exceptions.Exit(ImageError.exit_code)
+
+
+def _meant(matrix: Matrix, name: str) -> tuple[Stack, str | None]:
+    """The row behind a stack id or behind the label of an image; the reference where one was given."""
+    import subprocess
+
+    if name in {stack.id for stack in matrix.stacks}:
+        return matrix.stack(name), None
+    done = subprocess.run(["docker", "image", "inspect", name], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ImageError(f"{name} is neither a stack nor an image on this machine", "fl images list")
+    label = (json.loads(done.stdout)[0]["Config"].get("Labels") or {}).get("fl.stack")
+    if label is None:
+        raise ImageError(f"{name} is no image of fl: it has no label fl.stack", "fl images list")
+    return matrix.stack(label), name

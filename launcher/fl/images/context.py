@@ -1,0 +1,138 @@
+"""What a build gets to see: Dockerfile, lock, our wheel, uv, wheels that no index has, and the site's secrets, in a temporary folder."""
+
+from __future__ import annotations
+
+import os
+import platform as machine
+import shlex
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from fl import pip_config, wheel
+from fl.errors import EngineError, MatrixError
+from fl.images import lock, render
+
+if TYPE_CHECKING:
+    from fl.matrix import Flavor, Matrix, Stack
+
+_MACHINES: Final = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
+_OF_THIS_MACHINE: Final = frozenset({"UV_FIND_LINKS", "SSL_CERT_FILE", "SSL_CLIENT_CERT", "UV_SYSTEM_CERTS"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What the caller says about this site beyond pip's configuration."""
+
+    base: str | None = None
+    """Replaces what FROM names."""
+    links: tuple[Path, ...] = ()
+    """Folders of wheels that no index has."""
+    ca: Path | None = None
+    """Certificates that the package index is checked against."""
+
+
+def host_platform() -> str:
+    """OCI platform of this machine, e.g. `linux/amd64`."""
+    return _MACHINES.get(machine.machine(), f"linux/{machine.machine()}")
+
+
+def site_secrets(settings: pip_config.PipSettings, told: Mapping[str, str], ca: Path | None, folder: Path) -> None:
+    """Writes what the site's package sources need as build secrets: nothing of it stays in the image.
+
+    `index`: shell lines with uv's variables; folders of this machine are left out, the builder cannot see them. `ca`: certificates.
+    """
+    kept = {name: value for name, value in told.items() if name not in _OF_THIS_MACHINE}
+    remote = [url for url in settings.extra_index_urls if pip_config.local_path(url) is None]
+    vendor = [url for url in told.get("UV_EXTRA_INDEX_URL", "").split() if url not in settings.extra_index_urls]
+    kept["UV_EXTRA_INDEX_URL"] = " ".join([*vendor, *remote])
+    links = [link for link in settings.find_links if pip_config.local_path(link) is None]
+    kept["UV_FIND_LINKS"] = ",".join(["/media", *links]) if links else ""
+    if ca is not None:
+        shutil.copyfile(ca, folder / "ca")
+        kept["SSL_CERT_FILE"] = "/run/secrets/ca"
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(kept.items()) if value]
+    if lines:
+        (folder / "index").write_text("".join(lines), encoding="utf-8")
+        (folder / "index").chmod(0o600)
+
+
+def _link(file: Path, target: Path) -> None:
+    """A hard link, or a copy where the file lies on another file system."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
+
+
+def take_wheels(sources: Iterable[Path], versions: Mapping[str, str], folder: Path) -> list[str]:
+    """Puts the wheels that a lock names from local find-links folders into `folder`; gives their distributions' names."""
+    from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+
+    taken = []
+    for source in sources:
+        for file in sorted(source.glob("*.whl")) if source.is_dir() else [source]:
+            try:
+                name, version, _, _ = parse_wheel_filename(file.name)
+            except InvalidWheelFilename:
+                continue
+            if versions.get(name) == str(version) and not (folder / file.name).exists():
+                _link(file, folder / file.name)
+                taken.append(str(name))
+    return taken
+
+
+def take_uv(folder: Path) -> None:
+    """Puts uv's binary into `folder`: the one of the installed package, against the hash that its RECORD states."""
+    import hashlib
+    from base64 import urlsafe_b64encode
+    from importlib import metadata
+
+    from uv import find_uv_bin
+
+    binary = Path(find_uv_bin())
+    data = binary.read_bytes()
+    digest = urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+    recorded = [file.hash for file in metadata.files("uv") or () if file.name == "uv" and file.hash]
+    if not any(one.mode == "sha256" and one.value == digest for one in recorded):
+        raise EngineError(f"uv at {binary} is not the one that its package installed", "python -m pip install --force-reinstall uv")
+    (folder / "uv").write_bytes(data)
+    (folder / "uv").chmod(0o755)
+
+
+def need_lock(stack: Stack, flavor: Flavor, platform: str) -> Path:
+    """The lock of an image; MatrixError where there is none: it cannot be built, and nothing stands in for it."""
+    found = lock.path(stack.id, flavor, platform)
+    if found is None:
+        where = f"the index {stack.index}" if stack.index else "its package index"
+        raise MatrixError(
+            f"{stack.id} has no lock for {platform}: it can be made where {where} can be reached", f"fl images lock {stack.id}"
+        )
+    return found
+
+
+def prepare(matrix: Matrix, stack: Stack, flavor: Flavor, root: Path, site: Site) -> tuple[Path, dict[str, Path]]:
+    """Fills `root`: the context, the named contexts and the secrets. Gives (context, named contexts)."""
+    locked = need_lock(stack, flavor, host_platform())
+    text = locked.read_text(encoding="utf-8")
+    context = root / "context"
+    folders = {"uv": root / "uv", "wheels": root / "wheels"}
+    for folder in (*(context / name for name in ("torch", "full", "own")), *folders.values()):
+        folder.mkdir(parents=True)
+    (context / "Dockerfile").write_text(render.dockerfile(matrix, stack, flavor, site.base), encoding="utf-8")
+    (context / "torch" / "lock.txt").write_text(lock.split(text)[0], encoding="utf-8")
+    (context / "full" / "lock.txt").write_text(text, encoding="utf-8")
+    shutil.copyfile(lock.BUILD_CONSTRAINTS, context / "full" / "build-constraints.txt")
+    wheel.pack(context / "own")
+    take_uv(folders["uv"])
+    settings = pip_config.read(os.environ)
+    taken = take_wheels([*site.links, *settings.folders()], lock.parse(text), folders["wheels"])
+    told = pip_config.uv_environment(os.environ)
+    if stack.index and "torch" not in taken and stack.torch_from == "index":
+        told["UV_EXTRA_INDEX_URL"] = f"{matrix.indexes[stack.index].url} {told.get('UV_EXTRA_INDEX_URL', '')}".strip()
+        told["UV_INDEX_STRATEGY"] = "unsafe-best-match"
+    certificates = site.ca or (Path(settings.cert) if settings.cert else None)
+    site_secrets(settings, told, certificates, root)
+    return context, folders
