@@ -11,7 +11,7 @@ from shutil import which
 from typing import Any
 
 from fl.engines import ImageFacts, Started, cdi, daemon
-from fl.engines.docker_errors import explain_start
+from fl.engines.docker_errors import NameInUse, explain_start
 from fl.engines.limits import hard_limits
 from fl.errors import EngineError, ImageError
 from fl.grants import EngineFacts
@@ -79,7 +79,7 @@ class DockerEngine:
         """`docker run --detach …`; the command prints the container's id."""
         from fl.engines.docker_run import Container
 
-        return Container(self._address, run_detached(plan, environment_secrets))
+        return Container(self._address, run_detached(plan, {**os.environ, **environment_secrets}))
 
     def adopt(self, ident: str) -> Started | None:
         """The container of that id or name."""
@@ -112,12 +112,11 @@ def passes_gpus(info: Mapping[str, Any], path: str) -> bool:
     return "nvidia" in (info.get("Runtimes") or {}) or which("nvidia-container-runtime-hook", path=path) is not None
 
 
-def run_detached(plan: Plan, environment_secrets: Mapping[str, str]) -> str:
+def run_detached(plan: Plan, environment: Mapping[str, str]) -> str:
     """Executes the plan's argv and returns the container's id. What a failed start left behind is removed.
 
     Secrets stand in the command's environment, and `--env NAME` in the argv takes them from there.
     """
-    environment = {**os.environ, **environment_secrets}
     process = subprocess.Popen(plan.argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, errors="replace", start_new_session=True)
     try:
@@ -125,21 +124,23 @@ def run_detached(plan: Plan, environment_secrets: Mapping[str, str]) -> str:
     except BaseException as error:
         process.kill()
         process.communicate()
-        _discard(plan.argv[0], f"fl-{plan.run}")
+        _discard(plan.argv[0], f"fl-{plan.run}", environment)
         if isinstance(error, subprocess.TimeoutExpired):
             raise EngineError(f"{plan.engine} did not start the container in {_START:.0f} s.",
                               f"{plan.engine} info shows whether it answers; fl run --engine host") from error
         raise
     ident = said.strip().splitlines()[-1] if said.strip() else ""
     if process.returncode != 0:
-        if ident:
-            _discard(plan.argv[0], ident)
-        raise explain_start(complained or said, plan)
+        failure = explain_start(complained or said, plan)
+        if ident or not isinstance(failure, NameInUse):  # podman does not print the id of what it could not start
+            _discard(plan.argv[0], ident or f"fl-{plan.run}", environment)
+        raise failure
     return ident
 
 
-def _discard(command: str, name: str) -> None:
+def _discard(command: str, name: str, environment: Mapping[str, str]) -> None:
     try:
-        subprocess.run([command, "rm", "--force", name], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False)
+        subprocess.run([command, "rm", "--force", name], env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=30,
+                       check=False)
     except (OSError, subprocess.TimeoutExpired):
         return

@@ -8,6 +8,10 @@ from fl.errors import EngineError, FlError, HardwareError, ImageError, RecipeErr
 from fl.plan import Plan
 
 
+class NameInUse(EngineError):
+    """The container of that name is somebody else's."""
+
+
 def explain_start(said: str, plan: Plan) -> FlError:
     """The error behind a failed `run`."""
     text = " ".join(said.split())
@@ -68,12 +72,13 @@ def _mount(match: re.Match[str], shown: str, image: str, engine: str) -> FlError
 
 
 def _name(match: re.Match[str], shown: str, image: str, engine: str) -> FlError:
-    return EngineError(f"A container of this name is there already: {shown}", f"fl ps -a; {engine} rm -f the container")
+    return NameInUse(f"A container of this name is there already: {shown}", f"fl ps -a; {engine} rm -f the container")
 
 
 def _rlimit(match: re.Match[str], shown: str, image: str, engine: str) -> FlError:
     return EngineError(f"{engine} may not raise a limit that the plan asks for (type {match[1]}; 7 nofile, 8 memlock): {shown}",
-                       "raise LimitMEMLOCK and LimitNOFILE of the daemon's unit; fl run --engine host")
+                       'default_ulimits = ["nofile=…"] in ~/.config/containers/containers.conf; fl run --engine host' if engine == "podman"
+                       else "raise LimitMEMLOCK and LimitNOFILE of the daemon's unit; fl run --engine host")
 
 
 def _disk(match: re.Match[str], shown: str, image: str, engine: str) -> FlError:

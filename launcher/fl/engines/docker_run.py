@@ -14,7 +14,8 @@ import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
 
-from fl.engines import UNKNOWN_EXIT, Ended, daemon
+from fl.engines import Ended, daemon
+from fl.engines.container_state import read_state
 from fl.errors import EngineError
 
 _ASK: Final = 5
@@ -164,22 +165,6 @@ class Container:
                 raise EngineError(f"Docker does not answer, so the container stays ({type(error).__name__}).",
                                   f"docker rm -f {self.ident[:12]}") from error
             self._api().close()
-
-
-def read_state(state: Any) -> Ended | None:
-    """Docker's `State` as an end, None while it runs; a missing one means that somebody removed the container."""
-    if state is None:
-        return Ended(UNKNOWN_EXIT, reason="the container was removed by somebody else")
-    if state.get("Status") not in ("exited", "dead"):
-        return None
-    code = int(state.get("ExitCode", UNKNOWN_EXIT))
-    oom = bool(state.get("OOMKilled"))
-    said = state.get("Error") or None
-    if said is None and oom:
-        said = "the kernel killed it: the container's memory limit was reached"
-    elif said is None and code == 137:
-        said = "killed by SIGKILL"
-    return Ended(code, oom, said)
 
 
 def _read_position(path: Path) -> str:

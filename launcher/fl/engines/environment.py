@@ -30,7 +30,7 @@ Report = Callable[[str], None]
 MARKER: Final = "fl-environment.json"
 _NETWORK: Final = r"dns error|failed to fetch|error sending request|connection (refused|reset)|timed out|tunnel|certificate|unexpected eof"
 _ABSENT: Final = r"no (matching )?distribution|not found in the package registry|there (is|are) no versions?|no wheels with|unsatisfiable"
-_NEWS: Final = re.compile(r"\s*(Resolved|Downloading|Downloaded|Building|Built|Prepared|Installed|Bytecode)\b")
+_NEWS: Final = re.compile(r"\s*(Resolved|Downloading|Downloaded|Building|Built|Prepared|Installed)\b")
 _TICK: Final = 0.2
 _QUIET: Final = 10.0
 """Seconds without a line from the installer after which the waiting is reported."""
@@ -183,7 +183,8 @@ def _make(folder: Path, lock: Path, base: Path, installer: Installer, build_cons
     report(f"making an environment with Python {base} in {folder}")
     try:
         installer.uv("venv", "--quiet", "--no-project", "--python", str(base), str(folder))
-        arguments = ["pip", "sync", *uv_flags(os.environ), "--require-hashes", "--compile-bytecode"]
+        # Not compiled here: 13 500 files take 35 s on two cores, the third of them that a run imports 10 s, and that run keeps them.
+        arguments = ["pip", "sync", *uv_flags(os.environ), "--require-hashes"]
         arguments += ["--python", str(folder / "bin/python"), str(lock)]
         if build_constraints is not None:
             arguments[2:2] = ["--build-constraints", str(build_constraints)]

@@ -17,8 +17,10 @@ from fl.errors import EngineError, MatrixError
 IMAGE_LOCK: Final = Path("/opt/fl/lock.txt")
 _IMAGE_PYTHON: Final = Path("/opt/venv/bin/python")
 _NAME = re.compile(r"python(3\.[1-9]\d)$")
-_FOREIGN: Final = ("PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONSTARTUP", "PYTHONEXECUTABLE", "PYTHONPLATLIBDIR",
-                   "VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "__PYVENV_LAUNCHER__")
+_FOREIGN: Final = (
+    "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONSTARTUP", "PYTHONEXECUTABLE", "PYTHONPLATLIBDIR", "PYTHONDONTWRITEBYTECODE",
+    "VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "__PYVENV_LAUNCHER__",
+)  # fmt: skip
 _PROBE: Final = """
 import importlib.metadata as m, json, sys
 found = {}
