@@ -121,7 +121,7 @@ def _keys(written: Mapping[str, Any], places: Mapping[str, str]) -> tuple[dict[s
         key = all_keys().get(name)
         place = places.get(name, "")
         if key is None:
-            notes[name] = KeyNote(name, value, "refused", _unknown(name, [*all_keys(), "fl"]), place)
+            notes[name] = KeyNote(name, value, "refused", _unknown(name), place)
             continue
         typed, notes[name] = _one(key, value, place)
         if notes[name].verdict in ("handled", "translated") and notes[name].note != _UNSET:
@@ -145,8 +145,14 @@ def _one(key: Key, value: Any, place: str) -> tuple[Any, KeyNote]:
     return typed, KeyNote(key.name, shown, "translated" if note else "handled", note, place)
 
 
-def _unknown(name: str, known: Sequence[str]) -> str:
-    near = nearest(name, list(known))
+def _unknown(name: str) -> str:
+    """A key that is used in this version is named rather than another one that is a little closer."""
+    used = [key.name for key in all_keys().values() if key.verdict in ("handled", "translated")]
+    holding = [key for key in used if len(name) > 3 and name.lower() in key]
+    return _hint(nearest(name, [*all_keys(), "fl"], 0.85) or nearest(name, used) or min(holding, key=len, default=None))
+
+
+def _hint(near: str | None) -> str:
     return "unknown key" + (f"; did you mean `{near}`?" if near else "")
 
 
@@ -203,7 +209,7 @@ def _launcher(written: Any, places: Mapping[str, str], file: str) -> tuple[Launc
     for name, value in written.items():
         place = places.get(f"fl.{name}", places.get("fl", file))
         if name not in LAUNCHER_KEYS:
-            notes.append(KeyNote(f"fl.{name}", value, "refused", _unknown(name, list(LAUNCHER_KEYS)), place))
+            notes.append(KeyNote(f"fl.{name}", value, "refused", _hint(nearest(name, list(LAUNCHER_KEYS))), place))
         elif value is None:
             notes.append(KeyNote(f"fl.{name}", value, "handled", _UNSET, place))
         else:

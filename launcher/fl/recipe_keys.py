@@ -76,8 +76,8 @@ def all_keys() -> Mapping[str, Key]:
     return {key.name: key for table in (TRAINING_ARGUMENTS, GONE, UNSUPPORTED, HANDLED) for key in table}
 
 
-def nearest(name: str, known: list[str]) -> str | None:
+def nearest(name: str, known: list[str], likeness: float = 0.6) -> str | None:
     """The known name that is most like a wrong one; None when nothing is."""
     plain = {k.lower().replace("-", "_"): k for k in reversed(known)}
-    found = get_close_matches(name.lower().replace("-", "_"), list(plain), 1, 0.6)
+    found = get_close_matches(name.lower().replace("-", "_"), list(plain), 1, likeness)
     return plain[found[0]] if found else None
