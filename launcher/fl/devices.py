@@ -95,7 +95,7 @@ def choose_devices(hardware: Hardware, lane: LaneName, spec: str | None = None) 
     chosen, notes = _asked(spec, devices, usable, hardware, lane)
     if not module.PARTITIONS_TOGETHER and len(chosen) > 1 and any(a.partition for a in chosen):
         raise HardwareError(
-            f"--devices {spec}: {_list(chosen)} are {module.TITLE} partitions, and a run can use one of them: they cannot talk to each other",
+            f"--devices {spec}: {_list(chosen)} are {module.TITLE} partitions; a run can use one, they cannot talk to each other",
             f"--devices {chosen[0].index}",
         )
     return chosen, notes

@@ -31,6 +31,8 @@ PATIENCE: Final = 2.0
 NVML_COMMAND: Final = "fl-nvml"
 """Our own child process that asks NVML; recorded under this name."""
 
+_NVML_SCRIPT: Final = Path(__file__).resolve().parent / "lanes" / "nvml.py"
+
 RanState = Literal["done", "missing", "unrecorded", "slow"]
 
 
@@ -141,7 +143,7 @@ class LiveHost:
         return tuple(name for name in self.names(folder) if _is_node(f"{folder}/{name}"))
 
     def run(self, argv: Sequence[str]) -> Ran:
-        command = [sys.executable, "-m", "fl.lanes.nvml"] if argv[0] == NVML_COMMAND else list(argv)
+        command = [sys.executable, "-I", "-S", str(_NVML_SCRIPT)] if argv[0] == NVML_COMMAND else list(argv)
         return run_command(command, self._deadline - time.monotonic())
 
 

@@ -13,6 +13,8 @@ from fl.lanes.values import bdf, known, version
 
 Failure = Literal["missing", "slow", "mismatch", "no-driver", "no-library", "failed"]
 _FORMAT: Final = "--format=csv,noheader,nounits"
+_IDLE_MIB: Final = 1024
+"""The driver itself holds up to about 500 MiB of an idle H100."""
 _WSL_TOOL: Final = "/usr/lib/wsl/lib/nvidia-smi"
 _CODES: Final[dict[int, Failure]] = {9: "no-driver", 12: "no-library", 18: "mismatch"}
 
@@ -82,11 +84,18 @@ def _nvml_gpu(gpu: dict[str, Any]) -> GpuReport:
             )
             for m in migs
         ),
-        busy=None if processes is None else bool(processes),
+        busy=_busy(processes, gpu.get("used_mib")),
         busy_instances=frozenset(p["instance"] for p in processes or [] if p.get("instance") is not None),
         compute_mode=gpu.get("compute_mode"),
         fabric=gpu.get("fabric"),
     )
+
+
+def _busy(processes: list[Any] | None, used_mib: int | None) -> bool | None:
+    """In a container other containers' processes are not listed: memory that is in use without a process tells nothing."""
+    if not processes and (processes is None or (used_mib or 0) > _IDLE_MIB):
+        return None
+    return bool(processes)
 
 
 def _failure(ran: Ran) -> Failure:
