@@ -159,9 +159,7 @@ def build(stack: str, base: str | None, links: tuple[Path, ...], ca: Path | None
 
     matrix = rows.load()
     begin = time.monotonic()
-    built = building.build(
-        matrix, matrix.stack(stack), site=Site(base=base, links=links, ca=ca), registry=settings.load().registry
-    )
+    built = building.build(matrix, matrix.stack(stack), site=Site(base=base, links=links, ca=ca), registry=settings.load().registry)
     seconds = time.monotonic() - begin
     if as_json:
         ui.document({**asdict(built), "seconds": round(seconds, 1)})

@@ -1,0 +1,145 @@
+"""Dockerfiles: as reviewed (golden), clean, offline, and the same bytes every time."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fl import matrix as rows
+from fl import paths
+from fl.commands.images import images
+from fl.images import render, tags
+
+MATRIX = rows.load()
+GOLDEN = Path(__file__).parents[1] / "golden" / "dockerfiles"
+IDS = [stack.id for stack in MATRIX.stacks if stack.status != "retired"]
+REFRESH = "look at the difference; if it is meant: fl images render --output DIR, then copy DIR/*/*.Dockerfile to tests/golden/dockerfiles/"
+REGISTRIES = re.compile(r"\b(pypi|pythonhosted|debian|npmjs)\.(org|com|net)\b")
+
+
+def text_of(name: str) -> str:
+    return render.dockerfile(MATRIX, MATRIX.stack(name))
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_the_dockerfile_is_the_reviewed_one(name: str) -> None:
+    golden = GOLDEN / f"{name}.train.Dockerfile"
+    assert golden.is_file(), f"no golden file for {name}: {REFRESH}"
+    assert text_of(name) == golden.read_text(), REFRESH
+
+
+def test_no_golden_file_is_left_over() -> None:
+    assert {file.name for file in GOLDEN.iterdir()} == {f"{name}.train.Dockerfile" for name in IDS}
+
+
+def test_hadolint_finds_nothing() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.exists():
+        pytest.skip("hadolint is not installed beside this Python")
+    done = subprocess.run([hadolint, *sorted(GOLDEN.iterdir())], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+def test_another_process_renders_the_same_bytes() -> None:
+    code = """from fl import matrix; from fl.images import render; m = matrix.load()
+for s in m.stacks: print(render.dockerfile(m, s), end="\\0")"""
+    told = []
+    for seed in ("1", "2"):
+        environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        told.append(done.stdout)
+    assert told[0] == told[1] == "".join(render.dockerfile(MATRIX, stack) + "\0" for stack in MATRIX.stacks)
+
+
+@pytest.mark.parametrize("file", [*sorted(paths.IMAGES.rglob("*.*"))], ids=lambda file: file.name)
+def test_nothing_names_a_package_registry(file: Path) -> None:
+    assert not REGISTRIES.search(file.read_text())
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_house_rules_of_every_dockerfile(name: str) -> None:
+    text = text_of(name)
+    lines = text.splitlines()
+    stages = [line.split()[-1] for line in lines if line.startswith("FROM ")]
+    assert stages == ["wheels", "os", "packages", "run"]
+    assert not re.search(r"^#\s*syntax=", text, re.M)
+    assert not REGISTRIES.search(text)
+    assert "NVIDIA_VISIBLE_DEVICES" not in text
+    assert "ADD " not in text
+    assert "curl" not in text
+    last = text[text.rindex("FROM ") :]
+    assert "USER 1000:1000" in last
+    assert "ENTRYPOINT []" in last
+    assert last.rstrip().splitlines()[-1].strip().startswith("fl.matrix.sha256=")
+    assert last.index("LABEL") > last.index("ENV HOME")
+    assert "--require-hashes" in text
+    assert "--require-build-hashes" in text
+    assert "/opt/fl/lock.txt" in text
+    for install in re.findall(r"/mnt/uv pip (?:install|sync)(?:[^;]|\n)*;", text):
+        assert "--require-hashes" in install or "--no-index" in install, install
+
+
+def test_the_vendor_s_torch_is_never_removed() -> None:
+    text = text_of("rocm72-torch210")
+    assert "pip sync" not in text
+    assert "pip install --python" in text
+    assert '[ "${before}" = "$(sha256sum "${torch}")" ]' in text
+    assert "apt-get" not in text
+
+
+def test_a_row_that_takes_torch_from_an_index_gets_an_environment_of_its_own() -> None:
+    text = text_of("rocm72-torch214")
+    assert "pip sync" in text
+    assert "libpython3.12-dev" in text
+
+
+@pytest.mark.parametrize(
+    ("driver", "told"),
+    [(">=580.65.06", "driver>=580.65.06"), (">=525.60.13, <600", "driver>=525.60.13,driver<600")],
+)
+def test_the_driver_floor_is_the_row_s(driver: str, told: str) -> None:
+    row = MATRIX.stack("cuda130-torch214")
+    row = row.model_copy(update={"hosts": row.hosts.model_copy(update={"driver": {"nvidia": driver}})})
+    assert f'NVIDIA_REQUIRE_CUDA="{told}"' in render.dockerfile(MATRIX, row)
+
+
+def test_a_digest_is_part_of_from() -> None:
+    row = MATRIX.stack("cpu-torch213")
+    row = row.model_copy(update={"base": rows.Base(image="debian:bookworm-slim", digest="sha256:" + "0" * 64)})
+    assert f"FROM debian:bookworm-slim@sha256:{'0' * 64} AS os" in render.dockerfile(MATRIX, row)
+    assert "FROM mine:1 AS os" in render.dockerfile(MATRIX, row, base_image="mine:1")
+
+
+def test_ascend_has_the_vendor_s_environment_without_an_entrypoint() -> None:
+    text = text_of("cann91-torch210")
+    for name in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH", "ASCEND_OPP_PATH", "ATB_HOME_PATH", "LD_LIBRARY_PATH", "PYTHONPATH"):
+        assert re.search(rf"\b{name}=/usr/local/Ascend/", text), name
+    assert "/usr/local/Ascend/driver/lib64/driver" in text
+    assert "--system-site-packages" in text
+
+
+def test_names_of_images() -> None:
+    assert tags.reference("cpu-torch213", "train", "1.2.3") == "fl-train:cpu-torch213-1.2.3"
+    assert tags.reference("cpu-torch213", "train", "1.2.3", "registry.example/team/") == "registry.example/team/fl-train:cpu-torch213-1.2.3"
+    assert tags.moving("cpu-torch213", "serve", "registry.example") == "registry.example/fl-serve:cpu-torch213"
+
+
+def test_render_writes_one_file_for_each_stack(tmp_path: Path) -> None:
+    done = CliRunner().invoke(images, ["render", "--output", str(tmp_path), "cpu-torch213", "xpu-torch212"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert {str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*.Dockerfile")} == {
+        "cpu/cpu-torch213.train.Dockerfile", "xpu/xpu-torch212.train.Dockerfile",
+    }  # fmt: skip
+    assert (tmp_path / "cpu" / "cpu-torch213.train.Dockerfile").read_text() == text_of("cpu-torch213")
+    assert "xpu-torch212 has no lock for linux/amd64: it cannot be built there" in done.output
+
+
+def test_render_without_output_prints() -> None:
+    done = CliRunner().invoke(images, ["render", "cpu-torch213"], catch_exceptions=False)
+    assert text_of("cpu-torch213").rstrip("\n") in done.output
