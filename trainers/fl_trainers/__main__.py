@@ -1,0 +1,172 @@
+"""`python -m fl_trainers config.json`: trains what the config says, and exits with a code that says how it went."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fl_trainers import lean
+from fl_trainers.config import Config
+from fl_trainers.errors import InputError, Stopped, TrainerError, TrainingError
+from fl_trainers.progress import Events, log, start_log, world_size
+from fl_trainers.stop import stop
+
+STAGES = ("pt", "sft")
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code: 0 done, 3 no device, 5 input, 10 the training failed, 143 stopped."""
+    start_log()
+    stop.install()
+    if len(arguments) != 1:
+        log.error("usage: python -m fl_trainers config.json")
+        return 2
+    try:
+        config = Config.read(Path(arguments[0]))
+    except (OSError, ValidationError) as error:
+        log.error("error: %s: %s", arguments[0], error)
+        return InputError.exit_code
+    events = Events(Path(config.run.events))
+    ended = _Run(config, events)
+    try:
+        ended.go()
+    except TrainerError as error:
+        return ended.failed(type(error).__name__, error.message, error.exit_code, error.remedy)
+    except KeyboardInterrupt:
+        return ended.failed("Stopped", "interrupted", Stopped.exit_code)
+    except Exception as error:  # noqa: BLE001 - whatever it was, the run's record must say so
+        traceback.print_exc()
+        return _crash(ended, error)
+    return 0
+
+
+def _crash(ended: _Run, error: Exception) -> int:
+    """Out of memory and a full disk have causes the user can remove; anything else is a crash of the training."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower():
+        hint = "a smaller per_device_train_batch_size or cutoff_len, gradient_accumulation_steps, quantization_bit: 4, or more devices with deepspeed"
+        return ended.failed("OutOfMemory", f"out of memory: {first}", TrainingError.exit_code, hint)
+    if isinstance(error, OSError) and error.errno in (28, 30, 13, 122):
+        return ended.failed("Output", f"{error.filename or ended.config.training.output_dir}: {error.strerror}", InputError.exit_code, "free space, or another output_dir")
+    return ended.failed(type(error).__name__, f"the training crashed: {type(error).__name__}: {first}", TrainingError.exit_code)
+
+
+class _Run:
+    """One run from start to end; keeps what the record needs when it ends early."""
+
+    def __init__(self, config: Config, events: Events) -> None:
+        self.config, self.events = config, events
+        self.device: Any = None
+        self.session: Any = None
+        self.started = time.monotonic()
+
+    def go(self) -> None:
+        config, events = self.config, self.events
+        stage = config.method.stage
+        if stage not in STAGES:
+            raise InputError(f"stage {stage} is not known to this trainer", f"it has {', '.join(STAGES)}")
+        _refuse_unknown(config)
+        events.emit("start", run=config.run.name, stage=stage, finetuning_type=config.method.finetuning_type, lane=config.run.lane,
+                    stack=config.run.stack, processes=world_size(), pid=os.getpid(), output_dir=config.training.output_dir)  # fmt: skip
+        from fl_trainers import checkpoints
+
+        folder = checkpoints.prepare_output(config)
+        resume = checkpoints.resume_from(config, events)
+        lean.hide(config)
+        from fl_trainers import device
+
+        self.device = device.choose(config)
+        _quiet()
+        from fl_trainers.loop import arguments_of
+        from fl_trainers.session import Session
+
+        self.session = Session(config, events, self.device, folder, resume, arguments_of(config, self.device))
+        from transformers import set_seed
+
+        set_seed(self.session.arguments.seed)
+        page = importlib.import_module(f"fl_trainers.stages.{stage}")
+        page.load(self.session)
+        page.data(self.session)
+        loop = page.trainer(self.session)
+        page.train(self.session, loop)
+        page.save(self.session, loop)
+        self._record("passed", None)
+        events.emit("end", outcome="passed", seconds=round(time.monotonic() - self.started, 2), metrics=self.session.metrics)
+        log.info("done: %s", folder)
+
+    def failed(self, kind: str, message: str, exit_code: int, remedy: str = "") -> int:
+        """Tells the error, writes the record, returns the exit code."""
+        outcome = "stopped" if exit_code == Stopped.exit_code else "failed"
+        if outcome == "failed":
+            self.events.error(kind, message, exit_code, remedy)
+        else:
+            log.info("%s", message)
+        try:
+            self._record(outcome, {"type": kind, "message": message})
+        except TrainerError as error:  # the disk is full: the events have the reason already
+            log.error("error: %s", error.message)
+        self.events.emit("end", outcome=outcome, exit=exit_code, message=message, seconds=round(time.monotonic() - self.started, 2))
+        return exit_code
+
+    def _record(self, outcome: str, failure: dict[str, str] | None) -> None:
+        from fl_trainers import record
+
+        session = self.session
+        follow = session.follow if session else None
+        metrics: dict[str, Any] = {"loss": follow.losses if follow else [], "tokens_per_second": None}
+        if session is not None:
+            rates = sorted(follow.rates) if follow else []
+            metrics["tokens_per_second"] = session.metrics.get("tokens_per_second") or (round(rates[len(rates) // 2], 1) if rates else None)
+            metrics |= {key: value for key, value in session.metrics.items() if key in ("eval_loss", "train_loss", "train_runtime")}
+        record.write(self.config, self.device, outcome=outcome, model=session.facts if session else None, metrics=metrics, failure=failure)
+
+
+def _refuse_unknown(config: Config) -> None:
+    """Keys of the config that other stages and later versions use; silence would be worse than refusal."""
+    asked = {
+        "streaming": config.data.streaming, "predict_with_generate": config.training.predict_with_generate, "do_predict": config.training.do_predict,
+        "use_dft_loss": config.method.use_dft_loss, "use_asft_loss": config.method.use_asft_loss, "use_eaft_loss": config.method.use_eaft_loss,
+        "upcast_lmhead_output": config.model.upcast_lmhead_output, "tokenized_path": config.data.tokenized_path is not None,
+    }  # fmt: skip
+    wanted = [key for key, value in asked.items() if value]
+    if wanted:
+        raise InputError(f"this trainer cannot do yet: {', '.join(wanted)}", "leave them out of the recipe")
+    if config.data.neat_packing and config.method.stage == "pt":
+        raise InputError("neat_packing is for stage sft: blocks of stage pt have no parts", "leave neat_packing out")
+
+
+def _quiet() -> None:
+    """Progress bars and chatter of the libraries: the log has its own lines."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from transformers.utils import logging as chatter
+
+    chatter.set_verbosity_warning()
+    chatter.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+
+
+def finish(code: int) -> None:
+    """Ends the process without the interpreter's own tidying, which takes a second and can hang in a collective."""
+    if world_size() > 1 and code == 0:
+        import torch
+
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    finish(main(sys.argv[1:]))

@@ -1,0 +1,83 @@
+"""What a finished run leaves in its output folder beside the weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from fl_trainers.config import Config
+from fl_trainers.errors import InputError
+
+Metrics = dict[str, Any]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Complete or absent, also when the disk fills up."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written: {error.strerror}", f"{shutil.disk_usage(path.parent).free // 2**20} MiB are free there") from error
+
+
+def write_results(folder: Path, split: str, metrics: Metrics) -> None:
+    """`train_results.json` or `eval_results.json`, and both together in `all_results.json`."""
+    write_json(folder / f"{split}_results.json", metrics)
+    merged: Metrics = {}
+    everything = folder / "all_results.json"
+    if everything.is_file():
+        merged = json.loads(everything.read_text(encoding="utf-8"))
+    write_json(everything, {**merged, **metrics})
+
+
+def model_card(config: Config, metrics: Metrics, *, parameters: int, trained: int, rows: int, losses: list[float]) -> str:
+    """README.md: what this is, what it was made of, how, and with what figures; its head is the hub's metadata."""
+    method, arguments = config.method, config.training.arguments
+    adapter = method.finetuning_type in ("lora", "oft")
+    head = ["---", "library_name: peft" if adapter else "library_name: transformers"]
+    if config.model.kind == "hub":
+        head.append(f"base_model: {config.model.path}")
+    head += ["tags:", f"- {method.finetuning_type}", f"- {method.stage}", "- generated_from_trainer", "pipeline_tag: text-generation", "---"]
+    names = ", ".join(dataset.name for dataset in config.data.train)
+    lines = [
+        *head, "", f"# {Path(config.training.output_dir).name}", "",
+        f"{config.model.name}, {'an adapter' if adapter else 'all weights' if method.finetuning_type == 'full' else 'some layers'} trained on {names}.", "",
+        "| | |", "|---|---|",
+        f"| base model | `{config.model.name}` ({parameters:,} parameters) |",
+        f"| method | {method.stage}, {method.finetuning_type}, {trained:,} trained parameters |",
+        f"| data | {names}: {rows:,} rows, cut at {config.data.cutoff_len} tokens |",
+        f"| chat template | {config.data.template or 'the tokenizer’s own'} |",
+        f"| run | `{config.run.name}` on {config.run.lane}, stack `{config.run.stack}` |",
+    ]  # fmt: skip
+    if adapter and method.finetuning_type == "lora":
+        lines.append(f"| LoRA | rank {method.lora.rank}, alpha {method.lora.alpha or 2 * method.lora.rank}, dropout {method.lora.dropout} |")
+    lines += ["", "## Recipe", "", "| argument | value |", "|---|---|"]
+    lines += [f"| {key} | `{value}` |" for key, value in sorted(arguments.items())]
+    lines += ["", "## Figures", "", "| figure | value |", "|---|---|"]
+    if losses:
+        lines.append(f"| loss, first and last logged | {losses[0]:.4f}, {losses[-1]:.4f} |")
+    lines += [f"| {key} | {round(value, 4) if isinstance(value, float) else value} |" for key, value in sorted(metrics.items())]
+    if (Path(config.training.output_dir) / "training_loss.png").is_file():
+        lines += ["", "![training loss](training_loss.png)"]
+    lines += ["", "## Use", "", "```python", *_use(config, adapter=adapter), "```", ""]
+    return "\n".join(lines)
+
+
+def _use(config: Config, *, adapter: bool) -> list[str]:
+    here = Path(config.training.output_dir).name
+    if not adapter:
+        return [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f'model = AutoModelForCausalLM.from_pretrained("{here}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{here}")',
+        ]
+    return [
+        "from peft import AutoPeftModelForCausalLM",
+        "from transformers import AutoTokenizer",
+        f'model = AutoPeftModelForCausalLM.from_pretrained("{here}")  # finds its base model by the name in adapter_config.json',
+        f'tokenizer = AutoTokenizer.from_pretrained("{here}")',
+    ]

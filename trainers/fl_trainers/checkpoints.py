@@ -1,0 +1,101 @@
+"""Which checkpoint a run goes on from. One that was cut off while being written is found out and passed over."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+from fl_trainers.config import Config
+from fl_trainers.errors import InputError
+from fl_trainers.progress import Events, log, rank
+
+NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of an output folder, the newest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in folder.iterdir() if path.is_dir() and (match := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def fault(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be used, or None. The state is written last; every file's own form tells whether it is whole."""
+    state = checkpoint / "trainer_state.json"
+    if not state.is_file():
+        return "trainer_state.json is missing"
+    try:
+        json.loads(state.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return "trainer_state.json is broken"
+    weights = [*checkpoint.glob("*.safetensors")]
+    if not weights and not any(checkpoint.glob("*.bin")) and not any(path.is_dir() for path in checkpoint.iterdir()):
+        return "it holds no weights"
+    for path in weights:
+        if not _whole_safetensors(path):
+            return f"{path.name} is cut off"
+    for path in checkpoint.glob("*.pt"):
+        if not zipfile.is_zipfile(path):
+            return f"{path.name} is cut off"
+    return None
+
+
+def _whole_safetensors(path: Path) -> bool:
+    """The header says how long the file must be."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > size:
+                return False
+            header = json.loads(file.read(length))
+    except (ValueError, OSError):
+        return False
+    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    return bool(size >= 8 + length + end)
+
+
+def prepare_output(config: Config) -> Path:
+    """Makes the output folder and proves that it can be written; with overwrite_output_dir older checkpoints go."""
+    folder = Path(config.training.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".fl-write-{rank()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+        if config.training.overwrite_output_dir and config.training.do_train and not config.training.resume_from_checkpoint and rank() == 0:
+            for path in checkpoints(folder):
+                shutil.rmtree(path)
+            for name in ("trainer_log.jsonl", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "comparison.json"):
+                (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"output_dir {folder} cannot be written: {error.strerror}", "`output_dir:` another folder") from error
+    return folder
+
+
+def resume_from(config: Config, events: Events) -> str | None:
+    """The checkpoint to go on from, or None to start at the beginning."""
+    wanted = config.training.resume_from_checkpoint
+    folder = Path(config.training.output_dir)
+    if wanted is False or (wanted is None and config.training.overwrite_output_dir):
+        return None
+    if isinstance(wanted, str):
+        path = Path(wanted)
+        why = fault(path) if path.is_dir() else "there is no such folder"
+        if why:
+            near = ", ".join(entry.name for entry in checkpoints(path.parent)) or "none"
+            raise InputError(f"resume_from_checkpoint: {path}: {why}", f"checkpoints there: {near}")
+        return str(path)
+    for path in checkpoints(folder):
+        why = fault(path)
+        if why is None:
+            log.info("resuming from %s", path)
+            return str(path)
+        events.warn("checkpoint", f"{path.name} is incomplete ({why}); trying the one before", checkpoint=path.name)
+    if wanted is True:
+        raise InputError(f"resume_from_checkpoint: true, but {folder} holds no usable checkpoint", "leave it out to start at the beginning")
+    return None

@@ -1,0 +1,169 @@
+"""Conversations become token ids with labels: the loss counts answers and their end, unless the recipe says otherwise."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fl_trainers.data.formats import Conversation, Report
+from fl_trainers.errors import InputError
+
+IGNORE = -100
+"""The label of a token that does not count."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the model is given and what it shall answer, both as text."""
+
+    source: str
+    target: str
+    closed: bool
+    """Whether the template ends the answer with something of its own."""
+
+
+@dataclass
+class Encoded:
+    """One training row."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the recipe says about labels and lengths."""
+
+    cutoff_len: int
+    train_on_prompt: bool = False
+    mask_history: bool = False
+    enable_thinking: bool | None = None
+
+
+def render(tokenizer: Any, conversation: Conversation, upto: int, *, prompt: bool, thinking: bool | None) -> str:
+    """The first `upto` messages as text; with `prompt` up to where the answer begins."""
+    extra = {} if thinking is None else {"enable_thinking": thinking}
+    return str(
+        tokenizer.apply_chat_template(
+            conversation.messages[:upto], tools=conversation.tools, tokenize=False, add_generation_prompt=prompt, **extra
+        )
+    )
+
+
+def turns(tokenizer: Any, conversation: Conversation, thinking: bool | None) -> list[Turn]:
+    """Cuts the rendered conversation at the borders of its answers, found by rendering every beginning of it.
+
+    Raises ValueError when an answer cannot be found in the whole: the template rewrote it.
+    """
+    count = len(conversation.messages)
+    full = render(tokenizer, conversation, count, prompt=False, thinking=thinking)
+    found: list[Turn] = []
+    position = 0
+    for index, message in enumerate(conversation.messages):
+        if message["role"] != "assistant":
+            continue
+        before = render(tokenizer, conversation, index, prompt=True, thinking=thinking)
+        start = len(os.path.commonprefix([before, full]))
+        if start < len(before) and start < len(render(tokenizer, conversation, index, prompt=False, thinking=thinking)):
+            raise ValueError("the chat template changes earlier turns")
+        after = full if index == count - 1 else render(tokenizer, conversation, index + 1, prompt=False, thinking=thinking)
+        end, closed = _end(full, after, start, str(message["content"]))
+        found.append(Turn(full[position:start], full[start:end], closed))
+        position = end
+    return found
+
+
+def _end(full: str, after: str, start: int, content: str) -> tuple[int, bool]:
+    """Where an answer and its end token end, and whether there is one. Line breaks after it are no part of it."""
+    visible = content.strip()
+    if not full.startswith(after):  # a thought of an earlier turn is gone in the whole: look for what is left of the answer
+        visible = visible.split("</think>")[-1].strip()
+        at = full.find(visible, start)
+        tail = after[after.rfind(visible) + len(visible) :].rstrip()
+        if not visible or at < 0 or full[at + len(visible) :].find(tail) != 0:
+            raise ValueError("the chat template changes earlier answers")
+        return at + len(visible) + len(tail), bool(tail)
+    at = after.rfind(visible) if visible else -1
+    tail = after[at + len(visible) :] if at >= start else after[start:]
+    if not tail.strip():
+        return len(after), False
+    return len(after.rstrip()), True
+
+
+def shares(source: int, target: int, room: int) -> tuple[int, int]:
+    """How many tokens question and answer keep of `room`: LLaMA-Factory's rule.
+
+    A short answer (under half the room) is kept and the question cut, else a short question is kept and the answer cut,
+    else both are cut in proportion.
+    """
+    if target * 2 < room:
+        most = room
+    elif source * 2 < room:
+        most = room - source
+    else:
+        most = int(room * (target / (source + target)))
+    kept = min(most, target)
+    return min(max(room - kept, 0), source), kept
+
+
+def assemble(pairs: Sequence[tuple[list[int], list[int]]], closed: Sequence[bool], eos: int, settings: Settings, report: Report, where: str) -> Encoded:
+    """Joins the turns of a conversation until `cutoff_len` is full; from the end where only the last answer counts."""
+    row = Encoded([], [])
+    length = sum(len(source) + len(target) for source, target in pairs) + (not closed[-1])
+    order = range(len(pairs))[::-1] if settings.mask_history else range(len(pairs))
+    room = settings.cutoff_len - (not closed[-1])
+    left_out = 0
+    for place, index in enumerate(order):
+        if room <= 0:
+            left_out = len(pairs) - place
+            break
+        source, target = pairs[index]
+        kept_source, kept_target = shares(len(source), len(target), room)
+        room -= kept_source + kept_target
+        source, target = source[:kept_source], target[:kept_target]
+        labels = list(source) if settings.train_on_prompt else [IGNORE] * len(source)
+        if index and not closed[index - 1] and source:
+            labels[0] = eos  # the template leaves the end of an answer to the next turn
+        labels += target if not settings.mask_history or place == 0 else [IGNORE] * len(target)
+        if settings.mask_history:
+            row.input_ids, row.labels = source + target + row.input_ids, labels + row.labels
+        else:
+            row.input_ids += source + target
+            row.labels += labels
+    if not closed[-1]:
+        row.input_ids.append(eos)
+        row.labels.append(eos)
+    if length > settings.cutoff_len:
+        report.count(f"cut to {settings.cutoff_len} tokens", where)
+    if left_out:
+        report.count("turns left out by the cut", where, left_out)
+    return row
+
+
+def encode(tokenizer: Any, rows: Sequence[tuple[str, Conversation]], settings: Settings, report: Report) -> list[Encoded]:
+    """Encodes a batch of (where, conversation). Question and answer are tokenized apart, as they are when the model is asked."""
+    cut: list[tuple[str, list[Turn]]] = []
+    for where, conversation in rows:
+        try:
+            cut.append((where, turns(tokenizer, conversation, settings.enable_thinking)))
+        except ValueError as error:
+            report.count(str(error), where)
+        except Exception as error:
+            if type(error).__name__ not in ("TemplateError", "UndefinedError", "TemplateRuntimeError"):
+                raise
+            raise InputError(f"{where}: the chat template refuses it: {error}", "leave `template:` out to use the model's own") from error
+    texts = [text for _, parts in cut for turn in parts for text in (turn.source, turn.target)]
+    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
+    encoded: list[Encoded] = []
+    at = 0
+    for where, parts in cut:
+        pairs = [(ids[at + 2 * number], ids[at + 2 * number + 1]) for number in range(len(parts))]
+        at += 2 * len(parts)
+        row = assemble(pairs, [turn.closed for turn in parts], tokenizer.eos_token_id, settings, report, where)
+        if all(label == IGNORE for label in row.labels):
+            report.count("nothing to learn from is left", where)
+        else:
+            encoded.append(row)
+    return encoded

@@ -1,0 +1,209 @@
+"""Rows become conversations: a list of messages as chat templates take them, whatever format they came in."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fl_trainers.config import Columns, Dataset
+from fl_trainers.data.sources import Row, describe
+from fl_trainers.errors import InputError
+
+Message = dict[str, Any]
+
+
+@dataclass
+class Conversation:
+    """Messages with the roles system, user, assistant and tool; the last one is the assistant's."""
+
+    messages: list[Message]
+    tools: list[Any] | None = None
+
+
+@dataclass
+class Report:
+    """What was left out or shortened, by reason."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def count(self, reason: str, where: str, rows: int = 1) -> None:
+        """`where` names the first row it happened to."""
+        self.counts[reason] = self.counts.get(reason, 0) + rows
+        self.examples.setdefault(reason, where)
+
+
+def check_columns(dataset: Dataset, found: Iterable[str], *, stage: str) -> None:
+    """Refuses a data set that lacks the columns its entry names; the message has the nearest column that it has."""
+    present, columns, default = sorted(found), dataset.columns, Columns()
+    if dataset.formatting in ("sharegpt", "openai"):
+        wanted = {"messages": columns.messages or "(none)"}
+    elif stage == "pt":
+        wanted = {"prompt": columns.prompt or "(none)"}
+    else:
+        wanted = {"prompt": columns.prompt or "(none)", "response": columns.response or "(none)"}
+        if columns.query is not None and columns.query != default.query:
+            wanted["query"] = columns.query
+    optional = {"history": columns.history, "system": columns.system, "tools": columns.tools}
+    wanted |= {key: name for key, name in optional.items() if name is not None}
+    for key, name in wanted.items():
+        if name not in present:
+            near = difflib.get_close_matches(name, present, 1, 0.5)
+            hint = f"`columns: {{{key}: {near[0]}}}` in its dataset_info.json entry" if near else _guess(dataset, present)
+            raise InputError(f"data set {dataset.name}: no column {name} (for {key}); it has: {', '.join(present) or 'none'}", hint)
+
+
+def _guess(dataset: Dataset, present: list[str]) -> str:
+    for column in ("conversations", "messages"):
+        if column in present and dataset.formatting == "alpaca":
+            return f"it looks like `formatting: sharegpt` (or openai) with `columns: {{messages: {column}}}`"
+    if "text" in present:
+        return "for plain text: `stage: pt` and `columns: {prompt: text}`"
+    return "name its columns in its dataset_info.json entry: `columns: {prompt: …, response: …}`"
+
+
+def text_of(row: Row, column: str | None, where: str) -> str:
+    """A text column; null and a missing optional column are the empty text. Raises InputError for any other type."""
+    value = row.get(column) if column else None
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InputError(f"{where}: column {column} is {describe(value)}, a text is needed", "quote it in the data, or name another column")
+    return value
+
+
+def raw_text(row: Row, dataset: Dataset, where: str) -> str:
+    """The text of a pre-training row."""
+    return text_of(row, dataset.columns.prompt, where)
+
+
+def conversation(row: Row, dataset: Dataset, where: str) -> Conversation | str:
+    """The conversation of a row, or the reason why the row is left out."""
+    messages = _alpaca(row, dataset, where) if dataset.formatting == "alpaca" else _chat(row, dataset, where)
+    if isinstance(messages, str):
+        return messages
+    system = text_of(row, dataset.columns.system, where)
+    if system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    fault = order_fault(messages)
+    return fault or Conversation(messages, _tools(row, dataset, where))
+
+
+def _alpaca(row: Row, dataset: Dataset, where: str) -> list[Message] | str:
+    columns = dataset.columns
+    messages: list[Message] = []
+    for turn in row.get(columns.history or "") or []:
+        if not isinstance(turn, (list, tuple)) or len(turn) != 2 or not all(isinstance(part, str) for part in turn):
+            raise InputError(f"{where}: column {columns.history} holds {describe(turn)}, a list of [question, answer] pairs is needed")
+        messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    prompt = "\n".join(part for part in (text_of(row, columns.prompt, where), text_of(row, columns.query, where)) if part)
+    answer = text_of(row, columns.response, where)
+    if not prompt:
+        return "empty question"
+    return [*messages, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def _chat(row: Row, dataset: Dataset, where: str) -> list[Message] | str:
+    tags, column = dataset.tags, dataset.columns.messages or ""
+    turns = row.get(column)
+    if turns is None or (isinstance(turns, list) and not turns):
+        return "no messages"
+    if not isinstance(turns, list):
+        raise InputError(f"{where}: column {column} is {describe(turns)}, a list of messages is needed")
+    roles = {
+        tags.user_tag: "user", tags.assistant_tag: "assistant", tags.observation_tag: "tool",
+        tags.function_tag: "function", tags.system_tag: "system",
+    }  # fmt: skip
+    if dataset.formatting == "openai":
+        roles |= {"user": "user", "assistant": "assistant", "tool": "tool", "system": "system", "developer": "system"}
+    messages: list[Message] = []
+    for turn in turns:
+        if not isinstance(turn, dict) or tags.role_tag not in turn:
+            raise InputError(f"{where}: a message is {describe(turn)}, an object with {tags.role_tag} and {tags.content_tag} is needed",
+                             "name other keys by `tags: {role_tag: …, content_tag: …}` in its dataset_info.json entry")  # fmt: skip
+        role = roles.get(str(turn[tags.role_tag]))
+        if role is None:
+            return f"unknown role {turn[tags.role_tag]}"
+        message = _message(role, turn, dataset, where)
+        if isinstance(message, str):
+            return message
+        messages.append(message)
+    return messages
+
+
+def _message(role: str, turn: Row, dataset: Dataset, where: str) -> Message | str:
+    content = turn.get(dataset.tags.content_tag)
+    if isinstance(content, list):  # OpenAI's list of parts
+        parts = [part for part in content if isinstance(part, dict)]
+        if any(part.get("type") != "text" for part in parts):
+            return "a message with images, audio or video"
+        content = "".join(str(part.get("text", "")) for part in parts)
+    calls = turn.get("tool_calls")
+    if content is None and (calls or role == "assistant"):
+        content = ""
+    if not isinstance(content, str):
+        raise InputError(f"{where}: {dataset.tags.content_tag} of a message is {describe(content)}, a text is needed")
+    if role == "function":
+        return _function_call(content)
+    message: Message = {"role": role, "content": content}
+    if calls:
+        message["tool_calls"] = [_call(call.get("function", call)) for call in calls if isinstance(call, dict)]
+    return message
+
+
+def _function_call(content: str) -> Message | str:
+    """ShareGPT writes a call as JSON text: one object or a list of them."""
+    try:
+        calls = json.loads(content)
+    except json.JSONDecodeError:
+        return "a function call that is not JSON"
+    calls = calls if isinstance(calls, list) else [calls]
+    if not all(isinstance(call, dict) and "name" in call for call in calls):
+        return "a function call without a name"
+    return {"role": "assistant", "content": "", "tool_calls": [_call(call) for call in calls]}
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    arguments = call.get("arguments", {})
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except json.JSONDecodeError:
+            pass  # a template prints what it is given
+    return {"type": "function", "function": {"name": call.get("name", ""), "arguments": arguments}}
+
+
+def _tools(row: Row, dataset: Dataset, where: str) -> list[Any] | None:
+    value = row.get(dataset.columns.tools or "")
+    if not value:
+        return None
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}: column {dataset.columns.tools} is not JSON: {error}") from error
+    if not isinstance(value, list):
+        raise InputError(f"{where}: column {dataset.columns.tools} is {describe(value)}, a list of tools is needed")
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in value]
+
+
+def order_fault(messages: list[Message]) -> str | None:
+    """Why the roles are in no order that can be trained on: user (or tools), then the assistant, and so on, the assistant last."""
+    turns = messages[1:] if messages[0]["role"] == "system" else messages
+    expected = "user"
+    for message in turns:
+        role = "user" if message["role"] == "tool" else message["role"]
+        if role == "user" and expected == "assistant" and message["role"] == "tool":
+            continue  # several results of one call
+        if role != expected:
+            return f"wrong order of roles: {message['role']} where {expected} is due"
+        expected = "assistant" if role == "user" else "user"
+    if not turns or turns[-1]["role"] != "assistant":
+        return "no answer at the end"
+    last = turns[-1]
+    if not last["content"].strip() and not last.get("tool_calls"):
+        return "empty answer"
+    return None

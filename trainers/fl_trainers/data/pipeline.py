@@ -1,0 +1,179 @@
+"""From the config's data sets to rows of token ids, and what was left out on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fl_trainers.config import Config, Dataset
+from fl_trainers.data import mix, packing, sources
+from fl_trainers.data.encode import Encoded, Settings, encode
+from fl_trainers.data.formats import Conversation, Report, check_columns, conversation, raw_text
+from fl_trainers.errors import InputError
+from fl_trainers.progress import Events, log
+
+Item = tuple[str, Conversation | str]
+"""Where a row came from (data set and row number) and what it says: a conversation, or a text in stage pt."""
+
+
+@dataclass
+class Prepared:
+    """Rows ready for the collator: input_ids, labels and, in packs that keep their parts apart, the parts' lengths."""
+
+    train: Sequence[dict[str, Any]]
+    eval: dict[str, Sequence[dict[str, Any]]] = field(default_factory=dict)
+    report: Report = field(default_factory=Report)
+    rows: int = 0
+    tokens: int = 0
+    preview: tuple[str, str] = ("", "")
+    """The first row as text, and the part of it that counts."""
+
+
+def read(config: Config, dataset: Dataset, report: Report) -> list[Item]:
+    """The usable rows of one data set. Raises InputError when there is none."""
+    rows = sources.load(dataset, config.run.cache)
+    if len(rows) == 0:
+        raise InputError(f"data set {dataset.name}: {dataset.path} is empty")
+    check_columns(dataset, _columns(rows), stage=config.method.stage)
+    if dataset.ranking:
+        raise InputError(f"data set {dataset.name} has `ranking: true`, which stage {config.method.stage} cannot use", "use stage dpo or rm")
+    numbered: Sequence[int] = range(len(rows))
+    if dataset.num_samples is not None:
+        numbered = mix.resample(numbered, dataset.num_samples, seed(config))
+    if config.data.max_samples is not None:
+        numbered = numbered[: config.data.max_samples]
+    items = list(convert(config, dataset, ((number, rows[number]) for number in numbered), report))
+    if not items:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in report.counts.items())
+        raise InputError(f"data set {dataset.name}: none of its {len(numbered)} rows can be trained on: {reasons}")
+    return items
+
+
+def convert(config: Config, dataset: Dataset, rows: Iterable[tuple[int, sources.Row]], report: Report) -> Iterator[Item]:
+    """Rows as conversations or texts; what cannot be used is counted."""
+    for number, row in rows:
+        where = f"{dataset.name} row {number + 1}"
+        if config.method.stage == "pt":
+            text = raw_text(row, dataset, where)
+            if text:
+                yield where, text
+            else:
+                report.count("empty text", where)
+            continue
+        made = conversation(row, dataset, where)
+        if isinstance(made, str):
+            report.count(made, where)
+            continue
+        if config.data.default_system and made.messages[0]["role"] != "system":
+            made.messages.insert(0, {"role": "system", "content": config.data.default_system})
+        yield where, made
+
+
+def _columns(rows: Any) -> set[str]:
+    names = getattr(rows, "column_names", None)
+    return set(names) if names else {key for row in rows for key in row}
+
+
+def seed(config: Config) -> int:
+    """The run's seed, of data too."""
+    arguments = config.training.arguments
+    value = arguments.get("data_seed")
+    return int(arguments.get("seed", 42) if value is None else value)
+
+
+def items_of(config: Config, report: Report) -> tuple[list[Item], dict[str, list[Item]]]:
+    """Training and evaluation rows as the recipe mixes and splits them."""
+    if not config.data.train and config.training.do_train:
+        raise InputError("the recipe names no data set to train on", "`dataset: NAME` in the recipe")
+    sets = [read(config, dataset, report) for dataset in config.data.train]
+    train = mix.mix(sets, config.data.mix_strategy, config.data.interleave_probs, seed(config)) if sets else []
+    held: dict[str, list[Item]] = {}
+    for dataset in config.data.eval:
+        key = dataset.name if config.data.eval_on_each_dataset else ""
+        held.setdefault(key, []).extend(read(config, dataset, Report()))
+    if config.data.val_size and train:
+        if len(train) < 2:
+            raise InputError("val_size is set, but there is only one row to train on")
+        train, held[""] = mix.split(train, config.data.val_size, seed(config))
+    return train, held
+
+
+def texts(items: Iterable[Item]) -> Iterator[str]:
+    """Everything that is said in the rows, in order."""
+    for _, item in items:
+        if isinstance(item, str):
+            yield item
+        else:
+            yield from (str(message["content"]) for message in item.messages)
+
+
+def prepare(config: Config, tokenizer: Any, train: list[Item], held: dict[str, list[Item]], report: Report, events: Events) -> Prepared:
+    """Tokenizes what items_of gave, and tells what was left out or cut."""
+    rows = _tokenize(config, tokenizer, train, report)
+    if not rows and train:
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in report.counts.items())
+        raise InputError(f"no row can be trained on: {reasons}", "a larger cutoff_len, or other data")
+    prepared = Prepared(rows, report=report, rows=len(train), tokens=sum(len(row["input_ids"]) for row in rows))
+    for key, items in held.items():
+        prepared.eval[key] = _tokenize(config, tokenizer, items, Report(), packed=False)
+    tell(report, events)
+    if rows:
+        labels = [label for label in rows[0]["labels"] if label >= 0]
+        prepared.preview = (tokenizer.decode(rows[0]["input_ids"]), tokenizer.decode(labels))
+    return prepared
+
+
+def tell(report: Report, events: Events) -> None:
+    """One warning for each reason why rows were dropped or cut."""
+    for reason, count in report.counts.items():
+        events.warn("rows", f"{count} {'row' if count == 1 else 'rows'}: {reason} (first: {report.examples[reason]})", reason=reason, count=count)
+
+
+def settings_of(config: Config) -> Settings:
+    """The part of the config that encoding needs."""
+    data = config.data
+    return Settings(data.cutoff_len, data.train_on_prompt, data.mask_history, data.enable_thinking)
+
+
+def _tokenize(config: Config, tokenizer: Any, items: list[Item], report: Report, *, packed: bool = True) -> list[dict[str, Any]]:
+    size = config.data.preprocessing_batch_size
+    batches = (items[at : at + size] for at in range(0, len(items), size))
+    if config.method.stage == "pt":
+        return [_row(row) for row in _pretraining(config, tokenizer, batches, report)]
+    rows: list[dict[str, Any]] = []
+    for number, batch in enumerate(batches):
+        encoded = encode(tokenizer, [(where, item) for where, item in batch if not isinstance(item, str)], settings_of(config), report)
+        if packed and (config.data.packing or config.data.neat_packing):
+            rows += [_row(joined, parts) for joined, parts in packing.pack(encoded, config.data.cutoff_len)]
+        else:
+            rows += [_row(row) for row in encoded]
+        if number and number % 20 == 0:
+            log.info("tokenized %d of %d rows", min((number + 1) * size, len(items)), len(items))
+    return rows
+
+
+def _pretraining(config: Config, tokenizer: Any, batches: Iterable[list[Item]], report: Report) -> Iterator[Encoded]:
+    """Texts with the end token; with packing joined into blocks of cutoff_len, else each cut to it."""
+
+    def documents() -> Iterator[list[int]]:
+        for batch in batches:
+            ids = tokenizer([str(text) for _, text in batch], add_special_tokens=False, return_attention_mask=False)["input_ids"]
+            for (where, _), document in zip(batch, ids, strict=True):
+                full = [*document, tokenizer.eos_token_id]
+                if not config.data.packing and len(full) > config.data.cutoff_len:
+                    report.count(f"cut to {config.data.cutoff_len} tokens", where)
+                    full = full[: config.data.cutoff_len]
+                yield full
+
+    rows = packing.blocks(documents(), config.data.cutoff_len) if config.data.packing else documents()
+    for ids in rows:
+        if len(ids) > 1:
+            yield Encoded(ids, list(ids))
+
+
+def _row(row: Encoded, parts: list[int] | None = None) -> dict[str, Any]:
+    import numpy as np
+
+    made: dict[str, Any] = {"input_ids": np.asarray(row.input_ids, dtype=np.int32), "labels": np.asarray(row.labels, dtype=np.int32)}
+    return {**made, "parts": parts} if parts else made

@@ -1,0 +1,202 @@
+"""The training loop: transformers' Trainer with our counting, our NaN check and our way of stopping."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from fl_trainers.config import Config
+from fl_trainers.device import BACKENDS, Device, memory_mib
+from fl_trainers.errors import InputError, TrainingError
+from fl_trainers.progress import Events, log, rank, world_size
+from fl_trainers.stop import stop
+
+
+def arguments_of(config: Config, device: Device) -> TrainingArguments:
+    """The recipe's TrainingArguments and what the trainer itself needs of them."""
+    given = dict(config.training.arguments)
+    for name in ("gradient_checkpointing", "gradient_checkpointing_kwargs", "remove_unused_columns", "output_dir", "label_names"):
+        given.pop(name, None)  # model.py checkpoints; the others have one right value
+    given.setdefault("report_to", "none")
+    given.setdefault("disable_tqdm", True)
+    given.setdefault("dataloader_pin_memory", device.type != "cpu")
+    if not config.data.shuffle:
+        given.setdefault("train_sampling_strategy", "sequential")
+    if config.method.pure_bf16:
+        given["bf16"] = False
+    if world_size() > 1:
+        given.setdefault("ddp_find_unused_parameters", False)
+        given.setdefault("ddp_backend", BACKENDS[device.type])
+    try:
+        return TrainingArguments(
+            output_dir=config.training.output_dir, remove_unused_columns=False, label_names=["labels"], logging_nan_inf_filter=False,
+            use_cpu=device.type == "cpu", do_eval=config.training.do_eval, **given,
+        )  # fmt: skip
+    except (TypeError, ValueError, ImportError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"the training arguments do not fit together: {first}") from error
+
+
+class Loop(Trainer):  # type: ignore[misc]
+    """Trainer with the tokens counted and every loss looked at."""
+
+    def __init__(self, *, config: Config, device: Device, **kwargs: Any) -> None:
+        self.config_of_run = config
+        self.device_of_run = device
+        self.tokens_seen = 0
+        self._bad_step: Any = None
+        super().__init__(**kwargs)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        self.tokens_seen += int(inputs.pop("num_tokens", 0))
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.device_of_run.type == "cpu":
+            if not math.isfinite(loss.item()):
+                raise TrainingError(*bad_loss(loss.item(), self.state.global_step + 1))
+        else:
+            self._note(loss)
+        return loss
+
+    def _note(self, loss: Any) -> None:
+        """Remembers on the device which step had the first loss that is no number: looking now would wait for the device."""
+        import torch
+
+        step = torch.full((), self.state.global_step + 1, device=loss.device)
+        now = torch.where(torch.isfinite(loss), torch.zeros_like(step), step)
+        self._bad_step = now if self._bad_step is None else torch.where(self._bad_step > 0, self._bad_step, now)
+
+    def check(self) -> None:
+        """Ends the run if a loss since the last look was no number."""
+        step = int(self._bad_step.item()) if self._bad_step is not None else 0
+        if step:
+            raise TrainingError(*bad_loss(math.nan, step))
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        inputs.pop("num_tokens", None)
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    @functools.cached_property
+    def _flops_a_token(self) -> int:
+        """Forward and backward: 6 a trained weight, 4 a frozen one; the head counts, the embedding's lookup does not."""
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        whole = sum(p.numel() for p in self.model.parameters())
+        lookup = 0 if getattr(self.model.config, "tie_word_embeddings", False) else self.model.get_input_embeddings().weight.numel()
+        return 6 * trained + 4 * max(whole - trained - lookup, 0)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return self._flops_a_token * int(inputs["input_ids"].numel())
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        ratio = self.config_of_run.method.lora.loraplus_lr_ratio
+        if self.optimizer is None and ratio is not None and self.config_of_run.method.finetuning_type == "lora":
+            from peft.optimizers import create_loraplus_optimizer
+
+            kind, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            kwargs["loraplus_lr_embedding"] = self.config_of_run.method.lora.loraplus_lr_embedding
+            self.optimizer = create_loraplus_optimizer(
+                model=self.model, optimizer_cls=kind, loraplus_lr_ratio=ratio, loraplus_weight_decay=self.args.weight_decay, **kwargs
+            )
+        return super().create_optimizer(model)
+
+
+def bad_loss(value: float, step: int) -> tuple[str, str]:
+    """Message and remedy."""
+    return (
+        f"the loss is {'NaN' if math.isnan(value) else 'infinite'} at step {step}",
+        "a lower learning_rate, warmup_steps, or bf16 in place of fp16; nothing was saved after this step",
+    )
+
+
+class Follow(TrainerCallback):  # type: ignore[misc]
+    """Turns what the Trainer does into events, trainer_log.jsonl, and a stop at the right moment."""
+
+    def __init__(self, events: Events, device: Device, folder: Path) -> None:
+        self.events, self.device, self.folder = events, device, folder
+        self.loop: Any = None
+        self.losses: list[float] = []
+        self.rates: list[float] = []
+        self.started = self.last_time = time.monotonic()
+        self.last_tokens = self.last_step = 0
+        self.peak = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.started = self.last_time = time.monotonic()
+        self.last_step = state.global_step
+        stop.join()
+        stop.deferred = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        if control.should_save:
+            self.loop.check()
+        if stop.agreed():
+            control.should_training_stop = control.should_save = True
+            args.save_only_model = False  # this checkpoint is made to go on from
+        if not control.should_log:
+            self.events.emit("step", step=state.global_step, max_steps=state.max_steps, epoch=round(state.epoch or 0.0, 4))
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        control.should_save = False  # the end of the epoch would save the same once more
+        self.events.emit("save", step=state.global_step, path=str(self.folder / f"checkpoint-{state.global_step}"))
+        log.info("saved checkpoint-%d", state.global_step)
+        return control
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        logs = logs or {}
+        if "loss" in logs:
+            self.loop.check()
+            self._step(state, logs)
+        elif "eval_loss" in logs or any(key.startswith("eval_") for key in logs):
+            kept = {key: value for key, value in logs.items() if key.startswith("eval_")}
+            self.events.emit("eval", step=state.global_step, **{**kept, "loss": logs.get("eval_loss")})
+            self._trainer_log(state, {"eval_loss": logs.get("eval_loss"), **{k: v for k, v in kept.items() if "accuracy" in k}})
+            log.info("step %d/%d  eval loss %s", state.global_step, state.max_steps, _short(logs.get("eval_loss")))
+
+    def _step(self, state: Any, logs: dict[str, Any]) -> None:
+        now, tokens = time.monotonic(), self.loop.tokens_seen
+        elapsed = max(now - self.last_time, 1e-9)
+        rate = (tokens - self.last_tokens) * world_size() / elapsed
+        self.last_time, self.last_tokens, self.last_step = now, tokens, state.global_step
+        self.losses.append(float(logs["loss"]))
+        self.rates.append(rate)
+        held = memory_mib(self.device, peak=self.device.type != "cpu")
+        self.peak = max(self.peak, held)
+        fields: dict[str, Any] = {
+            "step": state.global_step, "max_steps": state.max_steps, "epoch": round(state.epoch or 0.0, 4), "loss": logs["loss"],
+            "grad_norm": logs.get("grad_norm"), "learning_rate": logs.get("learning_rate"), "tokens": tokens * world_size(),
+            "tokens_per_second": round(rate, 1), "memory_mib": held,
+        }  # fmt: skip
+        if self.device.peak_flops is not None:
+            fields["mfu"] = round(rate * self.loop._flops_a_token / (self.device.peak_flops * world_size()), 4)
+        self.events.emit("step", **fields)
+        self._trainer_log(state, {"loss": logs["loss"], "lr": logs.get("learning_rate")})
+        log.info("step %d/%d  loss %.4f  lr %.3g  grad %s  %d tokens/s", state.global_step, state.max_steps, logs["loss"],
+                 logs.get("learning_rate") or 0.0, _short(logs.get("grad_norm")), rate)  # fmt: skip
+
+    def _trainer_log(self, state: Any, values: dict[str, Any]) -> None:
+        """The file that LLaMA-Factory's users plot from."""
+        if rank():
+            return
+        passed = time.monotonic() - self.started
+        left = passed / max(state.global_step, 1) * (state.max_steps - state.global_step)
+        line = {
+            "current_steps": state.global_step, "total_steps": state.max_steps, **values, "epoch": round(state.epoch or 0.0, 4),
+            "percentage": round(state.global_step / max(state.max_steps, 1) * 100, 2), "elapsed_time": _clock(passed), "remaining_time": _clock(left),
+        }  # fmt: skip
+        with (self.folder / "trainer_log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "-"
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

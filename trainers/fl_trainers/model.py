@@ -1,0 +1,248 @@
+"""Tokenizer and weights: from a folder, the hub, a GGUF file, or built in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fl_trainers import tiny
+from fl_trainers.config import Config
+from fl_trainers.data import templates
+from fl_trainers.device import Device
+from fl_trainers.errors import InputError
+from fl_trainers.progress import Events, log
+
+ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
+
+
+def folder_of(config: Config) -> str:
+    """What `from_pretrained` opens. A GGUF file is converted on first use; a local folder is looked at, so that its faults have names."""
+    model = config.model
+    if model.kind == "gguf":
+        return _converted(config)
+    if model.kind == "folder":
+        path = Path(model.path)
+        if not path.is_dir():
+            raise InputError(f"model {model.name}: {path} is no folder", "a folder with config.json, a hub name, a .gguf file or builtin/NAME")
+        if not (path / "config.json").is_file():
+            found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+            hint = "it is an adapter: give the base as model_name_or_path and it as adapter_name_or_path"
+            raise InputError(f"model {model.name}: no config.json in {path} (it holds: {found})", hint if "adapter_config.json" in found else "")
+    return model.path
+
+
+def load_tokenizer(config: Config, source: str, texts: Iterable[str], events: Events) -> Any:
+    """The tokenizer with the chat template that this run trains; `texts` are read by the built-in tiny models only."""
+    model = config.model
+    chat = templates.find(config.data.template) if config.data.template else None
+    if model.kind == "tiny":
+        tokenizer = tiny.tokenizer(texts, templates.jinja(chat or templates.find("chatml")))
+    else:
+        from transformers import AutoTokenizer
+
+        tokenizer = _explained(config, lambda: AutoTokenizer.from_pretrained(
+            source, revision=model.revision, trust_remote_code=model.trust_remote_code, use_fast=model.use_fast_tokenizer,
+            split_special_tokens=model.split_special_tokens, padding_side="right",
+        ))  # fmt: skip
+    added = tokenizer.add_tokens(list(model.add_tokens)) if model.add_tokens else 0
+    if model.add_special_tokens:
+        added += tokenizer.add_special_tokens({"additional_special_tokens": list(model.add_special_tokens)})
+    if added and not model.resize_vocab:
+        events.warn("vocabulary", f"{added} tokens were added; the embedding grows only if it has no room for them", added=added)
+    if chat is not None:
+        _use_format(tokenizer, chat, events)
+    elif not tokenizer.chat_template and config.method.stage != "pt":
+        tokenizer.chat_template = templates.jinja(templates.find(templates.DEFAULT))
+        events.warn("template", f"the tokenizer has no chat template and the recipe names none: `template: {templates.DEFAULT}` is used")
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"model {model.name}: its tokenizer has no end token", "name a `template:` whose end token it knows")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _use_format(tokenizer: Any, chat: templates.Format, events: Events) -> None:
+    """The recipe's template wins over the tokenizer's own; its end token ends answers if the tokenizer knows it."""
+    tokenizer.chat_template = templates.jinja(chat)
+    vocabulary = tokenizer.get_vocab()
+    unknown = [token for token in chat.end[:1] if token not in vocabulary]
+    if unknown:
+        events.warn("template", f"template {chat.name} ends answers with {unknown[0]}, which this tokenizer has not as one token", template=chat.name)
+    elif chat.eos:
+        tokenizer.eos_token = chat.end[0]
+
+
+def load_model(config: Config, source: str, tokenizer: Any, device: Device) -> tuple[Any, str]:
+    """The weights in the dtype that device.py chose, not yet frozen or wrapped, and the digest of their config as it was found."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = config.model
+    if model.kind == "tiny":
+        made = tiny.model(model.path, len(tokenizer), int(config.training.arguments.get("seed", 42)))
+        made = made.to(dtype=device.dtype)
+    else:
+        common: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+        settings = _explained(config, lambda: AutoConfig.from_pretrained(source, **common))
+        settings = getattr(settings, "text_config", None) or settings if not _generates(settings) else settings
+        _scale_rope(config, settings)
+        options: dict[str, Any] = {**common, "config": settings, "dtype": device.dtype, "attn_implementation": ATTENTION[model.attention]}
+        if model.quantization is not None:
+            options |= _quantized(config, device)
+        if model.train_from_scratch:
+            made = AutoModelForCausalLM.from_config(settings, dtype=device.dtype, trust_remote_code=model.trust_remote_code)
+        else:
+            made = _explained(config, lambda: AutoModelForCausalLM.from_pretrained(source, **options))
+    digest = config_digest(made)
+    if len(tokenizer) > made.get_input_embeddings().num_embeddings:
+        made.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    made.config.use_cache = False
+    _align_tokens(made, tokenizer)
+    if model.upcast_layernorm:
+        for name, parameter in made.named_parameters():
+            if parameter.ndim == 1 and "norm" in name:
+                parameter.data = parameter.data.float()
+    return made, digest
+
+
+def _align_tokens(model: Any, tokenizer: Any) -> None:
+    """Model and tokenizer agree on the special tokens; what ended an answer before still does."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    known = [ends] if isinstance(ends, int) else list(ends or [])
+    for settings in (model.config, model.generation_config):
+        if settings is not None:
+            settings.bos_token_id, settings.pad_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
+    if model.generation_config is not None and set(known) - {tokenizer.eos_token_id}:
+        model.generation_config.eos_token_id = [tokenizer.eos_token_id, *(end for end in known if end != tokenizer.eos_token_id)]
+
+
+def checkpoint_activations(config: Config, model: Any) -> None:
+    """Gradient checkpointing as LLaMA-Factory has it: on unless the recipe says otherwise."""
+    if not config.model.gradient_checkpointing:
+        return
+    kwargs = {"use_reentrant": config.model.use_reentrant_gc}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    if config.model.use_reentrant_gc:
+        model.enable_input_require_grads()
+
+
+def _generates(settings: Any) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return settings.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or hasattr(settings, "auto_map")
+
+
+def _scale_rope(config: Config, settings: Any) -> None:
+    """Stretches the positions so that cutoff_len fits; a model that is long enough stays as it is."""
+    kind, longest = config.model.rope_scaling, getattr(settings, "max_position_embeddings", None)
+    if kind is None or longest is None or config.data.cutoff_len <= longest:
+        return
+    factor = float(-(-config.data.cutoff_len // longest))
+    parameters = dict(getattr(settings, "rope_parameters", None) or {})
+    parameters |= {"rope_type": kind, "factor": factor}
+    if kind in ("yarn", "llama3"):
+        parameters["original_max_position_embeddings"] = longest
+    if kind == "llama3":
+        parameters |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    settings.rope_parameters = parameters
+    settings.max_position_embeddings = int(longest * factor)
+    log.info("rope scaling %s by %g: %d positions", kind, factor, settings.max_position_embeddings)
+
+
+def _quantized(config: Config, device: Device) -> dict[str, Any]:
+    from transformers import BitsAndBytesConfig
+
+    wanted = config.model.quantization
+    if wanted is None:
+        raise AssertionError("asked for a quantization that the config has not")
+    if wanted.bits == 8:
+        made = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        made = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type=wanted.type, bnb_4bit_use_double_quant=wanted.double, bnb_4bit_compute_dtype=device.dtype
+        )
+    place = "cpu" if device.type == "cpu" else f"{device.type}:{os.environ.get('LOCAL_RANK', '0')}"
+    return {"quantization_config": made, "device_map": {"": place}}
+
+
+def _explained(config: Config, load: Any) -> Any:
+    """transformers and the hub raise OSError, ValueError and classes of their own; the user needs the name and the first line."""
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        if "out of memory" in str(error):
+            raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"model {config.model.name} cannot be loaded: {first}", _hint(str(error))) from error
+
+
+def _hint(text: str) -> str:
+    if "trust_remote_code" in text:
+        return "the model brings its own code: `trust_remote_code: true` runs it"
+    if "not the path to a directory" in text or "offline" in text.lower() or "couldn't connect" in text.lower() or "resolve" in text:
+        return "check the name; without a network the model must be a folder or already in the hub's cache"
+    if "flash" in text.lower():
+        return "`flash_attn: sdpa` needs no package"
+    return ""
+
+
+def _converted(config: Config) -> str:
+    """The folder with a GGUF file's weights as safetensors: made once, complete or absent, by one process for all."""
+    source = Path(config.model.path)
+    if not source.is_file():
+        raise InputError(f"model {config.model.name}: {source} does not exist")
+    target = Path(config.model.converted or Path(config.run.events).parent / "converted-model")
+    if not (target / "config.json").is_file():
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            _convert(config, source, target)
+        else:
+            _wait_for(target / "config.json")
+    return str(target)
+
+
+def _wait_for(path: Path) -> None:
+    import time
+
+    while not path.is_file():
+        time.sleep(0.2)  # rank 0 ends the whole run when it fails
+
+
+def _convert(config: Config, source: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    log.info("converting %s (once)", source.name)
+    tokenizer = _explained(config, lambda: AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name))
+    model = _explained(config, lambda: AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32))
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # the weights are plain now; saving is refused with it
+    if model.num_parameters() > 1_000_000_000:
+        model = model.to(torch.bfloat16)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        if target.exists() and not (target / "config.json").is_file():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    except OSError as error:
+        if not (target / "config.json").is_file():  # else another run was faster, and its folder is as good
+            raise InputError(f"{source.name} cannot be converted into {target}: {error.strerror}", "free disk space, or another XDG_CACHE_HOME") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def config_digest(model: Any) -> str:
+    """SHA-256 of the model's config as canonical JSON, without what says where it was loaded from or by what."""
+    settings = {key: value for key, value in model.config.to_dict().items() if key not in ("_name_or_path", "transformers_version", "use_cache")}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+

@@ -1,0 +1,197 @@
+"""What the pages in stages/ share: one object that holds the run, and the steps that are the same for every stage."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fl_trainers import adapters, artefacts, compare, model, record
+from fl_trainers.config import Config
+from fl_trainers.data import pipeline
+from fl_trainers.data.collator import Collator
+from fl_trainers.device import Device
+from fl_trainers.errors import Stopped
+from fl_trainers.progress import Events, log, rank, world_size
+from fl_trainers.stop import stop
+
+
+@dataclass
+class Session:
+    """One run inside this process."""
+
+    config: Config
+    events: Events
+    device: Device
+    folder: Path
+    resume: str | None = None
+    arguments: Any = None
+    tokenizer: Any = None
+    model: Any = None
+    facts: dict[str, Any] | None = None
+    counts: tuple[int, int] = (0, 0)
+    items: tuple[list[pipeline.Item], dict[str, list[pipeline.Item]]] = ([], {})
+    report: pipeline.Report = field(default_factory=pipeline.Report)
+    prepared: pipeline.Prepared | None = None
+    before: list[str] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    follow: Any = None
+
+    @property
+    def adapter(self) -> bool:
+        """Whether all that is learned stands beside the model, which then still answers as before."""
+        return self.config.method.finetuning_type in ("lora", "oft") and not self.config.method.lora.pissa_init
+
+
+def read_rows(session: Session) -> None:
+    """Rows first: their faults are found in a second, and the built-in models make their tokenizer from them."""
+    session.items = pipeline.items_of(session.config, session.report)
+
+
+def open_model(session: Session) -> None:
+    """Tokenizer and weights, frozen and wrapped as the recipe says."""
+    config = session.config
+    start = time.monotonic()
+    source = model.folder_of(config)
+    session.tokenizer = model.load_tokenizer(config, source, pipeline.texts(session.items[0]), session.events)
+    plain, digest = model.load_model(config, source, session.tokenizer, session.device)
+    if config.model.kind == "tiny" and session.adapter:
+        _keep_base(session, plain)
+    session.model = adapters.apply(config, plain)
+    session.counts = adapters.count(session.model)
+    session.facts = record.model_facts(config, plain, session.counts, digest)
+    session.events.emit("model", **session.facts, device=session.device.name, reasons=session.device.reasons, seconds=round(time.monotonic() - start, 2))
+    log.info("model %s: %s parameters, %s trained, %s on %s", config.model.name, f"{session.counts[0]:,}", f"{session.counts[1]:,}",
+             session.facts["dtype"], session.device.name)  # fmt: skip
+
+
+def _keep_base(session: Session, plain: Any) -> None:
+    """A built-in tiny model is in no hub: its adapter is of use only with the base beside it."""
+    base = session.folder / "base-model"
+    if rank() == 0:
+        plain.save_pretrained(base)
+    plain.name_or_path = plain.config._name_or_path = str(base)
+
+
+def tokenize(session: Session) -> pipeline.Prepared:
+    """Rows of token ids; the first one is shown as text, with the part that counts."""
+    start = time.monotonic()
+    prepared = pipeline.prepare(session.config, session.tokenizer, *session.items, session.report, session.events)
+    session.prepared = prepared
+    held = sum(len(rows) for rows in prepared.eval.values())
+    session.events.emit(
+        "data", rows=prepared.rows, sequences=len(prepared.train), tokens=prepared.tokens, eval_rows=held,
+        dropped_or_cut=session.report.counts, seconds=round(time.monotonic() - start, 2),
+    )  # fmt: skip
+    log.info("data: %d rows, %d sequences, %d tokens, %d rows for evaluation", prepared.rows, len(prepared.train), prepared.tokens, held)
+    log.info("first sequence: %r\n  of it the loss counts: %r", prepared.preview[0][:600], prepared.preview[1][:600])
+    return prepared
+
+
+def build_loop(session: Session, *, apart: bool = False, **more: Any) -> Any:
+    """The Trainer for these rows."""
+    from transformers import EarlyStoppingCallback, PrinterCallback
+
+    from fl_trainers.loop import Follow, Loop
+
+    prepared = session.prepared
+    if prepared is None:
+        raise AssertionError("rows are tokenized before the loop is built")
+    session.follow = Follow(session.events, session.device, session.folder)
+    pad = session.tokenizer.pad_token_id
+    multiple = 1 if session.device.type == "cpu" else 8
+    held: Any = next(iter(prepared.eval.values())) if len(prepared.eval) == 1 else (prepared.eval or None)
+    loop = Loop(
+        config=session.config, device=session.device, model=session.model, args=session.arguments, train_dataset=prepared.train or None,
+        eval_dataset=held, processing_class=session.tokenizer, data_collator=Collator(pad, multiple, apart), callbacks=[session.follow], **more,
+    )  # fmt: skip
+    loop.remove_callback(PrinterCallback)
+    if session.config.method.early_stopping_steps is not None:
+        loop.add_callback(EarlyStoppingCallback(early_stopping_patience=session.config.method.early_stopping_steps))
+    session.follow.loop = loop
+    return loop
+
+
+def answer_before(session: Session) -> None:
+    """Asks the untrained model now, unless an adapter lets it be asked later: then the first step comes sooner."""
+    if session.config.run.prompts and not session.adapter and rank() == 0 and not _sharded(session):
+        session.before = _ask(session)
+
+
+def _ask(session: Session) -> list[str]:
+    data = session.config.data
+    session.model.to(session.arguments.device)
+    return compare.answers(session.model, session.tokenizer, session.config.run.prompts, thinking=data.enable_thinking, default_system=data.default_system)
+
+
+def _sharded(session: Session) -> bool:
+    return bool(session.arguments.deepspeed or session.arguments.fsdp)
+
+
+def run_loop(session: Session, loop: Any) -> None:
+    """Trains to the end, or to where it was asked to stop: then Stopped is raised after the checkpoint."""
+    result = None
+    if session.config.training.do_train:
+        if loop.state.global_step == 0 and session.resume:
+            session.events.emit("resume", path=session.resume)
+        result = loop.train(resume_from_checkpoint=session.resume)
+        loop.check()
+    stop.deferred = True
+    if result is None:
+        return
+    if stop.requested and loop.state.global_step < loop.state.max_steps:
+        raise Stopped(f"stopped at step {loop.state.global_step} of {loop.state.max_steps}; checkpoint-{loop.state.global_step} goes on from there")
+    session.metrics = {"epoch": loop.state.epoch, **{key: value for key, value in result.metrics.items() if key != "epoch"}}
+    runtime = result.metrics.get("train_runtime") or 0.0
+    if runtime:
+        session.metrics["tokens_per_second"] = round(loop.tokens_seen * world_size() / runtime, 1)
+
+
+def save_all(session: Session, loop: Any) -> None:
+    """Weights, tokenizer, results, picture, card and comparison. Every rank calls it; rank 0 writes."""
+    config, folder = session.config, session.folder
+    session.events.emit("saving", path=str(folder))
+    if config.training.do_train:
+        loop.save_model(str(folder))
+    held = loop.evaluate() if session.prepared and session.prepared.eval else {}
+    if rank() == 0:
+        if config.training.do_train:
+            loop.state.save_to_json(str(folder / "trainer_state.json"))
+            artefacts.write_results(folder, "train", session.metrics)
+        if held:
+            artefacts.write_results(folder, "eval", {key: value for key, value in held.items() if key != "epoch"} | {"epoch": loop.state.epoch})
+        if config.training.plot_loss and config.training.do_train:
+            _draw(session, loop)
+        card = artefacts.model_card(
+            config, {**session.metrics, **held}, parameters=session.counts[0], trained=session.counts[1],
+            rows=session.prepared.rows if session.prepared else 0, losses=session.follow.losses,
+        )  # fmt: skip
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        _compare(session)
+    session.metrics |= {key: value for key, value in held.items() if key == "eval_loss"}
+
+
+def _draw(session: Session, loop: Any) -> None:
+    os.environ.setdefault("MPLCONFIGDIR", str(Path(session.config.run.events).parent / ".matplotlib"))
+    from fl_trainers import plot
+
+    method = session.config.method
+    plot.draw(loop.state.log_history, session.folder / "training_loss.png", f"{session.config.model.name}, {method.stage}, {method.finetuning_type}")
+
+
+def _compare(session: Session) -> None:
+    prompts = session.config.run.prompts
+    if not prompts:
+        return
+    if _sharded(session):
+        session.events.warn("comparison", "the answers before and after are left out: the model is spread over several devices")
+        return
+    after = _ask(session)
+    if session.adapter:
+        with compare.without_adapter(session.model):
+            session.before = _ask(session)
+    pairs = [{"prompt": p, "before": b, "after": a} for p, b, a in zip(prompts, session.before, after, strict=True)]
+    artefacts.write_json(session.folder / "comparison.json", pairs)
+    session.events.emit("comparison", answers=pairs)

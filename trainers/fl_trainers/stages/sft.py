@@ -1,0 +1,50 @@
+"""Supervised fine-tuning: the model learns to answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fl_trainers import session as common
+from fl_trainers.session import Session
+
+
+def load(session: Session) -> None:
+    """Rows, tokenizer and model."""
+    common.read_rows(session)
+    common.open_model(session)
+
+
+def data(session: Session) -> None:
+    """Conversations as token ids, with labels on the answers."""
+    common.tokenize(session)
+
+
+def trainer(session: Session) -> Any:
+    """The loop; packs keep their parts apart only with neat_packing."""
+    more: dict[str, Any] = {}
+    if session.config.method.compute_accuracy:
+        more = {"compute_metrics": accuracy, "preprocess_logits_for_metrics": best_tokens}
+    return common.build_loop(session, apart=session.config.data.neat_packing, **more)
+
+
+def train(session: Session, loop: Any) -> None:
+    """Asks before, trains."""
+    common.answer_before(session)
+    common.run_loop(session, loop)
+
+
+def save(session: Session, loop: Any) -> None:
+    """Weights, results, picture, card; asks after."""
+    common.save_all(session, loop)
+
+
+def best_tokens(logits: Any, _labels: Any) -> Any:
+    """Only the likeliest token of each place is kept for the metric: logits of a whole evaluation fill any memory."""
+    return (logits[0] if isinstance(logits, (tuple, list)) else logits).argmax(dim=-1)
+
+
+def accuracy(predicted: Any) -> dict[str, float]:
+    """Share of the counted tokens that the model would have chosen."""
+    chosen, labels = predicted.predictions[:, :-1], predicted.label_ids[:, 1:]
+    counted = labels >= 0
+    return {"accuracy": float((chosen == labels)[counted].mean()) if counted.any() else 0.0}
