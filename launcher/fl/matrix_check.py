@@ -45,8 +45,11 @@ def check(source: str | Path) -> list[Finding]:
     found = form_findings(text)
     if found:
         return found
-    matrix, places = Matrix.model_validate(parse(text)), Places(text)
-    return [Finding(places.where(location), message, remedy) for location, message, remedy in _content(matrix)]
+    wrong = list(_content(Matrix.model_validate(parse(text))))
+    if not wrong:
+        return []
+    places = Places(text)
+    return [Finding(places.where(location), message, remedy) for location, message, remedy in wrong]
 
 
 def _content(matrix: Matrix) -> Found:
