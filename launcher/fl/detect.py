@@ -10,7 +10,7 @@ from typing import Final
 
 from fl.hardware import Detection, Hardware, LaneName
 from fl.host import PATIENCE, Host, LiveHost, Ran, environment_replay
-from fl.lanes import LANES
+from fl.lanes import LANES, pci
 from fl.lanes.cpu import processor
 
 _WINDOWS: Final = ("WDDM", "C:\\Windows")
@@ -50,6 +50,7 @@ def _all(host: Host) -> dict[LaneName, Detection]:
         return {lane: module.detect(host) for lane, module in LANES.items()}
     from concurrent.futures import ThreadPoolExecutor
 
+    pci.scan(host)  # once, before the lanes ask for it side by side
     with ThreadPoolExecutor(len(LANES)) as pool:
         jobs = {lane: pool.submit(module.detect, host) for lane, module in LANES.items()}
         return {lane: job.result() for lane, job in jobs.items()}
