@@ -36,7 +36,7 @@ class ReplayHost:
         self._unreadable = {str(path).strip("/"): str(error) for path, error in _mapping(folder, "unreadable.yaml").items()}
         self._links = {"/" + str(path).strip("/"): str(target) for path, target in _mapping(folder, "links.yaml").items()}
         self._commands = _commands(folder / "commands.jsonl")
-        self._parents: dict[str, str | None] = {}
+        self._folders: dict[str, str | None] = {}
 
     def read(self, path: str) -> Text:
         place = self._place(path)
@@ -90,9 +90,9 @@ class ReplayHost:
         if clean == "/":
             return self._root
         parent, name = posixpath.split(clean)
-        if parent not in self._parents:
-            self._parents[parent] = self._inside(self._root + parent)
-        folder = self._parents[parent]
+        if parent not in self._folders:
+            self._folders[parent] = self._place(parent)
+        folder = self._folders[parent]
         if folder is None:
             return None
         place = f"{folder}/{name}"
