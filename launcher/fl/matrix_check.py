@@ -10,11 +10,11 @@ from typing import Final
 from packaging.version import Version
 
 from fl.errors import MatrixError
-from fl.matrix import Flavor, Incompatibility, Matrix, Stack, parse
-from fl.matrix_form import Finding, Location, Places, form_findings, nearest
+from fl.matrix import Flavor, Incompatibility, Matrix, Stack
+from fl.matrix_form import Finding, Location, Places, nearest, read_form
 from fl.versions import driver_below, driver_clauses, driver_key, fits, is_specifier, is_version
 
-__all__ = ["FEATURES", "Finding", "check", "form_findings"]
+__all__ = ["FEATURES", "Finding", "check"]
 
 FEATURES: Final = ("bf16", "fp16", "fp8", "flash_attention", "bnb_4bit", "bnb_8bit", "deepspeed", "fsdp2", "liger", "triton")
 _ATTENTION: Final = ("none", "wheel", "kernels")
@@ -42,10 +42,10 @@ def check(source: str | Path) -> list[Finding]:
             return [Finding(f"byte {error.start}", "not UTF-8", "save the file as UTF-8")]
     else:
         text = source
-    found = form_findings(text)
-    if found:
+    found, matrix = read_form(text)
+    if matrix is None:
         return found
-    wrong = list(_content(Matrix.model_validate(parse(text))))
+    wrong = list(_content(matrix))
     if not wrong:
         return []
     places = Places(text)

@@ -115,18 +115,23 @@ def _form_finding(places: Places, error: Any) -> Finding:
 
 def form_findings(text: str) -> list[Finding]:
     """What is wrong with the form of a matrix; empty when `Matrix` takes it."""
+    return read_form(text)[0]
+
+
+def read_form(text: str) -> tuple[list[Finding], Matrix | None]:
+    """What is wrong with the form of a text, or the matrix that it is."""
     try:
         places = Places(text)
         value = parse(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "line 1"
-        return [Finding(where, f"not YAML: {error.problem or error.context}")]
+        return [Finding(where, f"not YAML: {error.problem or error.context}")], None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        return [Finding("line 1", f"not YAML: {str(error).splitlines()[0]}")]
+        return [Finding("line 1", f"not YAML: {str(error).splitlines()[0]}")], None
     found = list(_duplicates(places.root))
     try:
-        Matrix.model_validate(value)
+        matrix = Matrix.model_validate(value)
     except ValidationError as error:
-        found += [_form_finding(places, one) for one in error.errors(include_url=False)]
-    return found
+        return [*found, *(_form_finding(places, one) for one in error.errors(include_url=False))], None
+    return found, None if found else matrix
