@@ -97,6 +97,8 @@ def _engine(name: str) -> dict[str, Any]:
     facts = engines.ask(name)
     if isinstance(facts, EngineError):
         return {"answers": False, "why": facts.message}
+    if name == "host":
+        return {"answers": True}
     return {"answers": True, "version": facts.version, "rootless": facts.rootless, "userns_remap": facts.userns_remap,
             "nvidia_gpus": facts.nvidia_gpus, "cdi": {kind: len(names) for kind, names in facts.cdi.items()}, "selinux": facts.selinux,
             "cgroup": facts.cgroup, "same_files": facts.same_files, "hard_limits": dict(facts.hard_limits)}  # fmt: skip
@@ -127,7 +129,7 @@ def _settings() -> dict[str, Any]:
         loaded = settings.load()
     except FlError as error:
         return {"error": error.message}
-    return {"registry": loaded.registry, "ledger": loaded.ledger}
+    return {"registry": loaded.registry or "not set", "ledger": loaded.ledger or "not set"}
 
 
 def _matrix() -> str:

@@ -82,6 +82,7 @@ class HostRun:
         self._pid = int(ident.partition(":")[0])
         self._ended: Ended | None = None
         self._timer: threading.Timer | None = None
+        self._oom_kills = processes.oom_kills()
 
     def poll(self) -> Ended | None:
         """None while the first process runs. When it has ended, whatever it left behind is killed."""
@@ -101,7 +102,8 @@ class HostRun:
             processes.sweep(self._run)
         if code >= 0:
             return Ended(code)
-        return Ended(128 - code, reason=f"killed by {_signal_name(-code)}")
+        oom = -code == signal.SIGKILL and processes.oom_kills() > self._oom_kills
+        return Ended(128 - code, oom, "the kernel killed it: no memory left" if oom else f"killed by {_signal_name(-code)}")
 
     def _adopted(self) -> Ended | None:
         if processes.alive(self.ident) is not None:

@@ -35,6 +35,13 @@ def alive(ident: str) -> int | None:
     return int(pid) if start_time(int(pid)) == int(started) else None
 
 
+def oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory since it started; 0 where it does not tell."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/vmstat").read_text(encoding="ascii").split("\noom_kill ")[1].split()[0])
+    return 0
+
+
 def marked(run: str) -> list[int]:
     """Pids of this user's processes that carry the run's mark, this process excepted."""
     wanted = f"{MARK}={run}".encode()

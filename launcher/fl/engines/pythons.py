@@ -167,6 +167,7 @@ def differences(locked: dict[str, str], found: dict[str, str]) -> tuple[Differen
     """Locked packages that are missing or of another version. More packages than the lock names are no difference."""
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
     from packaging.utils import canonicalize_name
+    from packaging.version import InvalidVersion
 
     present = {canonicalize_name(name): version for name, version in found.items()}
     result = []
@@ -174,7 +175,7 @@ def differences(locked: dict[str, str], found: dict[str, str]) -> tuple[Differen
         have = present.get(canonicalize_name(name))
         try:
             same = have is not None and (not version or SpecifierSet(f"=={version}").contains(have, prereleases=True))
-        except InvalidSpecifier:
+        except (InvalidSpecifier, InvalidVersion):
             same = have == version
         if not same:
             result.append(Difference(name, version, have))
