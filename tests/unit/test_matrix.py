@@ -170,3 +170,26 @@ def test_driver_keys() -> None:
 )
 def test_specifiers_have_alternatives(version: str, specifier: str, expected: bool) -> None:
     assert fits(version, specifier) is expected
+
+
+FACTS = Path(__file__).resolve().parents[3] / "shared" / "facts"
+
+
+@pytest.mark.skipif(not FACTS.is_dir(), reason="the collected facts are not beside this checkout")
+def test_drivers_and_models_say_what_the_collected_facts_say() -> None:
+    import yaml
+
+    matrix = load()
+    toolkits = yaml.safe_load((FACTS / "cuda.yaml").read_text(encoding="utf-8"))["toolkits"]
+    assert {t["cuda"]: matrix.drivers["cuda"].floor(t["cuda"]) for t in toolkits} == {t["cuda"]: t["minor_compat_floor"] for t in toolkits}
+    families = yaml.safe_load((FACTS / "models.yaml").read_text(encoding="utf-8"))["families"]
+    assert list(matrix.models) == [f["family"] for f in families]
+    for family in families:
+        known = matrix.models[family["family"]]
+        assert (known.sizes, known.multimodal) == (family["sizes"], family["multimodal"])
+        for one in family["types"]:
+            first = one["transformers_first"]
+            vllm = one["vllm"] if isinstance(one["vllm"], dict) else {}
+            expected = (None if first.startswith("none") else first, vllm.get("first"), vllm.get("last"))
+            found = known.types[one["model_type"]]
+            assert (found.transformers, found.vllm, found.vllm_last) == expected
