@@ -138,8 +138,8 @@ def _one(key: Key, value: Any, place: str) -> tuple[Any, KeyNote]:
     except WrongValueError as wrong:
         found = "a value that is not shown" if key.secret else str(wrong)
         return None, KeyNote(key.name, shown, "refused", f"found {found}, wanted {key.wanted}", place)
-    if key.verdict == "refused" and typed in (key.default, None, False, "", {}, ()):
-        return typed, KeyNote(key.name, shown, "ignored", "off, as always in this version", place)
+    if key.verdict == "refused" and (typed == key.default or not (typed or key.default)):
+        return typed, KeyNote(key.name, shown, "ignored", "as always in this version", place)
     if key.verdict != "handled":
         return typed, KeyNote(key.name, shown, key.verdict, f"→ {key.note}" if key.verdict == "translated" else key.note, place)
     return typed, KeyNote(key.name, shown, "translated" if note else "handled", note, place)

@@ -10,13 +10,13 @@ Rule = Callable[[Get], Iterator[tuple[str, str]]]
 
 
 def _work(get: Get) -> Iterator[tuple[str, str]]:
-    if not (get("do_train") or get("do_eval") or get("do_predict")):
-        yield "do_train", "nothing to do: none of do_train, do_eval and do_predict is true; write `do_train: true`"
+    if not (get("do_train") or get("do_eval")):
+        yield "do_train", "nothing to do: neither do_train nor do_eval is true; write `do_train: true`"
     if not get("model_name_or_path"):
         yield "model_name_or_path", "missing: which model? A folder, a hub name, or `builtin/smollm2-135m`"
     if not get("output_dir"):
         yield "output_dir", "missing: where may the training write?"
-    if get("do_train") and not get("dataset") and not get("tokenized_path"):
+    if get("do_train") and not get("dataset"):
         yield "dataset", "missing: which data set of dataset_info.json is trained on?"
     if get("dataset_dir").startswith("REMOTE:"):
         yield "dataset_dir", "a remote dataset_info.json is not read in this version; copy it into a folder, or write `dataset_dir: ONLINE`"
@@ -28,16 +28,6 @@ def _stage(get: Get) -> Iterator[tuple[str, str]]:
         yield "stage", f"this version trains pt and sft, not {stage}"
     if get("neat_packing") and stage != "sft":
         yield "neat_packing", "only with `stage: sft`"
-    if get("predict_with_generate") and stage != "sft":
-        yield "predict_with_generate", "only with `stage: sft`"
-    if get("predict_with_generate") and get("compute_accuracy"):
-        yield (
-            "compute_accuracy",
-            "not together with predict_with_generate: answers are generated, so there are no token predictions to compare",
-        )
-    losses = [name for name in ("use_dft_loss", "use_asft_loss", "use_eaft_loss") if get(name)]
-    if len(losses) > 1:
-        yield losses[1], f"one loss only: {losses[0]} is on as well"
 
 
 def _data(get: Get) -> Iterator[tuple[str, str]]:
@@ -49,12 +39,10 @@ def _data(get: Get) -> Iterator[tuple[str, str]]:
         yield "mask_history", "not together with train_on_prompt: one leaves the prompts out, the other counts them"
     if get("val_size") and get("eval_dataset"):
         yield "val_size", "not together with eval_dataset: evaluate on rows held back, or on data of their own"
-    if get("val_size") and not get("dataset") and not get("tokenized_path"):
+    if get("val_size") and not get("dataset"):
         yield "val_size", "there is no dataset to hold rows back from"
     if get("val_size") > 1 and not float(get("val_size")).is_integer():
         yield "val_size", "a share below 1, or a whole number of rows"
-    if get("streaming"):
-        yield from _streaming(get)
     probabilities = get("interleave_probs")
     if probabilities:
         if get("mix_strategy") == "concat":
@@ -63,15 +51,6 @@ def _data(get: Get) -> Iterator[tuple[str, str]]:
             yield "interleave_probs", f"{len(probabilities)} shares for {len(get('dataset') or ())} data sets"
         if any(p < 0 for p in probabilities) or abs(sum(probabilities) - 1) > 0.01:
             yield "interleave_probs", f"the shares must be positive and add up to 1, found {sum(probabilities):g}"
-
-
-def _streaming(get: Get) -> Iterator[tuple[str, str]]:
-    if get("do_train") and get("max_steps") <= 0:
-        yield "streaming", "needs max_steps: a stream has no length"
-    if get("max_samples"):
-        yield "max_samples", "not together with streaming: limit the training with max_steps"
-    if 0 < get("val_size") < 1:
-        yield "val_size", "a number of rows with streaming: a stream has no length to take a share of"
 
 
 def _weights(get: Get) -> Iterator[tuple[str, str]]:
@@ -112,8 +91,8 @@ def _numbers(get: Get) -> Iterator[tuple[str, str]]:
 
 def _evaluation(get: Get) -> Iterator[tuple[str, str]]:
     strategy = get("eval_strategy")
-    has_rows = bool(get("eval_dataset")) or get("val_size") > 0 or bool(get("tokenized_path"))
-    for name, on in (("eval_strategy", strategy != "no"), ("do_eval", get("do_eval")), ("do_predict", get("do_predict"))):
+    has_rows = bool(get("eval_dataset")) or get("val_size") > 0
+    for name, on in (("eval_strategy", strategy != "no"), ("do_eval", get("do_eval"))):
         if on and not has_rows:
             yield name, "needs rows to work on: set val_size or eval_dataset"
     if get("load_best_model_at_end"):

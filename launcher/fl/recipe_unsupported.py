@@ -99,8 +99,20 @@ _MODEL: Final = (
     *_ignored(_SECRET, "str", "hf_hub_token ms_hub_token om_hub_token", secret=True),
     *_ignored(_MEDIA, "any", "image_max_pixels image_min_pixels image_do_pan_and_scan crop_to_patches video_max_pixels video_min_pixels "
         "video_fps "
-              "video_maxlen use_audio_in_video audio_sampling_rate freeze_vision_tower freeze_multi_modal_projector"),
+              "video_maxlen use_audio_in_video audio_sampling_rate media_dir freeze_vision_tower freeze_multi_modal_projector"),
     *_refused(_MEDIA, "bool", freeze_language_model=False),
+)
+
+_LATER: Final = (
+    *_refused("this version reads all rows before it trains", "bool", streaming=False),
+    *_refused("this version tokenizes anew each time", "str", tokenized_path=None),
+    *_refused("this version evaluates by loss only", "bool", predict_with_generate=False, do_predict=False),
+    *_refused("this version trains with the ordinary loss", "bool", use_dft_loss=False, use_asft_loss=False, use_eaft_loss=False),
+    *_refused("logits are computed in the model's own type", "bool", upcast_lmhead_output=False),
+    *_refused("padding never counts in this version", "bool", ignore_pad_token_for_loss=True),
+    *_ignored("rows are tokenized anew each time", "bool", "overwrite_cache"),
+    *_ignored("rows are tokenized in one process, by the tokenizer's own threads", "int", "preprocessing_num_workers"),
+    *_ignored("the changed base model is saved beside the adapter instead", "bool", "pissa_convert"),
 )
 
 _OTHER: Final = (
@@ -120,4 +132,4 @@ _OTHER: Final = (
     *_refused(_EVAL + "; the batch size of training is per_device_train_batch_size", "any", batch_size=None),
 )
 
-UNSUPPORTED: Final = (*_OPTIMIZERS, *_BACKENDS, *_MODEL, *_OTHER)
+UNSUPPORTED: Final = (*_OPTIMIZERS, *_BACKENDS, *_MODEL, *_LATER, *_OTHER)

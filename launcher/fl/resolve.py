@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,12 +27,10 @@ _JSON_FILES: Final = ("deepspeed", "fsdp_config", "accelerator_config", "lr_sche
 
 def read(source: str, overrides: Sequence[str] = (), *, cwd: Path | None = None, tolerant: bool = False) -> Recipe:
     """Reads a recipe by path or by the name of a shipped one. `tolerant`: refused keys are left for the caller to show."""
-    path, shipped = find(source, cwd or Path.cwd())
-    try:
+    with _opening():
+        path, shipped = find(source, cwd or Path.cwd())
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise RecipeError(f"The recipe {path} cannot be read: {error.strerror}.") from None
     recipe = parse(raw, file=path.name if shipped else source, path=str(path), overrides=overrides, shipped=shipped)
     return recipe if tolerant else recipe.require()
 
@@ -83,17 +82,18 @@ def resolve(
     from fl_trainers.config import Config, Run
 
     base = Path(recipe.path).parent if recipe.shipped else cwd
-    train = datasets(recipe.get("dataset") or (), recipe.get("dataset_dir"), base)
-    evaluation = datasets(recipe.get("eval_dataset") or (), recipe.get("dataset_dir"), base)
-    check_files((*train, *evaluation))
-    model = _model(recipe, cwd, builtin_gguf, converted)
-    if not model.name.startswith("builtin/"):  # those are fetched or made later
-        check_model(model.path, model.kind, from_scratch=model.train_from_scratch)
-    check_adapters(model.adapters)
+    with _opening():
+        train = datasets(recipe.get("dataset") or (), recipe.get("dataset_dir"), base)
+        evaluation = datasets(recipe.get("eval_dataset") or (), recipe.get("dataset_dir"), base)
+        check_files((*train, *evaluation))
+        model = _model(recipe, cwd, builtin_gguf, converted)
+        if not model.name.startswith("builtin/"):  # those are fetched or made later
+            check_model(model.path, model.kind, from_scratch=model.train_from_scratch)
+        check_adapters(model.adapters)
     return Config(
         run=Run(name=run_name, lane=lane, stack=stack, events=events, cache=cache, prompts=recipe.launcher.prompts, threads=threads),
         model=model,
-        data=_data(recipe, train, evaluation, base, cwd),
+        data=_data(recipe, train, evaluation, cwd),
         method=_method(recipe),
         training=_training(recipe, _json_files(recipe, base), cwd, output_dir),
         generation=_generation(recipe),
@@ -108,11 +108,20 @@ def draft(recipe: Recipe, *, lane: LaneName, stack: str) -> Config:
     return Config(
         run=Run(name=recipe.name, lane=lane, stack=stack, events="/dev/null"),
         model=_model(recipe, root, None, None),
-        data=_data(recipe, (), (), root, root),
+        data=_data(recipe, (), (), root),
         method=_method(recipe),
         training=_training(recipe, {}, root, None),
         generation=_generation(recipe),
     )
+
+
+@contextmanager
+def _opening() -> Iterator[None]:
+    """What the system says of a file becomes an error that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise RecipeError(f"{error.filename} cannot be read: {error.strerror}.", f"ls -ld {error.filename}") from None
 
 
 def environment(recipe: Recipe, cwd: Path) -> dict[str, str]:
@@ -169,16 +178,14 @@ def _model(recipe: Recipe, cwd: Path, builtin_gguf: str | None, converted: str |
     )
 
 
-def _data(recipe: Recipe, train: tuple[Dataset, ...], evaluation: tuple[Dataset, ...], base: Path, cwd: Path) -> Data:
+def _data(recipe: Recipe, train: tuple[Dataset, ...], evaluation: tuple[Dataset, ...], cwd: Path) -> Data:
     from fl_trainers.config import Data
 
     get = recipe.get
     packing = get("stage") == "pt" if get("packing") is None else get("packing")
-    media = get("media_dir") or (None if get("dataset_dir") == "ONLINE" else get("dataset_dir"))
     return Data(
         train=train,
         eval=evaluation,
-        media_dir=str(absolute(media, base)) if media else None,
         template=get("template"),
         default_system=get("default_system"),
         enable_thinking=get("enable_thinking"),
@@ -195,10 +202,7 @@ def _data(recipe: Recipe, train: tuple[Dataset, ...], evaluation: tuple[Dataset,
         streaming=get("streaming"),
         buffer_size=get("buffer_size"),
         preprocessing_batch_size=get("preprocessing_batch_size"),
-        preprocessing_num_workers=get("preprocessing_num_workers"),
-        overwrite_cache=get("overwrite_cache"),
         tokenized_path=str(absolute(get("tokenized_path"), cwd)) if get("tokenized_path") else None,
-        ignore_pad_token_for_loss=get("ignore_pad_token_for_loss"),
         shuffle=not get("disable_shuffling"),
     )
 
@@ -220,7 +224,6 @@ def _method(recipe: Recipe) -> Method:
             dora=get("use_dora"),
             pissa_init=get("pissa_init"),
             pissa_iter=get("pissa_iter"),
-            pissa_convert=get("pissa_convert"),
             loraplus_lr_ratio=get("loraplus_lr_ratio"),
             loraplus_lr_embedding=get("loraplus_lr_embedding"),
             create_new_adapter=get("create_new_adapter"),

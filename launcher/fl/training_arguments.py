@@ -47,8 +47,6 @@ _LOOP: Final = (
     _key("output_dir", "str", about="Folder of everything that the training writes."),
     _key("do_train", "bool", False, "Train."),
     _key("do_eval", "bool", False, "Evaluate after training."),
-    _key("do_predict", "bool", False, "Predict on eval_dataset after training."),
-    _key("predict_with_generate", "bool", False, "Generate answers in evaluation and prediction."),
     _key("resume_from_checkpoint", "any", about="A checkpoint folder, or true for the last one of output_dir."),
     _key("per_device_train_batch_size", "int", 8, "Rows a step and device.", low=1),
     _key("per_device_eval_batch_size", "int", 8, "Rows a step and device in evaluation.", low=1),

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from fl import paths
 from fl.errors import RecipeError, UsageError
 from fl.recipe import KeyNote, Recipe, parse
 from fl.recipe_arguments import arguments, gradient_checkpointing, reentrant
 from fl.recipe_keys import all_keys
+from fl.recipe_table import TEMPLATES
 from fl.recipe_values import coerce
 
 BASE = """\
@@ -171,14 +173,14 @@ def test_wrong_values_say_what_was_found_and_wanted(line: str, found: str, wante
         ("image_max_pixels: 262144", "ignored", "pictures"),
         ("use_fast_tokenizer: true", "ignored", "one kind of tokenizer"),
         ("pref_beta: 0.1", "ignored", "rm, dpo"),
-        ("use_galore: false", "ignored", "off"),
+        ("use_galore: false", "ignored", "as always"),
         ("use_galore: true", "refused", "GaLore"),
         ("galore_rank: 4", "ignored", "GaLore"),
         ("fp8: true", "refused", "FP8"),
         ("use_unsloth: true", "refused", "Unsloth"),
         ("shift_attn: true", "refused", "4.48"),
         ("use_kt: true", "refused", "KTransformers"),
-        ("tensor_model_parallel_size: 1", "ignored", "off"),
+        ("tensor_model_parallel_size: 1", "ignored", "as always"),
         ("tensor_model_parallel_size: 2", "refused", "Megatron"),
         ("mixture_of_depths: convert", "refused", "depths"),
         ("batch_size: 4", "refused", "per_device_train_batch_size"),
@@ -205,7 +207,16 @@ def test_wrong_values_say_what_was_found_and_wanted(line: str, found: str, wante
         ("kt_config: {a: 1}", "refused", "KTransformers"),
         ("tool_format: qwen", "refused", "template"),
         ("fsdp: [full_shard, auto_wrap]", "translated", "one text"),
-        ("overwrite_cache: true", "handled", ""),
+        ("overwrite_cache: true", "ignored", "anew"),
+        ("streaming: true", "refused", "all rows"),
+        ("streaming: false", "ignored", "as always"),
+        ("buffer_size: 100", "ignored", "streaming"),
+        ("tokenized_path: x", "refused", "anew"),
+        ("predict_with_generate: true", "refused", "by loss"),
+        ("use_dft_loss: true", "refused", "ordinary loss"),
+        ("ignore_pad_token_for_loss: true", "ignored", "as always"),
+        ("ignore_pad_token_for_loss: false", "refused", "padding"),
+        ("media_dir: x", "ignored", "pictures"),
         ("evaluation_strategy: no", "translated", "eval_strategy"),
     ],
 )
@@ -228,17 +239,11 @@ RULES = [
     ("dataset", "missing", "do_train: true\noutput_dir: d\nmodel_name_or_path: m\n", ""),
     ("dataset_dir", "remote", BASE, "dataset_dir: REMOTE:a/b"),
     ("neat_packing", "stage: sft", BASE, "stage: pt\nneat_packing: true"),
-    ("predict_with_generate", "stage: sft", BASE, "stage: pt\npredict_with_generate: true"),
-    ("compute_accuracy", "predict_with_generate", BASE, "compute_accuracy: true\npredict_with_generate: true"),
-    ("use_asft_loss", "one loss only", BASE, "use_asft_loss: true\nuse_dft_loss: true"),
     ("packing", "neat_packing packs", BASE, "packing: false\nneat_packing: true"),
     ("cutoff_len", "at least 2", BASE, "packing: true\ncutoff_len: 1"),
     ("mask_history", "train_on_prompt", BASE, "mask_history: true\ntrain_on_prompt: true"),
     ("val_size", "eval_dataset", BASE, "val_size: 0.1\neval_dataset: b"),
     ("val_size", "whole number", BASE, "val_size: 10.5"),
-    ("streaming", "max_steps", BASE, "streaming: true"),
-    ("max_samples", "streaming", BASE, "streaming: true\nmax_steps: 3\nmax_samples: 4"),
-    ("val_size", "number of rows", BASE, "streaming: true\nmax_steps: 3\nval_size: 0.1"),
     ("interleave_probs", "mix_strategy", BASE, "interleave_probs: 1.0"),
     ("interleave_probs", "2 shares for 1 data sets", BASE, "interleave_probs: 0.5,0.5\nmix_strategy: interleave_under"),
     (
@@ -471,3 +476,10 @@ def test_every_key_of_the_facts_is_known() -> None:
         if entry["type"] in ours and known[entry["key"]].verdict == "handled":
             assert known[entry["key"]].kind == ours[entry["type"]], entry["key"]
             assert known[entry["key"]].default == (float(entry["default"]) if entry["type"] == "float" else entry["default"]), entry["key"]
+
+
+def test_the_templates_are_those_of_the_trainer() -> None:
+    import yaml
+
+    formats = yaml.load((paths.trainer_code() / "data" / "chat_formats.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+    assert set(TEMPLATES) == set(formats)

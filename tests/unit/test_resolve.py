@@ -437,3 +437,12 @@ def test_output_folder_of_someone_else(tmp_path: Path) -> None:
         pytest.skip("this user may write everywhere")
     with pytest.raises(RecipeError, match="cannot be written"):
         resolve.check_output(str(tmp_path / "out"))
+
+
+def test_what_the_system_refuses_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(RecipeError, match=r"oft\.yaml cannot be read: Permission denied"):
+        resolve.read("oft.yaml", cwd=RECIPES)
