@@ -79,7 +79,7 @@ def test_house_rules_of_every_dockerfile(name: str) -> None:
     assert last.rstrip().splitlines()[-1].strip().startswith("fl.matrix.sha256=")
     assert last.index("LABEL") > last.index("ENV HOME")
     assert "--require-hashes" in text
-    assert "--require-build-hashes" in text
+    assert "--build-constraints /usr/src/build-constraints.txt" in text
     assert "/opt/fl/lock.txt" in text
     for install in re.findall(r"/mnt/uv pip (?:install|sync)(?:[^;]|\n)*;", text):
         assert "--require-hashes" in install or "--no-index" in install, install
@@ -89,7 +89,7 @@ def test_the_vendor_s_torch_is_never_removed() -> None:
     text = text_of("rocm72-torch210")
     assert "pip sync" not in text
     assert "pip install --python" in text
-    assert '[ "${before}" = "$(sha256sum "${torch}")" ]' in text
+    assert "cmp - /tmp/before" in text
     assert "apt-get" not in text
 
 

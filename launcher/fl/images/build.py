@@ -81,7 +81,7 @@ def ask_daemon() -> None:
 
 def failure(lines: Sequence[str]) -> str:
     """The failing step and its last lines out of plain progress: BuildKit repeats them between two rules at the end."""
-    rules = [number for number, line in enumerate(lines) if line.startswith("------")]
+    rules = [number for number, line in enumerate(lines) if line.rstrip() == "------"]
     if len(rules) >= 2:
         block = [line.rstrip() for line in lines[rules[-2] + 1 : rules[-1]]]
     else:

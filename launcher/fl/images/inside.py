@@ -16,7 +16,7 @@ from fl.images import lock
 
 LOCK: Final = Path("/opt/fl/lock.txt")
 _EMPTY: Final = (
-    "/srv", "/mnt", "/media", "/tmp", "/usr/src", "/run/secrets", "/var/log", "/var/cache/apt/archives", "/var/lib/apt/lists",
+    "/srv", "/mnt", "/media", "/tmp", "/usr/src", "/run/secrets", "/var/cache/apt/archives", "/var/lib/apt/lists",
     "/root/.cache", "/home/fl/.cache",
 )  # fmt: skip
 """Folders where a build leaves things behind."""
@@ -104,6 +104,7 @@ def tiny_run() -> list[str]:
 def facts(names: Sequence[str]) -> dict[str, Any]:
     """All of it. `names`: distributions that the row pins."""
     text = LOCK.read_text(encoding="utf-8")
+    left = left_behind()  # before the imports below leave things of their own
     return {
         "python": ".".join(str(part) for part in sys.version_info[:2]),
         "lock_sha256": lock.sha256(LOCK),
@@ -112,7 +113,7 @@ def facts(names: Sequence[str]) -> dict[str, Any]:
         "differences": differences(text),
         "packages": package_problems(),
         "imports": import_failures(names),
-        "left_behind": left_behind(),
+        "left_behind": left,
         "writable_home": os.access(Path.home(), os.W_OK),
         "run": tiny_run(),
     }

@@ -30,6 +30,7 @@ RUN --mount=type=tmpfs,target=/tmp \
     find /etc /home /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 
 FROM os AS packages
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 ARG SOURCE_DATE_EPOCH=315532800
 ARG UV_NO_CONFIG=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_CACHE_DIR=/srv UV_FIND_LINKS=/media \
     UV_COMPILE_BYTECODE=1 PYC_INVALIDATION_MODE=UNCHECKED_HASH PYTHONHASHSEED=0 DS_BUILD_OPS=0
@@ -40,15 +41,15 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
     touch /tmp/begin; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     /mnt/uv venv --python 3.11 "${VIRTUAL_ENV}"; \
-    /mnt/uv pip install --no-deps --no-build --require-hashes --requirements /usr/src/lock.txt; \
+    UV_COMPILE_BYTECODE=0 /mnt/uv pip install --no-deps --no-build --require-hashes --requirements /usr/src/lock.txt; \
     find /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
-# the whole lock: what the layer above holds is left alone, what is in neither is removed
+# the whole lock: what the layer above holds is left alone; byte code is compiled once, for both
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
     --mount=type=bind,source=full,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp \
     touch /tmp/begin; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
-    /mnt/uv pip sync --require-hashes --build-constraints /usr/src/build-constraints.txt --require-build-hashes /usr/src/lock.txt; \
+    /mnt/uv pip sync --require-hashes --build-constraints /usr/src/build-constraints.txt /usr/src/lock.txt; \
     install --mode 0644 /usr/src/lock.txt /opt/fl/lock.txt; \
     find /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \

@@ -19,10 +19,12 @@ RUN --mount=type=tmpfs,target=/tmp \
     find /etc /home /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 
 FROM os AS packages
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 ARG SOURCE_DATE_EPOCH=315532800
 ARG UV_NO_CONFIG=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_CACHE_DIR=/srv UV_FIND_LINKS=/media \
     UV_COMPILE_BYTECODE=1 PYC_INVALIDATION_MODE=UNCHECKED_HASH PYTHONHASHSEED=0 DS_BUILD_OPS=0
-# The base's own interpreter: torch, Triton and ROCm in it belong together and stay as they are. The step fails where one byte of torch moved.
+# The base's own interpreter: torch, Triton and ROCm in it belong together and stay as they are. The step fails where a file of torch changed;
+# byte code is compiled for what is new only (some packages ship files for other Pythons: those do not count).
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
     --mount=type=bind,source=full,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp \
@@ -30,12 +32,14 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     python="$(command -v python3)"; \
     "${python}" -c 'import sys; sys.exit(f"Python {sys.version}") if sys.version_info[:2] != (3, 12) else None'; \
-    torch="$("${python}" -c 'import importlib.metadata as m; print(m.distribution("torch").locate_file(next(f for f in m.files("torch") if f.name == "RECORD")))')"; \
-    before="$(sha256sum "${torch}")"; \
-    /mnt/uv pip install --python "${python}" --break-system-packages --no-deps --require-hashes \
-        --build-constraints /usr/src/build-constraints.txt --require-build-hashes --requirements /usr/src/lock.txt; \
-    [ "${before}" = "$(sha256sum "${torch}")" ]; \
     "${python}" -c 'import importlib.metadata as m; assert m.version("torch").split("+")[0] == "2.10.0", m.version("torch")'; \
+    site="$("${python}" -c 'import importlib.metadata as m; print(m.distribution("torch").locate_file(""))')"; \
+    find "${site}"/torch "${site}"/torch-*.dist-info -type f ! -name '*.pyc' -printf '%p %s %T@\n' | sort > /tmp/before; \
+    UV_COMPILE_BYTECODE=0 /mnt/uv pip install --python "${python}" --break-system-packages --no-deps --require-hashes \
+        --build-constraints /usr/src/build-constraints.txt --requirements /usr/src/lock.txt; \
+    find "${site}"/torch "${site}"/torch-*.dist-info -type f ! -name '*.pyc' -printf '%p %s %T@\n' | sort | cmp - /tmp/before; \
+    find "${site}" -newer /tmp/begin -name '*.py' > /tmp/new; \
+    "${python}" -m compileall -q -j 0 --invalidation-mode unchecked-hash -i /tmp/new || true; \
     if ! command -v python >/dev/null; then ln -s "${python}" "$(dirname "${python}")/python"; fi; \
     install --mode 0644 /usr/src/lock.txt /opt/fl/lock.txt; \
     find /opt /usr -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
@@ -44,7 +48,7 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp \
     touch /tmp/begin; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
-    /mnt/uv pip install --python "$(command -v python3)" --break-system-packages --no-deps --no-index /usr/src/*.whl; \
+    UV_COMPILE_BYTECODE=0 /mnt/uv pip install --python "$(command -v python3)" --break-system-packages --no-deps --no-index /usr/src/*.whl; \
     echo "rocm72-torch210" > /opt/fl/stack; \
     find /opt /usr -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 
