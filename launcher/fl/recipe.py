@@ -82,6 +82,8 @@ def parse(raw: bytes, *, file: str, path: str = "", overrides: Sequence[str] = (
     launcher, launcher_notes = _launcher(document.values.pop("fl", None), places, file)
     notes, values = _keys(document.values, places)
     values, notes = _depending(values, notes)
+    if values.get("use_cpu") and launcher.hw in (None, "auto"):
+        launcher = replace(launcher, hw="cpu")
     notes = _rules(values, notes, file)
     digest = hashlib.sha256(b"\0".join([raw, *(text.encode("utf-8", "surrogateescape") for text in overrides)])).hexdigest()
     stem = file.rsplit("/", 1)[-1].rsplit(".", 1)[0]

@@ -70,7 +70,7 @@ _LOOP: Final = (
     _key("fp16", "bool", False, "Compute in fp16."),
     *_keys("bool", average_tokens_across_devices=True, bf16_full_eval=False, fp16_full_eval=False, tf32=None, torch_compile=False,
            use_cache=False,
-           auto_find_batch_size=False, full_determinism=False, use_cpu=False),
+           auto_find_batch_size=False, full_determinism=False),
     *_keys("str", optim_args=None, torch_compile_backend=None, torch_compile_mode=None),
     *_keys("names", optim_target_modules=None),
     *_keys("mapping", lr_scheduler_kwargs=None, liger_kernel_config=None, accelerator_config=None),
@@ -82,7 +82,7 @@ _LOOP: Final = (
 _LOGGING: Final = (
     _key("logging_strategy", "str", "steps", choices=_INTERVALS),
     _key("logging_steps", "float", 500, "Steps between two losses; below 1 a share of all steps.", above=0),
-    *_keys("bool", logging_first_step=False, log_on_each_node=True, logging_nan_inf_filter=True, disable_tqdm=None),
+    *_keys("bool", logging_first_step=False, log_on_each_node=True, disable_tqdm=None),
     _key("include_num_input_tokens_seen", "str", "no", choices=("all", "non_padding", "no")),
     _key("log_level", "str", "passive", choices=_LEVELS),
     _key("log_level_replica", "str", "warning", choices=_LEVELS),
@@ -145,9 +145,11 @@ _TRANSLATED: Final = (
     *_translated("bool", None, "the opposite of disable_gradient_checkpointing", "gradient_checkpointing activation_checkpointing"),
     *_translated("mapping", None, "use_reentrant_gc", "gradient_checkpointing_kwargs activation_checkpointing_kwargs"),
     *_translated("bool", False, "enable_liger_kernel", "use_liger_kernel"),
+    *_translated("bool", False, "fl.hw: cpu", "use_cpu"),
 )
 
 _IGNORED: Final = (
+    *_other(_keys("bool", logging_nan_inf_filter=True), "the training stops at a loss that is no number"),
     *_other(_keys("bool", remove_unused_columns=True), "the trainer's own collators choose the columns"),
     *_other(_keys("names", label_names=None), "the labels are the trainer's own"),
     *_other(_keys("int", local_rank=-1), "fl starts the processes itself"),

@@ -304,7 +304,7 @@ def given(text: str, **files: dict[str, Any]) -> dict[str, Any]:
         ("group_by_length: false", {}),
         ("evaluation_strategy: epoch\nval_size: 0.1", {"eval_strategy": "epoch"}),
         ("evaluation_strategy: epoch\neval_strategy: steps\nval_size: 0.1", {"eval_strategy": "steps"}),
-        ("no_cuda: true", {"use_cpu": True}),
+        ("no_cuda: true\nlogging_nan_inf_filter: false", {}),
         ("adafactor: true", {"optim": "adafactor"}),
         ("fsdp: [full_shard, auto_wrap]", {"fsdp": "full_shard auto_wrap"}),
         ("fsdp: full_shard,auto_wrap", {"fsdp": "full_shard auto_wrap"}),
@@ -413,6 +413,14 @@ def test_launcher_mapping(text: str, field: str, value: object) -> None:
     recipe = read(f"fl:\n  {text}\n")
     assert not recipe.refused
     assert getattr(recipe.launcher, field) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "hw"),
+    [("use_cpu: true", "cpu"), ("no_cuda: true", "cpu"), ("use_cpu: false", None), ("use_cpu: true\nfl: {hw: cuda}", "cuda")],
+)
+def test_use_cpu_names_the_lane(text: str, hw: str | None) -> None:
+    assert read(text).launcher.hw == hw
 
 
 @pytest.mark.parametrize(
