@@ -54,7 +54,7 @@ def make(
             "finetuning_type": config.method.finetuning_type,
             "quantization_bit": config.model.quantization.bits if config.model.quantization else None,
             "trainable_parameters": model.get("trainable_parameters"),
-            "dtype": trainer.get("dtype"),
+            "dtype": accelerator.get("dtype"),
         },
         "accelerator": {
             "name": decision.chosen[0].name if decision.chosen else decision.hardware.cpu.model,
