@@ -81,7 +81,11 @@ def test_replayed_paths_stay_inside_the_record(tmp_path: Path) -> None:
 
 
 def test_replayed_unreadable_files_links_and_nodes(tmp_path: Path) -> None:
-    folder = make(tmp_path / "r", {"/sys/x": "", "/sys/d/driver": "../../drivers/amdgpu\n"}, {"/dev/kfd": {"openable": False, "error": "EACCES", "mode": "0660"}})
+    folder = make(
+        tmp_path / "r",
+        {"/sys/x": "", "/sys/d/driver": "../../drivers/amdgpu\n"},
+        {"/dev/kfd": {"openable": False, "error": "EACCES", "mode": "0660"}},
+    )
     (folder / "unreadable.yaml").write_text(yaml.safe_dump({"sys/x": "EPERM"}))
     (folder / "links.yaml").write_text(yaml.safe_dump({"/sys/e/driver": "../../../bus/pci/drivers/nvidia"}))
     host = ReplayHost(folder)
@@ -112,7 +116,14 @@ def test_columns_of_a_recorded_query() -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("record.yaml", "a: [1"), ("record.yaml", "- 1"), ("devices.yaml", "x"), ("commands.jsonl", "{}\n"), ("commands.jsonl", "{\n"), ("commands.jsonl", "[" * 90000)],
+    [
+        ("record.yaml", "a: [1"),
+        ("record.yaml", "- 1"),
+        ("devices.yaml", "x"),
+        ("commands.jsonl", "{}\n"),
+        ("commands.jsonl", "{\n"),
+        ("commands.jsonl", "[" * 90000),
+    ],
 )
 def test_a_broken_record_is_a_usage_error(tmp_path: Path, name: str, content: str) -> None:
     folder = make(tmp_path / "r")
@@ -133,12 +144,21 @@ def test_recording_replays_to_the_same_answers(tmp_path: Path) -> None:
     (tmp_path / "sys/link").symlink_to("../../bus/pci/drivers/nvidia")
     live = RecordingHost(LiveHost(), tmp_path / "record", keep_ids=True)
     base = str(tmp_path)
-    asked = [live.read(f"{base}/sys/file"), live.names(f"{base}/sys"), live.link(f"{base}/sys/link"), live.node("/dev/null"), live.read(f"{base}/no")]
+    asked = [
+        live.read(f"{base}/sys/file"),
+        live.names(f"{base}/sys"),
+        live.link(f"{base}/sys/link"),
+        live.node("/dev/null"),
+        live.read(f"{base}/no"),
+    ]
     ran = live.run([sys.executable, "-c", "print('hello')"])
     assert live.exists(f"{base}/sys") and not live.exists(f"{base}/none")
     live.write()
     replay = ReplayHost(tmp_path / "record")
-    assert [replay.read(f"{base}/sys/file"), replay.link(f"{base}/sys/link"), replay.node("/dev/null"), replay.read(f"{base}/no")] == [asked[0], *asked[2:]]
+    assert [replay.read(f"{base}/sys/file"), replay.link(f"{base}/sys/link"), replay.node("/dev/null"), replay.read(f"{base}/no")] == [
+        asked[0],
+        *asked[2:],
+    ]
     assert replay.exists(f"{base}/sys") and not replay.exists(f"{base}/none")
     assert replay.run([sys.executable, "-c", "print('hello')"]) == ran
     assert replay.os == live.os and replay.arch == live.arch

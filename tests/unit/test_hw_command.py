@@ -27,7 +27,9 @@ def test_json_is_one_document_of_schema_1() -> None:
     code, out = run("--json", "--replay", str(RECORDS / "h100x8-driver580"))
     value = json.loads(out)
     assert code == 0 and value["schema"] == 1
-    assert [(a["index"], a["arch"], a["usable"], a["busy"]) for a in value["accelerators"]] == [(n, "sm_90", True, n == 1) for n in range(8)]
+    assert [(a["index"], a["arch"], a["usable"], a["busy"]) for a in value["accelerators"]] == [
+        (n, "sm_90", True, n == 1) for n in range(8)
+    ]
     assert value["drivers"] == {"nvidia": {"version": "580.95.05", "max_cuda": "13.0"}}
     assert value["problems"] == []
     assert all(a["evidence"] for a in value["accelerators"])
@@ -52,7 +54,9 @@ def test_names_cannot_drive_the_terminal(tmp_path: Path) -> None:
 
 def test_recording_a_replay_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "fl", "hw", "--json", "--replay", str(RECORDS / "cpu-only"), "--record", str(tmp_path / "r")], capture_output=True, text=True,
+        [sys.executable, "-m", "fl", "hw", "--json", "--replay", str(RECORDS / "cpu-only"), "--record", str(tmp_path / "r")],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2 and json.loads(done.stdout)["error"]["exit"] == 2
     assert not (tmp_path / "r").exists()
@@ -86,7 +90,9 @@ def test_two_lanes_are_both_listed() -> None:
 
 def test_one_broken_source_hides_no_device(tmp_path: Path) -> None:
     files = {**pci("0000:01:00.0", 0x10DE, 0x2684, 0x030000, "nvidia"), "/sys/module/nvidia/version": b"\xff\xfe\x00" * 1000}
-    hardware = seen(make(tmp_path / "r", files, {"/dev/nvidia0": {}, "/dev/nvidiactl": {}}, [(["nvidia-smi", "-q", "-x"], 0, "<nvidia_smi_log><gpu")]))
+    hardware = seen(
+        make(tmp_path / "r", files, {"/dev/nvidia0": {}, "/dev/nvidiactl": {}}, [(["nvidia-smi", "-q", "-x"], 0, "<nvidia_smi_log><gpu")])
+    )
     assert [a.arch for a in hardware.accelerators] == ["sm_89"]
     assert "redacted-or-malformed" in {p.code for p in hardware.problems}
 
@@ -94,7 +100,9 @@ def test_one_broken_source_hides_no_device(tmp_path: Path) -> None:
 @pytest.mark.skipif(not (CORPUS / "score.py").is_file(), reason="the corpus of recorded hosts is not beside the checkout")
 def test_the_corpus_passes() -> None:
     done = subprocess.run(
-        [sys.executable, str(CORPUS / "score.py"), "--command", f"{sys.executable} -m fl hw --json --replay {{dir}}", str(CORPUS)], capture_output=True, text=True,
+        [sys.executable, str(CORPUS / "score.py"), "--command", f"{sys.executable} -m fl hw --json --replay {{dir}}", str(CORPUS)],
+        capture_output=True,
+        text=True,
     )
     failed = [line for line in done.stdout.splitlines() if not line.startswith("pass")]
     last = failed[-1].split()

@@ -104,8 +104,13 @@ def _kernel(host: Host) -> Kernel:
             minors[address] = minor
         if address and (model := known(fields.get("Model"))):
             models[address] = model
+    devices = pci.of_vendor(host, _VENDOR)
+    numbers = sorted(int(name[6:]) for name in names if re.fullmatch(r"nvidia\d{1,4}", name))
+    bound = [device for device in devices if device.driver == "nvidia"]
+    if not minors and len(bound) == len(numbers):
+        minors = {device.bdf: number for device, number in zip(bound, numbers, strict=True)}
     return Kernel(
-        devices=pci.of_vendor(host, _VENDOR),
+        devices=devices,
         loaded=bool(line or module),
         version=found,
         tegra=tegra,
@@ -210,20 +215,20 @@ def _usable(
                 f"`ls -l {closed[0].path}` shows who may; ask for that group, or inside a container start it with the device.",
             )
         ]
-    if path is not None and path not in kernel.nodes and (kernel.loaded or kernel.nodes):
+    cards = [p for p in kernel.nodes if re.fullmatch(r"/dev/(nvidia\d+|dxg)", p)]
+    if (path not in kernel.nodes if path else not cards) and (kernel.loaded or kernel.nodes) and not kernel.tegra:
         return False, [
             _problem(
                 "nodes-missing",
                 "error",
-                f"the driver is loaded, but {path} of {where} is not here",
+                f"the driver is loaded, but {path or '/dev/nvidia0'} of {where} is not here",
                 "In a container: start it with the GPU (`--gpus`, or a CDI device). On the host: `sudo nvidia-modprobe -u -c=0`.",
             )
         ]
     if answer.failure == "slow" or answer.failure in ("failed", "no-library", "no-driver"):
         return None, []
-    if not kernel.nodes:
-        # Native Windows, or a source that says nothing about access.
-        return (False if kernel.loaded and not kernel.tegra else None), []
+    if path is None or not kernel.nodes:
+        return None, []  # native Windows, or nothing tells which node is this GPU's
     return True, _exclusive(gpu, where)
 
 
