@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Final
 
@@ -12,6 +13,7 @@ from fl.hardware import Accelerator, Hardware, LaneName, Problem, names
 from fl.lanes import LANES
 
 _COUNT: Final = re.compile(r"count:(\d{1,4})")
+_NO_DEVICE: Final = ("", "-1", "NoDevFiles", "void", "none")
 _BDF: Final = re.compile(r"(?:([0-9a-fA-F]{1,8}):)?([0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7])")
 
 
@@ -222,3 +224,31 @@ def _unknown_load(chosen: Sequence[Accelerator]) -> tuple[str, ...]:
 
 def _list(devices: Sequence[Accelerator]) -> str:
     return f"device{'s' if len(devices) > 1 else ''} {', '.join(str(a.index) for a in devices)}"
+
+
+def restrict(hardware: Hardware, environment: Mapping[str, str]) -> tuple[Hardware, tuple[str, ...]]:
+    """(the hardware that the caller's own variables leave, notes). Indices and UUIDs are honoured; other forms are not, with a note.
+
+    A record is another machine's: under a replay nothing is restricted.
+    """
+    if hardware.replayed:
+        return hardware, ()
+    kept: list[Accelerator] = []
+    notes: list[str] = []
+    for lane, module in LANES.items():
+        devices = hardware.of_lane(lane)
+        variable = next((name for name in module.VARIABLES if name in environment), None)
+        if variable is None or not devices:
+            kept += devices
+            continue
+        value = environment[variable].strip()
+        named = [_find(word.strip().split(".")[0] if word.strip()[:1].isdigit() else word.strip(), devices) for word in value.split(",")]
+        chosen = [] if value in _NO_DEVICE else [device for device in named if device is not None]
+        if None in named and value not in _NO_DEVICE:
+            kept += devices
+            notes.append(f"{variable}={value} does not name devices of this machine by index or UUID: it is not honoured")
+            continue
+        kept += [device for device in devices if device in chosen]
+        if len(chosen) < len(devices):
+            notes.append(f"{variable}={value} leaves {_list(chosen) if chosen else 'no device'} of the lane {lane}")
+    return replace(hardware, accelerators=tuple(kept)), tuple(notes)

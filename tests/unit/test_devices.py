@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hosts import make, pci, recorded, seen
 
-from fl.devices import choose_devices, choose_lane
+from fl.devices import choose_devices, choose_lane, restrict
 from fl.errors import HardwareError
 from fl.hardware import Accelerator, Hardware, Partition
 
@@ -134,3 +134,18 @@ def test_the_cpu_lane_has_no_devices() -> None:
     assert choose_devices(recorded("cpu-only"), "cpu") == ((), ())
     with pytest.raises(HardwareError):
         choose_devices(recorded("cpu-only"), "cpu", "0")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("2,5", [2, 5]), ("GPU-00000003,GPU-00000001", [0, 2]), ("", []), ("-1", []), ("GPU-ffff", list(range(8))), ("0:1", list(range(8)))],
+)
+def test_the_callers_own_variables_restrict(value: str, expected: list[int]) -> None:
+    live = replace(recorded("h100x8-driver580"), replayed=False)
+    hardware, notes = restrict(live, {"CUDA_VISIBLE_DEVICES": value, "ROCR_VISIBLE_DEVICES": "0"})
+    assert [a.index for a in hardware.accelerators] == expected and len(notes) == 1 and "CUDA_VISIBLE_DEVICES" in notes[0]
+
+
+def test_variables_of_this_machine_do_not_restrict_a_record() -> None:
+    hardware = recorded("h100x8-driver580")
+    assert restrict(hardware, {"CUDA_VISIBLE_DEVICES": "0"}) == (hardware, ())

@@ -87,8 +87,8 @@ def test_a_tool_that_fails_leaves_the_answer_open(tmp_path: Path) -> None:
 
 def test_nvml_is_preferred_and_its_load_is_believed(tmp_path: Path) -> None:
     answer = (
-        '{"driver": "580.95.05", "max_cuda": "13.0", "gpus": [{"index": 0, "name": "NVIDIA H100", "uuid": "GPU-1", "pci": "00000000:65:00.0", "device": 9008,'
-        ' "minor": 0, "capability": "9.0", "memory_mib": 81559, "used_mib": 480, "compute_mode": "Default", "fabric": "In Progress", "mig": false, "migs": [],'
+        '{"driver": "580.95.05", "max_cuda": "13.0", "gpus": [{"index": 0, "name": "NVIDIA H100", "uuid": "GPU-1", "pci": "00000000:65:00.0", "device": 9008,'  # noqa: E501
+        ' "minor": 0, "capability": "9.0", "memory_mib": 81559, "used_mib": 480, "compute_mode": "Default", "fabric": "In Progress", "mig": false, "migs": [],'  # noqa: E501
         ' "processes": []}]}'
     )
     folder = make(tmp_path / "r", {**H100, **LOADED}, NODES, [(["fl-nvml"], 0, answer)])
@@ -120,7 +120,7 @@ def test_a_gpu_that_needs_a_reset(tmp_path: Path) -> None:
 
 def test_mig_devices_replace_their_gpu(tmp_path: Path) -> None:
     migs = "".join(
-        f"<mig_device><index>{n}</index><gpu_instance_id>{n + 1}</gpu_instance_id><fb_memory_usage><total>19968 MiB</total></fb_memory_usage></mig_device>"
+        f"<mig_device><index>{n}</index><gpu_instance_id>{n + 1}</gpu_instance_id><fb_memory_usage><total>19968 MiB</total></fb_memory_usage></mig_device>"  # noqa: E501
         for n in range(2)
     )
     process = "<process_info><gpu_instance_id>2</gpu_instance_id><type>C</type></process_info>"
@@ -128,7 +128,7 @@ def test_mig_devices_replace_their_gpu(tmp_path: Path) -> None:
         '<nvidia_smi_log><gpu id="0:65:00.0"><uuid>GPU-1111</uuid><mig_mode><current_mig>Enabled</current_mig></mig_mode>'
         f"<mig_devices>{migs}</mig_devices><processes>{process}</processes></gpu></nvidia_smi_log>"
     )
-    listed = "GPU 0: NVIDIA H100 (UUID: GPU-1111)\n  MIG 3g.40gb     Device  0: (UUID: MIG-aaaa-0)\n  MIG 3g.40gb     Device  1: (UUID: MIG-aaaa-1)\n"
+    listed = "GPU 0: NVIDIA H100 (UUID: GPU-1111)\n  MIG 3g.40gb     Device  0: (UUID: MIG-aaaa-0)\n  MIG 3g.40gb     Device  1: (UUID: MIG-aaaa-1)\n"  # noqa: E501
     calls = [(["nvidia-smi", "-q", "-x"], 0, xml), (["nvidia-smi", "-L"], 0, listed)]
     hardware = seen(make(tmp_path / "r", {**H100, **LOADED}, NODES, calls))
     assert [(a.index, a.partition.profile if a.partition else None, a.uuid, a.busy) for a in hardware.accelerators] == [
@@ -153,10 +153,10 @@ def test_ids_beat_names_and_names_are_the_last_resort() -> None:
 
 def test_text_and_xml_agree_on_renamed_versions() -> None:
     text = parse_text(
-        "Driver Version : Deprecated, see KMD\nKMD Version        : 610.57.04\nCUDA UMD Version   : 13.3\n\nGPU 00000000:0C:00.0\n    Product Name   : X\n"
+        "Driver Version : Deprecated, see KMD\nKMD Version        : 610.57.04\nCUDA UMD Version   : 13.3\n\nGPU 00000000:0C:00.0\n    Product Name   : X\n"  # noqa: E501
     )
     xml = parse_xml(
-        "<nvidia_smi_log><driver_version>610.57.04 [Deprecated; x]</driver_version><kmd_version>610.57.04</kmd_version><cuda_umd_version>13.3</cuda_umd_version></nvidia_smi_log>"
+        "<nvidia_smi_log><driver_version>610.57.04 [Deprecated; x]</driver_version><kmd_version>610.57.04</kmd_version><cuda_umd_version>13.3</cuda_umd_version></nvidia_smi_log>"  # noqa: E501
     )
     assert (text.driver, text.max_cuda) == (xml.driver, xml.max_cuda) == ("610.57.04", "13.3")
     assert [gpu.pci for gpu in text.gpus] == ["0000:0c:00.0"]

@@ -64,7 +64,7 @@ def test_amd_graphics_inside_a_processor_are_no_lane(tmp_path: Path) -> None:
     files = {
         **pci("0000:0b:00.0", 0x1002, 0x164E, 0x030000, "amdgpu"),
         f"{base}/0/properties": "cpu_cores_count 16\nsimd_count 0\n",
-        f"{base}/1/properties": "cpu_cores_count 0\nsimd_count 4\nsimd_per_cu 2\ngfx_target_version 100306\nlocation_id 2816\ndrm_render_minor 128\n",
+        f"{base}/1/properties": "cpu_cores_count 0\nsimd_count 4\nsimd_per_cu 2\ngfx_target_version 100306\nlocation_id 2816\ndrm_render_minor 128\n",  # noqa: E501
     }
     assert seen(make(tmp_path / "r", files, KFD)).accelerators == ()
 
@@ -87,14 +87,14 @@ def test_target_versions(target: int, arch: str | None) -> None:
 
 
 def test_amd_smi_in_its_shapes() -> None:
-    entry = '{"gpu": 0, "ASIC": {"MARKET_NAME": "N/A", "TARGET_GRAPHICS_VERSION": "gfx90a"}, "bus": {"bdf": "0000:05:00.0"}, "vram": {"vram_size": "65520 MB"}}'
+    entry = '{"gpu": 0, "ASIC": {"MARKET_NAME": "N/A", "TARGET_GRAPHICS_VERSION": "gfx90a"}, "bus": {"bdf": "0000:05:00.0"}, "vram": {"vram_size": "65520 MB"}}'  # noqa: E501
     for text in (f"[{entry}]", f'{{"gpu_data": [{entry}]}}'):
         (gpu,) = parse_amd_smi(text)
         assert (gpu.name, gpu.arch, gpu.pci, gpu.memory_mib) == (None, "gfx90a", "0000:05:00.0", 65520)
 
 
 def test_rocm_smi_json_and_text() -> None:
-    text = 'WARNING: x\n{"card1": {"Card Series": "N/A", "Device Name": "AMD X", "PCI Bus": "0000:C1:00.0"}, "card0": {"GPU ID": "0x738c"}, "system": {"Driver version": "6.8.5"}}'
+    text = 'WARNING: x\n{"card1": {"Card Series": "N/A", "Device Name": "AMD X", "PCI Bus": "0000:C1:00.0"}, "card0": {"GPU ID": "0x738c"}, "system": {"Driver version": "6.8.5"}}'  # noqa: E501
     cards = parse_rocm_smi_json(text)
     assert [(c.index, c.name, c.device, c.driver) for c in cards] == [(0, None, 0x738C, "6.8.5"), (1, "AMD X", None, "6.8.5")]
     (card,) = parse_rocm_smi_text(

@@ -22,6 +22,8 @@ class Lane(Protocol):
     """True where a device that is in use cannot be shared: busy ones are left out by default."""
     PARTITIONS_TOGETHER: bool
     """False where one process sees one partition only, and partitions cannot talk to each other (MIG)."""
+    VARIABLES: tuple[str, ...]
+    """Environment variables by which a caller (or Slurm) restricts a process to some devices, the strongest first."""
 
     def detect(self, host: Host) -> Detection:
         """Devices of this vendor, its driver and what is wrong. Never raises on malformed input."""

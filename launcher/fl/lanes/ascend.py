@@ -15,12 +15,13 @@ from fl.lanes.npu_smi import NpuReport, NpuTable, parse
 from fl.lanes.pci import PciDevice
 from fl.lanes.values import known, numbers, version
 
-__all__ = ["DRIVER", "EXCLUSIVE", "PARTITIONS_TOGETHER", "TITLE", "detect", "grants", "visibility"]
+__all__ = ["DRIVER", "EXCLUSIVE", "PARTITIONS_TOGETHER", "TITLE", "VARIABLES", "detect", "grants", "visibility"]
 
 TITLE = "Ascend"
 DRIVER = "ascend"
 EXCLUSIVE = True
 PARTITIONS_TOGETHER = True
+VARIABLES = ("ASCEND_RT_VISIBLE_DEVICES",)
 """A container owns its cards alone: one that is in use makes initialisation fail for all of them (-8020)."""
 _VENDOR: Final = 0x19E5
 _CHIPS: Final = {

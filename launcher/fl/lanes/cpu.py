@@ -15,6 +15,7 @@ TITLE = "CPU"
 DRIVER = None
 EXCLUSIVE = False
 PARTITIONS_TOGETHER = True
+VARIABLES: tuple[str, ...] = ()
 _FEATURES: Final = re.compile(
     r"avx|avx2|avx_vnni|avx512\w*|amx_\w+|f16c|fma|sse4_2|asimd|asimddp|asimdhp|bf16|i8mm|sve\w*|sme(?!p)\w*|fphp"
 )

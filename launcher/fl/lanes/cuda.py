@@ -17,12 +17,13 @@ from fl.lanes.nvidia_tools import Answer, ask
 from fl.lanes.pci import PciDevice
 from fl.lanes.values import bdf, known, version, whole
 
-__all__ = ["DRIVER", "EXCLUSIVE", "PARTITIONS_TOGETHER", "TITLE", "detect", "grants", "visibility"]
+__all__ = ["DRIVER", "EXCLUSIVE", "PARTITIONS_TOGETHER", "TITLE", "VARIABLES", "detect", "grants", "visibility"]
 
 TITLE = "NVIDIA"
 DRIVER = "nvidia"
 EXCLUSIVE = False
 PARTITIONS_TOGETHER = False
+VARIABLES = ("CUDA_VISIBLE_DEVICES",)
 _VENDOR: Final = 0x10DE
 _MODULE_LINE: Final = re.compile(r"Kernel Module(?: for \S+)?\s+(\d{1,4}(?:\.\d{1,6}){1,2})\b")
 _COMPANIONS: Final = re.compile(r"nvidia(ctl|-uvm|-uvm-tools|-modeset)")

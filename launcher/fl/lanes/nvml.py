@@ -40,12 +40,7 @@ class PciInfo(ctypes.Structure):
 class Process(ctypes.Structure):
     """nvmlProcessInfo_v2_t."""
 
-    _fields_ = [
-        ("pid", ctypes.c_uint),
-        ("memory", ctypes.c_ulonglong),
-        ("instance", ctypes.c_uint),
-        ("compute_instance", ctypes.c_uint),
-    ]
+    _fields_ = [("pid", ctypes.c_uint), ("memory", ctypes.c_ulonglong), ("instance", ctypes.c_uint), ("compute_instance", ctypes.c_uint)]
 
 
 class Fabric(ctypes.Structure):
@@ -169,13 +164,15 @@ def _migs(nvml: Nvml, gpu: ctypes.c_void_p) -> list[dict[str, Any]]:
         if code != _OK:
             continue
         name = nvml.text("nvmlDeviceGetName", mig) or ""
-        found.append({
-            "number": number,
-            "uuid": nvml.text("nvmlDeviceGetUUID", mig),
-            "instance": nvml.number("nvmlDeviceGetGpuInstanceId", mig),
-            "profile": name.split("MIG ", 1)[1] if "MIG " in name else None,
-            **_memory(nvml, mig),
-        })
+        found.append(
+            {
+                "number": number,
+                "uuid": nvml.text("nvmlDeviceGetUUID", mig),
+                "instance": nvml.number("nvmlDeviceGetGpuInstanceId", mig),
+                "profile": name.split("MIG ", 1)[1] if "MIG " in name else None,
+                **_memory(nvml, mig),
+            }
+        )
     return found
 
 

@@ -23,6 +23,7 @@ TITLE = "AMD"
 DRIVER = "amdgpu"
 EXCLUSIVE = False
 PARTITIONS_TOGETHER = True
+VARIABLES = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 _VENDOR: Final = 0x1002
 _KFD: Final = "/dev/kfd"
 _RENDER: Final = re.compile(r"renderD\d{3,4}")

@@ -19,6 +19,7 @@ TITLE = "Intel"
 DRIVER = "intel"
 EXCLUSIVE = False
 PARTITIONS_TOGETHER = True
+VARIABLES = ("ZE_AFFINITY_MASK",)
 _VENDOR: Final = 0x8086
 _KERNEL_DRIVERS: Final = ("xe", "i915")
 _BY_PATH: Final = "/dev/dri/by-path"
