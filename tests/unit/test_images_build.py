@@ -171,6 +171,12 @@ def test_the_failing_step_and_its_last_lines_are_told() -> None:
     assert text.splitlines()[-1].startswith("ERROR: failed to solve")
 
 
+def test_a_step_is_shown_without_its_mounts() -> None:
+    line = "#9 [os 2/3] RUN --mount=type=bind,from=uv,target=/mnt     --mount=type=secret,id=ca     touch /tmp/begin; " + "x" * 400
+    assert build._short(line).startswith("#9 [os 2/3] RUN touch /tmp/begin; xxx")
+    assert len(build._short(line)) == 160
+
+
 def script(tmp_path: Path, lines: list[str], code: int) -> list[str]:
     """A stand-in for the builder: says these lines, ends with this code."""
     said = tmp_path / "said"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _NOISE: Final = re.compile(r"#\d+ (sha256:|transferring|DONE|CACHED|extracting)|#\d+ \d+\.\d+( *$|  [+-] )|^$")
 """Progress lines that tell nobody anything: bytes, and each package that was installed."""
+_PLUMBING: Final = re.compile(r"--mount=\S+ +")
+_WIDTH: Final = 160
 _FULL: Final = re.compile(r"no space left on device|disk quota exceeded", re.I)
 
 
@@ -79,6 +81,12 @@ def ask_daemon() -> None:
             raise EngineError(f"{what}: {last}", "docker info" if question == "version" else "install docker's buildx plugin")
 
 
+def _short(line: str) -> str:
+    """A step without its mounts, and not longer than a line of a log."""
+    text = _PLUMBING.sub("", line.rstrip())
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+
+
 def failure(lines: Sequence[str]) -> str:
     """The failing step and its last lines out of plain progress: BuildKit repeats them between two rules at the end."""
     rules = [number for number, line in enumerate(lines) if line.rstrip() == "------"]
@@ -87,7 +95,7 @@ def failure(lines: Sequence[str]) -> str:
     else:
         block = [line.rstrip() for line in lines if not _NOISE.match(line)][-12:]
     errors = [line for line in lines if line.startswith("ERROR:")]
-    return "\n".join([*block[:1], *block[1:][-12:], *errors[-1:]])
+    return "\n".join([_short(line) for line in block[:1]] + block[1:][-12:] + [line[-_WIDTH:] for line in errors[-1:]])
 
 
 def _run(command: Sequence[str]) -> None:
@@ -101,7 +109,7 @@ def _run(command: Sequence[str]) -> None:
         for line in process.stdout:
             lines.append(line.rstrip("\n"))
             if not _NOISE.match(line):
-                ui.say("  " + ui.clean(line.rstrip()))
+                ui.say("  " + ui.clean(_short(line)))
         code = process.wait()
     except KeyboardInterrupt as error:
         process.terminate()

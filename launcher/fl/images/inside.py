@@ -90,13 +90,13 @@ def tiny_run() -> list[str]:
             "model": {"name": "builtin/tiny-qwen3", "path": "builtin/tiny-qwen3", "kind": "tiny"},
             "data": {"train": [{"name": "rows", "source": "file", "path": str(folder / "rows.json")}], "cutoff_len": 64},
             "method": {"stage": "sft", "finetuning_type": "lora"},
-            "training": {"output_dir": str(folder / "out"), "plot_loss": False, "arguments": {"max_steps": 2, "use_cpu": True}},
+            "training": {"output_dir": str(folder / "out"), "plot_loss": False, "arguments": {"max_steps": 2}},
         })  # fmt: skip
         config.write(folder / "config.json")
         command = [sys.executable, "-m", "fl_trainers", str(folder / "config.json")]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
         if done.returncode != 0:
-            return [f"a run of two steps failed ({done.returncode})", *done.stderr.strip().splitlines()[-5:]]
+            return [f"a run of two steps failed ({done.returncode})", *(done.stdout + done.stderr).strip().splitlines()[-5:]]
         steps = [line for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines() if '"step"' in line]
         return [] if steps else ["a run of two steps told no step"]
 
