@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fl.lanes.nvidia_chips import arch_of_capability, arch_of_device, arch_of_name
 from fl.lanes.nvidia_report import GpuReport, MigReport, Report, merge
 from fl.lanes.nvidia_smi import QUERY, parse_apps, parse_csv, parse_list, parse_text, parse_xml
+from fl.lanes.nvidia_table import parse_table
 from fl.lanes.nvidia_tools import parse_nvml
 
 NODES = {"/dev/nvidiactl": {}, "/dev/nvidia-uvm": {}, "/dev/nvidia0": {}}
@@ -213,7 +214,32 @@ PIECES = st.sampled_from(
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.one_of(PIECES, st.text(max_size=30)), max_size=30).map("".join))
 def test_parsers_never_raise(text: str) -> None:
-    for parse in (parse_xml, parse_text, parse_list):
+    for parse in (parse_xml, parse_text, parse_list, parse_table):
         assert parse(text).source.startswith("nvidia-smi")
     assert parse_csv(text, QUERY).source
     parse_apps(text)
+
+
+SCREEN = """\
+| NVIDIA-SMI 610.57.04              KMD Version: 610.57.04     CUDA UMD Version: 13.3     |
+|   0  NVIDIA GeForce RTX 2080 ...    Off |   00000000:0C:00.0 Off |                  N/A |
+| 38%   33C    P8             38W /  250W |     211MiB /   8192MiB |      0%      Default |
+| Processes:                                                                              |
+|    0   N/A  N/A            1720      G   /usr/bin/gnome-shell                    173MiB |
+"""
+
+
+def test_the_bare_table_is_the_last_source() -> None:
+    report = parse_table(SCREEN)
+    assert (report.driver, report.max_cuda) == ("610.57.04", "13.3")
+    assert [(gpu.name, gpu.pci, gpu.memory_mib, gpu.busy) for gpu in report.gpus] == [
+        ("NVIDIA GeForce RTX 2080", "0000:0c:00.0", 8192, False)
+    ]
+    assert parse_table(SCREEN.replace("  G  ", "  C  ")).gpus[0].busy is True
+
+
+def test_a_query_leaves_out_what_the_driver_does_not_know(tmp_path: Path) -> None:
+    csv = "name, memory.total [MiB], driver_version\nNVIDIA H100 PCIe, 81559 MiB, 580.95.05\n"
+    calls = [(["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv"], 0, csv)]
+    (gpu,) = seen(make(tmp_path / "r", {**H100, **LOADED}, NODES, calls)).accelerators
+    assert (gpu.name, gpu.memory_mib, gpu.usable) == ("NVIDIA H100 PCIe", 81559, True)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl.lanes.kfd import arch_of_target, properties
-from fl.lanes.npu_smi import parse
+from fl.lanes.npu_smi import parse, parse_mapping
 from fl.lanes.rocm_smi import parse_amd_smi, parse_rocm_smi_json, parse_rocm_smi_text
 from fl.lanes.values import bdf, known, mebibytes, numbers, version, whole
 from fl.lanes.xpu import parse_discovery
@@ -173,6 +173,11 @@ def test_two_dies_and_masked_rows() -> None:
         "| 1     3                   | 0000:9B:00.0  | 0  0 / 0  3185 / 65536 |\n| broken |\n"
     )
     assert [(n.npu, n.chip, n.index, n.memory_mib) for n in table.npus] == [(1, 1, 3, 65536)] and table.phy_ids
+
+
+def test_the_mapping_names_chips() -> None:
+    table = parse_mapping("NPU ID  Chip ID  Chip Logic ID  Chip Name\n5  0  0  Ascend 910B3\n5  1  -  Mcu\n")
+    assert [(n.npu, n.index, n.name) for n in table.npus] == [(5, 5, "Ascend 910B3")]
 
 
 def test_intel_nodes_follow_the_bus_not_their_numbers() -> None:

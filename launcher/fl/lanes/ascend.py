@@ -11,7 +11,7 @@ from fl.hardware import Accelerator, Detection, Evidence, Node, Partition, Probl
 from fl.host import Host, Ran
 from fl.lanes import pci
 from fl.lanes.ascend_grants import FILES, INSTALL_INFO, MANAGERS, NETWORK, grants, visibility
-from fl.lanes.npu_smi import NpuReport, NpuTable, parse
+from fl.lanes.npu_smi import NpuReport, NpuTable, parse, parse_mapping
 from fl.lanes.pci import PciDevice
 from fl.lanes.values import known, numbers, version
 
@@ -87,7 +87,7 @@ def detect(host: Host) -> Detection:
     if not devices and not any(_number(path) is not None for path in nodes):
         return Detection()
     ran = host.run(["npu-smi", "info"])
-    facts = Facts(devices, nodes, parse(ran.stdout) if ran.ok else NpuTable(), ran, _prefix(host))
+    facts = Facts(devices, nodes, parse(ran.stdout) if ran.ok else _mapping(host, ran), ran, _prefix(host))
     driver, firmware, mismatch = _versions(host, facts)
     accelerators = [_checked(a, facts, bool(mismatch)) for a in _accelerators(facts)]
     problems = _problems(facts, accelerators) + mismatch
@@ -99,6 +99,12 @@ def detect(host: Host) -> Detection:
         nodes=tuple(nodes.values()),
         host_paths=frozenset(path for path in wanted if host.exists(path)),
     )
+
+
+def _mapping(host: Host, info: Ran) -> NpuTable:
+    """Names from `npu-smi info -m`, only where `npu-smi info` was not had for no fault of the machine."""
+    ran = host.run(["npu-smi", "info", "-m"]) if info.state == "unrecorded" else info
+    return parse_mapping(ran.stdout) if ran.ok else NpuTable()
 
 
 def _nodes(host: Host) -> dict[str, Node]:

@@ -67,6 +67,23 @@ def parse(text: str) -> NpuTable:
     )
 
 
+def parse_mapping(text: str) -> NpuTable:
+    """`npu-smi info -m`: NPU ID, Chip ID, Chip Logic ID, Chip Name. The rows of the management chip (Mcu) have no logic id."""
+    npus: list[NpuReport] = []
+    for line in text.splitlines()[:2000]:
+        words = line.split(None, 3)
+        ids = [whole(word, 6) for word in words[:3]]
+        if (
+            len(words) == 4
+            and None not in ids
+            and "mcu" not in words[3].lower()
+            and all(npu.npu != ids[0] or npu.chip != ids[1] for npu in npus)
+        ):
+            npu, chip, logic = (number or 0 for number in ids)
+            npus.append(NpuReport(npu=npu, chip=chip, index=logic if chip else npu, name=known(words[3])))
+    return NpuTable(npus=tuple(npus))
+
+
 def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 

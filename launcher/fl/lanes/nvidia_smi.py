@@ -28,7 +28,6 @@ QUERY: Final = (
     "driver_model.current",
     "fabric.state",
 )
-OLD_QUERY: Final = ("index", "name", "uuid", "pci.bus_id", "driver_version", "memory.total", "compute_mode")
 _BROKEN: Final = re.compile(r"requires reset|is lost|ERR!|Unknown Error", re.I)
 _LISTED: Final = re.compile(r"GPU (\d{1,4}): (.*?)\s*(?:\(UUID: (GPU-[0-9a-fA-F-]{4,64})\))?\s*$")
 _LISTED_MIG: Final = re.compile(r"\s+MIG (\S{1,32})\s+Device\s+(\d{1,3}): \(UUID: (MIG-[0-9a-zA-Z/-]{4,96})\)")
@@ -107,7 +106,8 @@ def parse_csv(text: str, fields: tuple[str, ...]) -> Report:
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(", ")]
         row = dict(zip(fields, cells, strict=False))
-        if len(cells) != len(fields) or (index := whole(row["index"], 4)) is None:
+        index = whole(row.get("index", str(len(gpus))), 4)
+        if len(cells) != len(fields) or index is None:
             bad += bool(line.strip())
             continue
         driver = driver or version(row.get("driver_version"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from fl.host import NVML_COMMAND, Host, Ran
 from fl.lanes.nvidia_report import GpuReport, MigReport, Report, merge
-from fl.lanes.nvidia_smi import OLD_QUERY, QUERY, parse_apps, parse_csv, parse_list, parse_text, parse_xml
+from fl.lanes.nvidia_smi import QUERY, parse_apps, parse_csv, parse_list, parse_text, parse_xml
+from fl.lanes.nvidia_table import parse_table
 from fl.lanes.values import bdf, known, version
 
 Failure = Literal["missing", "slow", "mismatch", "no-driver", "no-library", "failed"]
@@ -140,17 +142,29 @@ def _ask_smi(host: Host) -> Answer:
 
 
 def _without_xml(host: Host, tool: str) -> list[Report]:
-    reports: list[Report] = []
-    for fields in (QUERY, OLD_QUERY):
-        ran = host.run([tool, f"--query-gpu={','.join(fields)}", _FORMAT])
-        if ran.ok:
-            reports.append(_with_load(host, tool, parse_csv(ran.stdout, fields)))
-            break
+    reports = _query(host, tool)
     if not reports or not reports[0].gpus or reports[0].max_cuda is None:
         reports += _text(host, tool)
+    if not any(report.max_cuda for report in reports):
+        ran = host.run([tool])
+        reports += [parse_table(ran.stdout)] if ran.ok else []
     if not any(report.gpus for report in reports):
         reports += _list(host, tool)
     return reports
+
+
+def _query(host: Host, tool: str) -> list[Report]:
+    """Fields that this driver does not know are named in its refusal, and left out."""
+    fields: tuple[str, ...] = QUERY
+    while fields:
+        ran = host.run([tool, f"--query-gpu={','.join(fields)}", _FORMAT])
+        if ran.ok:
+            return [_with_load(host, tool, parse_csv(ran.stdout, fields))]
+        refused = re.search(r'Field "([\w.]{1,60})" is not a valid field', ran.stdout + ran.stderr)
+        if refused is None or refused[1] not in fields:
+            return []
+        fields = tuple(field for field in fields if field != refused[1])
+    return []
 
 
 def _with_load(host: Host, tool: str, report: Report) -> Report:
