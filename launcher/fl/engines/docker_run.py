@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ _ASK: Final = 5
 """Seconds for one answer."""
 _PATIENCE: Final = 60.0
 """Seconds without an answer after which the daemon counts as gone: one that is restarted comes back in less."""
+_DRAIN: Final = 30.0
+"""Seconds that the rest of the log may take after the end."""
 _PACE: Final = 0.25
 """Seconds between two questions, however often `poll` is called."""
 _LOST = (requests.RequestException, DockerException, OSError, ValueError)
@@ -74,7 +77,7 @@ class Container:
         """The log is complete before anybody hears of the end."""
         self._done.set()
         if self._follower is not None:
-            self._follower.join(5.0)
+            self._follower.join(_DRAIN)
         if self._timer is not None:
             self._timer.cancel()
         self._ended = ended
@@ -111,6 +114,7 @@ class Container:
     def follow(self, log: Path) -> None:
         """Copies the container's output to the file; across restarts of the daemon, and of fl, no line is lost or doubled."""
         if self._follower is None:
+            log.touch()
             self._follower = threading.Thread(target=self._copy, args=(log,), name="fl-log", daemon=True)
             self._follower.start()
 
@@ -128,13 +132,12 @@ class Container:
         self._pass(log, follow=False)
 
     def _pass(self, log: Path, follow: bool) -> None:
-        """Appends what is new. One copier at a time: whoever comes second waits for the first, or leaves it the work."""
-        position = log.with_name(f".{log.name}.position")
-        with contextlib.suppress(*_LOST), log.open("ab", buffering=0) as file:
+        """Appends what is new. One copier at a time: whoever comes second leaves it the work and looks again."""
+        with contextlib.suppress(*_LOST), log.open("ab", buffering=0) as file, _position(log).open("rb+", buffering=0) as position:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for stamp, text in self._entries(_read_position(position), follow):
+            for stamp, text in self._entries(position.read().decode("ascii", "replace"), follow):
                 file.write(text)
-                position.write_text(stamp, encoding="ascii")
+                os.pwrite(position.fileno(), stamp.encode(), 0)  # stamps are all of one length
 
     def _entries(self, after: str, follow: bool) -> Iterator[tuple[str, bytes]]:
         """Time stamp and text of every piece of output later than the stamp. Docker sends one frame for each piece."""
@@ -151,7 +154,7 @@ class Container:
         """Kills it if it runs and removes it with its volumes."""
         self._done.set()
         if self._follower is not None:
-            self._follower.join(5.0)
+            self._follower.join(_DRAIN)
         with self._lock:
             try:
                 self._api().remove_container(self.ident, force=True, v=True)
@@ -167,11 +170,11 @@ class Container:
             self._api().close()
 
 
-def _read_position(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):
-        return ""
+def _position(log: Path) -> Path:
+    """The file with the time stamp of the last copied line, beside the log."""
+    path = log.with_name(f".{log.name}.position")
+    path.touch()
+    return path
 
 
 def time_of(stamp: str) -> float:
