@@ -66,7 +66,7 @@ def _arguments(
 ) -> Iterator[str]:
     grants, engine = request.grants, request.engine
     yield from (engine.name, "run", "--detach", "--name", f"fl-{request.run}")
-    yield from ("--label", f"fl.run={request.run}", "--label", f"fl.stack={request.stack}", "--init")
+    yield from ("--label", f"fl.run={request.run}", "--label", f"fl.stack={request.stack}", "--init", "--pull", "never")
     # Rootless: root inside is the caller outside. Rootful: the caller's own ids.
     yield from ("--user", "0:0" if engine.rootless else f"{request.caller.uid}:{request.caller.gid}")
     yield from (a for group in grants.groups for a in ("--group-add", str(group)))
