@@ -25,6 +25,9 @@ STAGES = ("pt", "sft")
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0 done, 3 no device, 5 input, 10 the training failed, 143 stopped."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait make a busy machine crawl
     start_log()
     stop.install()
     if len(arguments) != 1:
@@ -146,7 +149,6 @@ def _refuse_unknown(config: Config) -> None:
 
 def _quiet() -> None:
     """Progress bars and chatter of the libraries: the log has its own lines."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore", category=FutureWarning)
     from transformers.utils import logging as chatter
 

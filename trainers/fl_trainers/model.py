@@ -222,7 +222,8 @@ def _convert(config: Config, source: Path, target: Path) -> None:
     tokenizer = _explained(config, lambda: AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name))
     model = _explained(config, lambda: AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32))
     if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # the weights are plain now; saving is refused with it
+        del model.config.quantization_config  # the weights are plain now, but saving is refused while anything says otherwise
+    model.hf_quantizer = None
     if model.num_parameters() > 1_000_000_000:
         model = model.to(torch.bfloat16)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import dataclass, field
@@ -132,21 +133,38 @@ def _sharded(session: Session) -> bool:
 
 def run_loop(session: Session, loop: Any) -> None:
     """Trains to the end, or to where it was asked to stop: then Stopped is raised after the checkpoint."""
-    result = None
-    if session.config.training.do_train:
-        if loop.state.global_step == 0 and session.resume:
-            session.events.emit("resume", path=session.resume)
-        result = loop.train(resume_from_checkpoint=session.resume)
-        loop.check()
-    stop.deferred = True
-    if result is None:
+    if not session.config.training.do_train or (session.resume and _complete(session, loop)):
+        stop.deferred = True
         return
+    if session.resume:
+        session.events.emit("resume", path=session.resume)
+    result = loop.train(resume_from_checkpoint=session.resume)
+    loop.check()
     if stop.requested and loop.state.global_step < loop.state.max_steps:
         raise Stopped(f"stopped at step {loop.state.global_step} of {loop.state.max_steps}; checkpoint-{loop.state.global_step} goes on from there")
     session.metrics = {"epoch": loop.state.epoch, **{key: value for key, value in result.metrics.items() if key != "epoch"}}
     runtime = result.metrics.get("train_runtime") or 0.0
     if runtime:
         session.metrics["tokens_per_second"] = round(loop.tokens_seen * world_size() / runtime, 1)
+
+
+def _complete(session: Session, loop: Any) -> bool:
+    """Whether the checkpoint is the last step already: its weights are taken and nothing is trained. (The Trainer would do one step more.)"""
+    from transformers import TrainerState
+
+    state = TrainerState.load_from_json(str(Path(str(session.resume)) / "trainer_state.json"))
+    last = loop.set_initial_training_values(loop.args, loop.get_train_dataloader())[-1]
+    if state.global_step < last:
+        return False
+    loop._load_from_checkpoint(session.resume)
+    loop.state.global_step, loop.state.max_steps = state.global_step, last
+    loop.state.epoch, loop.state.log_history = state.epoch, state.log_history
+    session.follow.losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    results = session.folder / "train_results.json"
+    session.metrics = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {"epoch": state.epoch}
+    session.events.warn("complete", f"checkpoint-{state.global_step} is step {state.global_step} of {last}: nothing is left to train "
+                        "(`overwrite_output_dir: true` starts anew)")  # fmt: skip
+    return True
 
 
 def save_all(session: Session, loop: Any) -> None:
