@@ -70,8 +70,21 @@ class Finder:
         last = runs.last_events(folder / "events.jsonl")
         pid = processes.alive(state.launcher)
         status = _with_progress(
-            RunStatus(name=folder.name, folder=folder, state=state.state, created=state.created, engine=state.engine, ident=state.ident,
-                      launcher=pid, started=state.started, ended=state.ended, exit_code=state.exit_code, message=state.message), last)
+            RunStatus(
+                name=folder.name,
+                folder=folder,
+                state=state.state,
+                created=state.created,
+                engine=state.engine,
+                ident=state.ident,
+                launcher=pid,
+                started=state.started,
+                ended=state.ended,
+                exit_code=state.exit_code,
+                message=state.message,
+            ),
+            last,
+        )
         if state.state in FINAL or pid is not None:
             return status
         # The launcher may have closed the run between the two looks.
@@ -131,8 +144,13 @@ def _with_progress(status: RunStatus, last: Mapping[str, Mapping[str, Any]]) -> 
     step, save = last.get("step", {}), last.get("save", {})
     numbers = {k: v for k in ("step", "max_steps") if isinstance(v := step.get(k), int)}
     loss, path = step.get("loss"), save.get("path")
-    return replace(status, step=numbers.get("step"), max_steps=numbers.get("max_steps"),
-                   loss=float(loss) if isinstance(loss, int | float) else None, saved=str(path) if path else None)
+    return replace(
+        status,
+        step=numbers.get("step"),
+        max_steps=numbers.get("max_steps"),
+        loss=float(loss) if isinstance(loss, int | float) else None,
+        saved=str(path) if path else None,
+    )
 
 
 def _planned_engine(folder: Path) -> str:

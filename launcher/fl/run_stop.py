@@ -43,8 +43,10 @@ def _by_launcher(finder: Finder, status: RunStatus, launcher: int, now: bool) ->
         if status.launcher is None:
             return stop(status, now)
         time.sleep(0.2)
-    raise EngineError(f"{status.name} was asked to stop and has not ended: it is {status.state}.",
-                      f"fl stop --now {status.name}\nkill -9 {launcher}, then fl stop {status.name}")
+    raise EngineError(
+        f"{status.name} was asked to stop and has not ended: it is {status.state}.",
+        f"fl stop --now {status.name}\nkill -9 {launcher}, then fl stop {status.name}",
+    )
 
 
 def _by_engine(finder: Finder, status: RunStatus, started: Started, now: bool) -> RunStatus:

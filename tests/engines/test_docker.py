@@ -79,7 +79,9 @@ def test_facts(engine: engines.Engine) -> None:
 
 
 def test_log_and_exit_code(engine: engines.Engine, name: str, tmp_path: Path) -> None:
-    started = engine.start(plan(name, "sh", "-c", "for i in 1 2 3; do echo line $i; sleep 0.2; done; echo err >&2; printf partial; exit 5"), {})
+    started = engine.start(
+        plan(name, "sh", "-c", "for i in 1 2 3; do echo line $i; sleep 0.2; done; echo err >&2; printf partial; exit 5"), {}
+    )
     log = tmp_path / "log.txt"
     started.follow(log)
     assert wait(started) == Ended(5)
@@ -197,7 +199,9 @@ def test_a_killed_launcher_leaves_a_run_that_is_adopted_without_losing_a_line(en
         ({"flags": ("--device", "no.such/kind=0")}, EngineError, "no.such/kind=0"),
     ],
 )
-def test_what_cannot_start_says_why_and_leaves_nothing(engine: engines.Engine, name: str, what: dict[str, Any], kind: type, word: str) -> None:
+def test_what_cannot_start_says_why_and_leaves_nothing(
+    engine: engines.Engine, name: str, what: dict[str, Any], kind: type, word: str
+) -> None:
     with pytest.raises(kind, match=word) as raised:
         engine.start(plan(name, "true", **what), {})
     assert raised.value.remedy
@@ -275,8 +279,9 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
 
     def up(self) -> None:
-        argv = ["unshare", "--net", "dockerd", "--data-root", f"{self.folder}/data", "--exec-root", f"{self.folder}/exec", "--pidfile", f"{self.folder}/pid",
-                "--host", self.address, "--bridge", "none", "--iptables=false", "--ip6tables=false", "--live-restore"]  # fmt: skip
+        places = {"--data-root": "data", "--exec-root": "exec", "--pidfile": "pid"}
+        argv = ["unshare", "--net", "dockerd", *(f"{flag}={self.folder}/{name}" for flag, name in places.items()), "--host", self.address,
+                "--bridge", "none", "--iptables=false", "--ip6tables=false", "--live-restore"]  # fmt: skip
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
         until(lambda: not isinstance(engines.ask("docker"), EngineError), 30)

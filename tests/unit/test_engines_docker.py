@@ -64,7 +64,9 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return script
 
 
-def facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, info: dict[str, Any], create: tuple[int, Any] = (404, {"message": "No such image"})):
+def facts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, info: dict[str, Any], create: tuple[int, Any] = (404, {"message": "No such image"})
+):
     with speaking(tmp_path / "d.sock", {"/info": (200, info), "/containers/create": create}) as address:
         monkeypatch.setenv("DOCKER_HOST", address)
         return engines.get("docker").facts()
@@ -164,8 +166,9 @@ def test_the_context_of_the_command_is_followed(tmp_path: Path) -> None:
     ],
 )
 def test_the_digest_is_that_of_the_reference(reference: str, digests: list[str], expected: str | None) -> None:
-    found = docker.image_facts(reference, {"Id": "sha256:1", "RepoDigests": digests, "Os": "linux", "Architecture": "arm64", "Variant": "v8",
-                                           "Config": {"Labels": {"fl.stack": "s"}}})  # fmt: skip
+    labels = {"Config": {"Labels": {"fl.stack": "s"}}}
+    inspected = {"Id": "sha256:1", "RepoDigests": digests, "Os": "linux", "Architecture": "arm64", "Variant": "v8", **labels}
+    found = docker.image_facts(reference, inspected)
     assert found.digest == expected
     assert found.platform == "linux/arm64"
     assert found.labels == {"fl.stack": "s"}
@@ -179,7 +182,11 @@ PLAN: Any = SimpleNamespace(run="r", engine="docker", image=SimpleNamespace(refe
     [
         ("docker: Error response from daemon: No such image: x.\nSee 'docker run --help'.", ImageError, "no image fl-train:x"),
         ("Unable to find image 'x' locally\ndocker: … lookup registry: no such host.", ImageError, "no such host"),
-        ('docker: Error response from daemon: could not select device driver "" with capabilities: [[gpu]].', EngineError, "nvidia-container-toolkit"),
+        (
+            'docker: Error response from daemon: could not select device driver "" with capabilities: [[gpu]].',
+            EngineError,
+            "nvidia-container-toolkit",
+        ),
         ("docker: … nvidia-container-cli: requirement error: unsatisfied condition: cuda>=12.8", HardwareError, "too old"),
         ("docker: … CDI device injection failed: unresolvable CDI devices nvidia.com/gpu=9.", EngineError, "gpu=9"),
         ("docker: … error setting rlimit type 8: operation not permitted: unknown.", EngineError, "type 8"),
@@ -229,7 +236,9 @@ def test_start_returns_the_id_and_hands_secrets_to_the_command_only(command: Pat
     assert "s3cret" not in " ".join(PLAN.argv)
 
 
-@pytest.mark.parametrize(("said", "removed"), [("executable file not found", True), ('name "/fl-r" is already in use by container "1"', False)])
+@pytest.mark.parametrize(
+    ("said", "removed"), [("executable file not found", True), ('name "/fl-r" is already in use by container "1"', False)]
+)
 def test_a_failed_start_leaves_nothing_and_takes_nothing_of_others(command: Path, tmp_path: Path, said: str, removed: bool) -> None:
     command.write_text(f"#!/bin/sh\necho \"$@\" >> {tmp_path / 'asked'}\n[ $1 = rm ] || {{ echo '{said}' >&2; exit 125; }}\n")
     with pytest.raises((ImageError, EngineError)):
@@ -243,7 +252,10 @@ def test_a_failed_start_leaves_nothing_and_takes_nothing_of_others(command: Path
         ({"Status": "running"}, None),
         ({"Status": "paused"}, None),
         ({"Status": "exited", "ExitCode": 3, "Error": ""}, Ended(3)),
-        ({"Status": "exited", "ExitCode": 3, "OOMKilled": True}, Ended(3, True, "the kernel killed it: the container's memory limit was reached")),
+        (
+            {"Status": "exited", "ExitCode": 3, "OOMKilled": True},
+            Ended(3, True, "the kernel killed it: the container's memory limit was reached"),
+        ),
         ({"Status": "exited", "ExitCode": 137}, Ended(137, False, "killed by SIGKILL")),
         ({"Status": "dead", "ExitCode": 1, "Error": "driver failed"}, Ended(1, False, "driver failed")),
         (None, Ended(-1, False, "the container was removed by somebody else")),

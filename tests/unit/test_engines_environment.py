@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fl.engines import environment
+from fl.engines import environment, installer
 from fl.errors import EngineError, Interrupted, MatrixError
 
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -39,7 +39,7 @@ def uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         script = tmp_path / "uv"
         script.write_text(UV.format(python=sys.executable, then=then))
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setattr(environment, "uv_binary", lambda: str(script))
+        monkeypatch.setattr(installer, "uv_binary", lambda: str(script))
         log.write_text("")
         return log
 
@@ -112,8 +112,8 @@ def test_an_interpreter_that_went_away_breaks_it(uv, lock: Path, tmp_path: Path)
 CHILD = """
 import sys; sys.path[:0] = {path!r}
 from pathlib import Path
-from fl.engines import environment
-environment.uv_binary = lambda: {uv!r}
+from fl.engines import environment, installer
+installer.uv_binary = lambda: {uv!r}
 environment.ensure(Path({lock!r}), {version!r}, lambda text: print(text, flush=True))
 """
 
@@ -206,7 +206,7 @@ def test_an_interrupt_ends_the_install(uv, lock: Path) -> None:
 def test_the_installer_gets_no_configuration_but_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
         monkeypatch.setenv(name, "/elsewhere")
-    settings = environment.uv_settings()
+    settings = installer.uv_settings()
     assert settings["UV_NO_CONFIG"] == "1"
     assert settings["UV_PYTHON_DOWNLOADS"] == "never"
     assert not {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"} & set(settings)

@@ -60,7 +60,9 @@ def test_both_streams_go_to_the_log_of_the_run() -> None:
 
 def test_the_environment_of_the_child() -> None:
     base = {"PATH": "/usr/bin", "PYTHONPATH": "/leak", "RANK": "3", "HOME": "/h", "LD_LIBRARY_PATH": "/driver"}
-    what = plan("", environment={"OMP_NUM_THREADS": "2", "HF_TOKEN": "(hidden)"}, secrets={"HF_TOKEN": "environment"}, argv=("/e/bin/python",))
+    what = plan(
+        "", environment={"OMP_NUM_THREADS": "2", "HF_TOKEN": "(hidden)"}, secrets={"HF_TOKEN": "environment"}, argv=("/e/bin/python",)
+    )
     found = child_environment(what, {"HF_TOKEN": "secret"}, base)
     assert found["HF_TOKEN"] == "secret"
     assert found["OMP_NUM_THREADS"] == "2"

@@ -16,7 +16,12 @@ from fl.engines.podman import environment, parse_facts
 from fl.errors import EngineError, ImageError
 
 INFO: dict[str, Any] = {
-    "host": {"cgroupVersion": "v2", "ociRuntime": {"name": "crun"}, "security": {"rootless": True, "selinuxEnabled": True}, "serviceIsRemote": False},
+    "host": {
+        "cgroupVersion": "v2",
+        "ociRuntime": {"name": "crun"},
+        "security": {"rootless": True, "selinuxEnabled": True},
+        "serviceIsRemote": False,
+    },
     "version": {"Version": "5.4.2"},
 }
 
@@ -53,7 +58,10 @@ def test_facts_are_asked_of_the_command(podman) -> None:
     assert engines.get("podman").facts().version == "5.4.2"
 
 
-@pytest.mark.parametrize(("cases", "said"), [("*) echo 'Error: storage is broken' >&2; exit 125 ;;", "storage is broken"), ("*) sleep 20 ;;", "did not end in 3 s")])
+@pytest.mark.parametrize(
+    ("cases", "said"),
+    [("*) echo 'Error: storage is broken' >&2; exit 125 ;;", "storage is broken"), ("*) sleep 20 ;;", "did not end in 3 s")],
+)
 def test_one_that_is_not_well(podman, cases: str, said: str) -> None:
     podman(cases)
     began = time.monotonic()

@@ -37,7 +37,10 @@ def test_scripts_that_stand_in_for_an_interpreter_are_not_interpreters(tmp_path:
 
 
 def test_those_of_uv_and_pyenv_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable, inner, name in (("UV_PYTHON_INSTALL_DIR", "cpython-3.96.1-linux/bin", "3.96"), ("PYENV_ROOT", "versions/3.95.2/bin", "3.95")):
+    for variable, inner, name in (
+        ("UV_PYTHON_INSTALL_DIR", "cpython-3.96.1-linux/bin", "3.96"),
+        ("PYENV_ROOT", "versions/3.95.2/bin", "3.95"),
+    ):
         folder = tmp_path / variable / inner
         folder.mkdir(parents=True)
         (folder / f"python{name}").symlink_to(os.path.realpath(sys.executable))

@@ -103,7 +103,9 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "running"}', '{"run": "a", "state": "dreaming"}', '{"run": 1, "state": "running"}', "\xff"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"state": "running"}', '{"run": "a", "state": "dreaming"}', '{"run": 1, "state": "running"}', "\xff"]
+)
 def test_unreadable_states_are_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "state.json").write_bytes(content.encode("latin-1"))
     assert runs.read_state(tmp_path) is None
@@ -209,7 +211,11 @@ def test_broken_folders_are_listed_and_break_nothing() -> None:
 
 
 def test_progress_comes_from_the_events() -> None:
-    events = ({"event": "step", "step": 3, "max_steps": 9, "loss": 1.5}, {"event": "save", "path": "/out/checkpoint-3"}, {"event": "step", "step": "x"})
+    events = (
+        {"event": "step", "step": 3, "max_steps": 9, "loss": 1.5},
+        {"event": "save", "path": "/out/checkpoint-3"},
+        {"event": "step", "step": "x"},
+    )
     make("a", state="finished", events=events[:2])
     make("b", state="finished", events=events)
     status = one("a")
@@ -296,7 +302,9 @@ def orphan(name: str, obeys: bool = True) -> subprocess.Popen[bytes]:
     folder = make(name, engine="host")
     code = ORPHAN.format(events=str(folder / "events.jsonl"), obeys=obeys)
     with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=log, start_new_session=True, env={**os.environ, processes.MARK: name})
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=log, start_new_session=True, env={**os.environ, processes.MARK: name}
+        )
     state = json.loads((folder / "state.json").read_text())
     runs.write_json(folder / "state.json", {**state, "ident": processes.identity(process.pid)})
     deadline = time.monotonic() + 10
@@ -336,9 +344,9 @@ def test_an_orphan_whose_ident_was_never_written_is_found_by_its_mark() -> None:
 
 
 def test_stop_asks_the_launcher_while_it_lives(fl) -> None:
-    code = """
+    code = f"""
 import json, os, signal, sys
-sys.path[:0] = {path!r}
+sys.path[:0] = {sys.path!r}
 from fl import runs
 run = runs.create("a")
 run.update("running", ident="0:0", engine="host")
@@ -348,7 +356,7 @@ def end(*a):
 signal.signal(15, end)
 print("ready", flush=True)
 signal.pause()
-""".format(path=sys.path)
+"""
     launcher = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert launcher.stdout.readline() == "ready\n"
     done = fl("stop", "a")

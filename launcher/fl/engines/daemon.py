@@ -64,7 +64,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def socket_path(address: str) -> str | None:
     """The file of a UNIX socket's address; None for tcp and ssh."""
-    return address[len("unix://"):] if address.startswith("unix://") else None
+    return address[len("unix://") :] if address.startswith("unix://") else None
 
 
 def ask(address: str, method: str, path: str, body: object = None) -> tuple[int, Any]:
@@ -112,15 +112,19 @@ def unreachable(address: str, error: Exception) -> EngineError:
     """Why the daemon does not answer, and what to do."""
     file = socket_path(address)
     if isinstance(error, PermissionError):
-        return EngineError(f"Docker's socket {file} may not be opened by this user.",
-                           "sudo usermod -aG docker $USER, then log in again; or: fl run --engine podman; fl run --engine host")
+        return EngineError(
+            f"Docker's socket {file} may not be opened by this user.",
+            "sudo usermod -aG docker $USER, then log in again; or: fl run --engine podman; fl run --engine host",
+        )
     if isinstance(error, FileNotFoundError):
         return EngineError(f"No Docker daemon: there is no socket {file}.", "sudo systemctl start docker; or: fl run --engine host")
     if isinstance(error, ConnectionRefusedError):
         return EngineError(f"No Docker daemon listens on {file or address}.", "sudo systemctl start docker; or: fl run --engine host")
     if isinstance(error, TimeoutError) or "timed out" in str(error).lower():
-        return EngineError(f"The Docker daemon at {address} did not answer in {_TIMEOUT} s: it hangs.",
-                           "sudo systemctl restart docker; or: fl run --engine host")
+        return EngineError(
+            f"The Docker daemon at {address} did not answer in {_TIMEOUT} s: it hangs.",
+            "sudo systemctl restart docker; or: fl run --engine host",
+        )
     return EngineError(f"The Docker daemon at {address} cannot be asked: {error}", "docker version; or: fl run --engine host")
 
 

@@ -117,8 +117,16 @@ def run_detached(plan: Plan, environment: Mapping[str, str]) -> str:
 
     Secrets stand in the command's environment, and `--env NAME` in the argv takes them from there.
     """
-    process = subprocess.Popen(plan.argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, errors="replace", start_new_session=True)
+    process = subprocess.Popen(
+        plan.argv,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
     try:
         said, complained = process.communicate(timeout=_START)
     except BaseException as error:
@@ -126,8 +134,10 @@ def run_detached(plan: Plan, environment: Mapping[str, str]) -> str:
         process.communicate()
         _discard(plan.argv[0], f"fl-{plan.run}", environment)
         if isinstance(error, subprocess.TimeoutExpired):
-            raise EngineError(f"{plan.engine} did not start the container in {_START:.0f} s.",
-                              f"{plan.engine} info shows whether it answers; fl run --engine host") from error
+            raise EngineError(
+                f"{plan.engine} did not start the container in {_START:.0f} s.",
+                f"{plan.engine} info shows whether it answers; fl run --engine host",
+            ) from error
         raise
     ident = said.strip().splitlines()[-1] if said.strip() else ""
     if process.returncode != 0:
@@ -140,7 +150,8 @@ def run_detached(plan: Plan, environment: Mapping[str, str]) -> str:
 
 def _discard(command: str, name: str, environment: Mapping[str, str]) -> None:
     try:
-        subprocess.run([command, "rm", "--force", name], env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=30,
-                       check=False)
+        subprocess.run(
+            [command, "rm", "--force", name], env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return

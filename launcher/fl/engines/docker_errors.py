@@ -35,8 +35,10 @@ def explain_pull(said: str, reference: str, engine: str) -> ImageError:
         return ImageError(f"The registry refuses {reference}: {_message(said)}", f"{engine} login {reference.split('/')[0]}")
     if re.search(r"digest|verification failed|filesystem layer", text, re.I):
         return ImageError(f"{reference} arrived damaged: {_message(said)}", "pull again; if it stays, the copy in the registry is broken")
-    return ImageError(f"{reference} cannot be pulled: {_message(said)}",
-                      "fl images build makes the image here; fl run --engine host needs none; HTTPS_PROXY of the daemon may be missing")
+    return ImageError(
+        f"{reference} cannot be pulled: {_message(said)}",
+        "fl images build makes the image here; fl run --engine host needs none; HTTPS_PROXY of the daemon may be missing",
+    )
 
 
 def _message(said: str) -> str:
@@ -45,14 +47,18 @@ def _message(said: str) -> str:
 
 
 def _missing_image(match: re.Match[str], shown: str, image: str, engine: str) -> FlError:
-    return ImageError(f"There is no image {image} here, and it could not be fetched: {shown}",
-                      f"fl images build makes it; {engine} pull {image}; fl run --engine host needs none")
+    return ImageError(
+        f"There is no image {image} here, and it could not be fetched: {shown}",
+        f"fl images build makes it; {engine} pull {image}; fl run --engine host needs none",
+    )
 
 
 def _no_gpu(match: re.Match[str], shown: str, image: str, engine: str) -> FlError:
-    return EngineError(f"{engine} has nothing that passes NVIDIA GPUs into containers (nvidia-container-toolkit): {shown}",
-                       "install nvidia-container-toolkit, then: sudo nvidia-ctk runtime configure --runtime=docker\n"
-                       "sudo systemctl restart docker\nfl run --engine host")
+    return EngineError(
+        f"{engine} has nothing that passes NVIDIA GPUs into containers (nvidia-container-toolkit): {shown}",
+        "install nvidia-container-toolkit, then: sudo nvidia-ctk runtime configure --runtime=docker\n"
+        "sudo systemctl restart docker\nfl run --engine host",
+    )
 
 
 def _old_driver(match: re.Match[str], shown: str, image: str, engine: str) -> FlError:
@@ -76,9 +82,12 @@ def _name(match: re.Match[str], shown: str, image: str, engine: str) -> FlError:
 
 
 def _rlimit(match: re.Match[str], shown: str, image: str, engine: str) -> FlError:
-    return EngineError(f"{engine} may not raise a limit that the plan asks for (type {match[1]}; 7 nofile, 8 memlock): {shown}",
-                       'default_ulimits = ["nofile=…"] in ~/.config/containers/containers.conf; fl run --engine host' if engine == "podman"
-                       else "raise LimitMEMLOCK and LimitNOFILE of the daemon's unit; fl run --engine host")
+    return EngineError(
+        f"{engine} may not raise a limit that the plan asks for (type {match[1]}; 7 nofile, 8 memlock): {shown}",
+        'default_ulimits = ["nofile=…"] in ~/.config/containers/containers.conf; fl run --engine host'
+        if engine == "podman"
+        else "raise LimitMEMLOCK and LimitNOFILE of the daemon's unit; fl run --engine host",
+    )
 
 
 def _disk(match: re.Match[str], shown: str, image: str, engine: str) -> FlError:

@@ -60,8 +60,10 @@ def pull(
         except queue.Empty:
             if time.monotonic() - heard < silence:
                 continue
-            raise ImageError(f"The registry sent nothing for {silence:.0f} s while {reference} was pulled ({progress.line()}).",
-                             f"docker pull {reference}; what has arrived is kept") from None
+            raise ImageError(
+                f"The registry sent nothing for {silence:.0f} s while {reference} was pulled ({progress.line()}).",
+                f"docker pull {reference}; what has arrived is kept",
+            ) from None
         heard = time.monotonic()
         if item is None:
             return

@@ -64,8 +64,10 @@ class Container:
             state = None
         except _LOST as error:
             if time.monotonic() - self._answered > _PATIENCE:
-                raise EngineError(f"The Docker daemon has not answered for {_PATIENCE:.0f} s ({type(error).__name__}).",
-                                  f"sudo systemctl restart docker; docker logs {self.ident[:12]} shows the run") from error
+                raise EngineError(
+                    f"The Docker daemon has not answered for {_PATIENCE:.0f} s ({type(error).__name__}).",
+                    f"sudo systemctl restart docker; docker logs {self.ident[:12]} shows the run",
+                ) from error
             return None
         self._answered = time.monotonic()
         ended = read_state(state)
@@ -108,8 +110,9 @@ class Container:
             if error.status_code not in (404, 409):
                 raise EngineError(f"Docker does not pass on {name}: {error.explanation}", f"docker kill {self.ident[:12]}") from error
         except _LOST as error:
-            raise EngineError(f"Docker does not answer, so {name} did not reach the run ({type(error).__name__}).",
-                              f"docker kill {self.ident[:12]}") from error
+            raise EngineError(
+                f"Docker does not answer, so {name} did not reach the run ({type(error).__name__}).", f"docker kill {self.ident[:12]}"
+            ) from error
 
     def follow(self, log: Path) -> None:
         """Copies the container's output to the file; across restarts of the daemon, and of fl, no line is lost or doubled."""
@@ -162,11 +165,13 @@ class Container:
                 pass
             except APIError as error:
                 if error.status_code != 409:  # 409: its removal is under way
-                    raise EngineError(f"Docker does not remove the container: {error.explanation}",
-                                      f"docker rm -f {self.ident[:12]}") from error
+                    raise EngineError(
+                        f"Docker does not remove the container: {error.explanation}", f"docker rm -f {self.ident[:12]}"
+                    ) from error
             except _LOST as error:
-                raise EngineError(f"Docker does not answer, so the container stays ({type(error).__name__}).",
-                                  f"docker rm -f {self.ident[:12]}") from error
+                raise EngineError(
+                    f"Docker does not answer, so the container stays ({type(error).__name__}).", f"docker rm -f {self.ident[:12]}"
+                ) from error
             self._api().close()
 
 

@@ -7,33 +7,21 @@ import hashlib
 import json
 import os
 import platform
-import queue
-import re
 import shutil
-import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fl.engines import processes
-from fl.engines.pythons import clean_environment, pythons
-from fl.errors import EngineError, FlError, MatrixError
+from fl.engines.installer import Installer, Report, room
+from fl.engines.pythons import pythons
+from fl.errors import EngineError, MatrixError
 from fl.paths import cache_home
 
-Report = Callable[[str], None]
 MARKER: Final = "fl-environment.json"
-_NETWORK: Final = r"dns error|failed to fetch|error sending request|connection (refused|reset)|timed out|tunnel|certificate|unexpected eof"
-_ABSENT: Final = r"no (matching )?distribution|not found in the package registry|there (is|are) no versions?|no wheels with|unsatisfiable"
-_NEWS: Final = re.compile(r"\s*(Resolved|Downloading|Downloaded|Building|Built|Prepared|Installed)\b")
 _TICK: Final = 0.2
-_QUIET: Final = 10.0
-"""Seconds without a line from the installer after which the waiting is reported."""
 
 
 def key(lock: Path, python_version: str) -> str:
@@ -71,8 +59,10 @@ def ensure(
     base = pythons().get(python_version)
     if base is None:
         have = ", ".join(f"{v} ({p})" for v, p in sorted(pythons().items()))
-        raise EngineError(f"This stack needs Python {python_version} for --engine host; found: {have}.",
-                          f"uv python install {python_version}\nfl run --engine docker …\nfl matrix list shows the Python of each stack")
+        raise EngineError(
+            f"This stack needs Python {python_version} for --engine host; found: {have}.",
+            f"uv python install {python_version}\nfl run --engine docker …\nfl matrix list shows the Python of each stack",
+        )
     folder = location(lock, python_version)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +70,7 @@ def ensure(
             if not _whole(folder, lock):
                 _make(folder, lock, base, Installer(folder, report, check), build_constraints)
     except OSError as error:
-        raise EngineError(f"The environment {folder} cannot be made: {error.strerror or error}", _room(folder)) from error
+        raise EngineError(f"The environment {folder} cannot be made: {error.strerror or error}", room(folder)) from error
     return folder / "bin/python"
 
 
@@ -122,56 +112,6 @@ def _packages(folder: Path) -> int:
     return sum(1 for site in folder.glob("lib/python3*/site-packages") for entry in os.scandir(site) if entry.name.endswith(".dist-info"))
 
 
-@dataclass(frozen=True, slots=True)
-class Installer:
-    """uv at work on one folder."""
-
-    folder: Path
-    report: Report
-    check: Callable[[], None]
-
-    def uv(self, *arguments: str) -> None:
-        """Runs uv to its end, its lines reported as they come; its errors as ours."""
-        process = subprocess.Popen([uv_binary(), *arguments], env=uv_settings(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True)
-        try:
-            said = self._listen(process)
-        except BaseException:
-            processes.signal_group(process.pid, signal.SIGKILL)
-            process.wait()
-            raise
-        if process.wait() != 0:
-            raise explain("\n".join(said), self.folder)
-
-    def _listen(self, process: subprocess.Popen[str]) -> list[str]:
-        """Lines of the process; a sign of life for every ten seconds of silence."""
-        lines: queue.Queue[str | None] = queue.Queue()
-
-        def read() -> None:
-            for line in process.stderr or ():
-                lines.put(line.rstrip())
-            lines.put(None)
-
-        threading.Thread(target=read, daemon=True).start()
-        said: list[str] = []
-        started = heard = time.monotonic()
-        while True:
-            self.check()
-            try:
-                line = lines.get(timeout=_TICK)
-            except queue.Empty:
-                if time.monotonic() - heard >= _QUIET:
-                    heard = time.monotonic()
-                    self.report(f"still installing, {heard - started:.0f} s")
-                continue
-            if line is None:
-                return said
-            heard = time.monotonic()
-            said.append(line)
-            if _NEWS.match(line):
-                self.report(line.strip())
-
-
 def _make(folder: Path, lock: Path, base: Path, installer: Installer, build_constraints: Path | None) -> None:
     from fl.pip_config import uv_flags
 
@@ -205,61 +145,15 @@ def _discard(folder: Path) -> None:
 
 def _mark(folder: Path, lock: Path) -> None:
     """Written last, and on the disk only when everything before it is."""
-    marker = {"schema": 1, "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
-              "python": os.path.realpath(folder / "bin/python"), "packages": _packages(folder)}
+    marker = {
+        "schema": 1,
+        "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
+        "python": os.path.realpath(folder / "bin/python"),
+        "packages": _packages(folder),
+    }
     temporary = folder / f"{MARKER}.part"
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(marker, file)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / MARKER)
-
-
-def uv_settings() -> dict[str, str]:
-    """The environment of uv: pip's own index, find-links and certificates; no other configuration; no Python downloads."""
-    from fl.pip_config import uv_environment
-
-    environment = clean_environment(dict(os.environ))
-    environment.update(uv_environment(os.environ))
-    environment.update(UV_NO_CONFIG="1", UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1", NO_COLOR="1")
-    return environment
-
-
-def uv_binary() -> str:
-    """The uv that fl depends on; EngineError when the installation lost it."""
-    from uv import find_uv_bin
-
-    try:
-        return os.fsdecode(find_uv_bin())
-    except FileNotFoundError as error:
-        raise EngineError(f"uv is not where its package puts it: {error}", "python -m pip install --force-reinstall uv") from error
-
-
-def _room(folder: Path) -> str:
-    return f"df -h {folder.parent} shows the room there; XDG_CACHE_HOME=/other/disk moves fl's cache"
-
-
-def explain(said: str, folder: Path) -> FlError:
-    """uv's words as one of our errors."""
-    text = re.sub(r"\s+", " ", said).strip()
-    shown = _tail(said)
-    if re.search(r"hash mismatch", text, re.I):
-        return MatrixError(f"A package does not have the hash that the lock says:\n{shown}",
-                           "uv cache clean, and again; if it stays, the index serves another file than was locked: fl images lock")
-    if re.search(r"no space left|os error 28\b|disk quota|os error 122\b", text, re.I):
-        return EngineError(f"The disk is full: the environment {folder} cannot be made.", _room(folder))
-    if re.search(r"permission denied|os error 13\b|read-only file system", text, re.I):
-        return EngineError(f"The environment cannot be written:\n{shown}", _room(folder))
-    if re.search(_NETWORK, text, re.I):
-        return EngineError(f"The package index cannot be reached:\n{shown}",
-                           "pip config list shows index, proxy and certificates that are used; HTTPS_PROXY and PIP_CERT set them\n"
-                           "fl run --python PATH uses an environment that you have")
-    if re.search(_ABSENT, text, re.I):
-        return EngineError(f"The package index does not have what the lock names:\n{shown}",
-                           "pip config list shows the index and find-links that are used\nfl run --engine docker … takes the image instead")
-    return EngineError(f"The environment {folder} cannot be made:\n{shown}", "fl run --engine docker …\nfl run --python PATH …")
-
-
-def _tail(said: str, lines: int = 12) -> str:
-    kept = [line for line in said.splitlines() if line.strip() and not re.match(r"\s*(Resolved|Download|Using|Prepared|Building)", line)]
-    return "\n".join(kept[-lines:]) or "uv said nothing"

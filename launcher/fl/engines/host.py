@@ -59,11 +59,19 @@ class HostEngine:
             log.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
             with log.open("ab") as output:
                 process = subprocess.Popen(
-                    plan.argv, cwd=plan.working_directory, env=child_environment(plan, environment_secrets, os.environ),
-                    stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+                    plan.argv,
+                    cwd=plan.working_directory,
+                    env=child_environment(plan, environment_secrets, os.environ),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
         except OSError as error:
-            raise EngineError(f"{plan.argv[0]} cannot be started in {plan.working_directory}: {error.strerror or error}",
-                              "fl env shows the Pythons and folders that fl uses") from error
+            raise EngineError(
+                f"{plan.argv[0]} cannot be started in {plan.working_directory}: {error.strerror or error}",
+                "fl env shows the Pythons and folders that fl uses",
+            ) from error
         return HostRun(processes.identity(process.pid), plan.run, process)
 
     def adopt(self, ident: str) -> Started | None:

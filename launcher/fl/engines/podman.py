@@ -39,8 +39,16 @@ def environment() -> dict[str, str]:
 def podman(*arguments: str, timeout: float = _ASK) -> subprocess.CompletedProcess[str]:
     """One command, to its end. EngineError when podman is not there or does not come back."""
     try:
-        return subprocess.run(["podman", *arguments], env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                              errors="replace", timeout=timeout, check=False)
+        return subprocess.run(
+            ["podman", *arguments],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
     except FileNotFoundError as error:
         raise EngineError("There is no podman command on PATH.", "https://podman.io/docs/installation\nfl run --engine host") from error
     except subprocess.TimeoutExpired as error:
@@ -96,8 +104,16 @@ class PodmanEngine:
 
     def pull(self, reference: str, report: Callable[[str], None], check: Callable[[], None] = lambda: None) -> ImageFacts:
         """Fetches an image. Podman tells no bytes, so the seconds are told."""
-        process = subprocess.Popen(["podman", "pull", "--quiet", reference], env=environment(), stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True)
+        process = subprocess.Popen(
+            ["podman", "pull", "--quiet", reference],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
         started = shown = time.monotonic()
         try:
             while True:
@@ -141,8 +157,14 @@ class PodmanRun:
         self._ended: Ended | None = None
 
     def _waiter(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(["podman", "wait", self.ident], env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.DEVNULL, start_new_session=True)
+        return subprocess.Popen(
+            ["podman", "wait", self.ident],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def poll(self) -> Ended | None:
         """None while it runs."""
@@ -188,8 +210,14 @@ class PodmanRun:
         """A podman process writes the log; it outlives the launcher and ends with the container."""
         if self._log is None:
             with log.open("ab") as file:
-                self._log = subprocess.Popen(["podman", "logs", "--follow", self.ident], env=environment(), stdin=subprocess.DEVNULL,
-                                             stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+                self._log = subprocess.Popen(
+                    ["podman", "logs", "--follow", self.ident],
+                    env=environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
 
     def catch_up(self, log: Path) -> None:
         """Nothing to do: see `follow`."""

@@ -124,8 +124,17 @@ def _probe(path: Path) -> dict[str, Any]:
     remedy = f"{path} --version shows whether it starts; without --python fl makes an environment of its own"
     try:
         # A child that reads nothing of ours: -c puts the working directory first on its path, so that is a neutral one.
-        done = subprocess.run([str(path), "-c", _PROBE], env=clean_environment(dict(os.environ)), stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, errors="replace", timeout=60, cwd="/", check=False)
+        done = subprocess.run(
+            [str(path), "-c", _PROBE],
+            env=clean_environment(dict(os.environ)),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=60,
+            cwd="/",
+            check=False,
+        )
     except PermissionError as error:
         raise EngineError(f"--python {path} cannot be executed: permission denied.", remedy) from error
     except (OSError, subprocess.TimeoutExpired) as error:
