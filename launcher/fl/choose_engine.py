@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 CONTAINERS: tuple[EngineName, ...] = ("docker", "podman")
 IMAGE_PYTHON = "/opt/venv/bin/python"
+ASSUMED = {
+    "docker": EngineFacts(name="docker"),
+    "podman": EngineFacts(name="podman", rootless=True, nvidia_gpus=False, cdi_assumed=True),
+}
+"""An engine's defaults, for a machine that is only a record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +159,7 @@ def _container(question: Question, name: EngineName, notes: tuple[str, ...], fac
     image = plan.Image(reference=reference, source="pull" if remote else "none" if question.hardware.replayed else "build")
     built = None
     if question.hardware.replayed:
-        facts = EngineFacts(name=name)
+        facts = ASSUMED[name]
     else:
         from fl import engines
 

@@ -10,14 +10,14 @@ import pwd
 import secrets as random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fl import builtin, inputs, matrix, memory, paths, plan, portability, resolve, settings
 from fl.choose_engine import Chosen, choose_engine
 from fl.detect import detect, open_host
-from fl.devices import choose_devices, choose_lane
+from fl.devices import choose_devices, choose_lane, restrict
 from fl.errors import RecipeError
 from fl.grants import Grants, Mount
 from fl.lanes import LANES
@@ -76,7 +76,7 @@ class Decision:
 def decide(source: str, overrides: Sequence[str], options: Options) -> Decision:
     """Everything before anything starts. Raises the FlError of the first thing that does not work out. Writes nothing."""
     recipe = resolve.read(source, overrides)
-    hardware = detect(open_host(options.replay))
+    hardware, restrictions = restrict(detect(open_host(options.replay)), os.environ)
     lane = choose_lane(hardware, options.hw or recipe.launcher.hw or "auto")
     chosen, device_notes = choose_devices(hardware, lane, options.devices or recipe.launcher.devices)
     rows = matrix.load()
@@ -98,7 +98,9 @@ def decide(source: str, overrides: Sequence[str], options: Options) -> Decision:
         portability.strict_check(adaptations)
     check_memory(config, facts, hardware, chosen, force=options.force)
     resolve.check_output(config.training.output_dir)
-    return _assemble(recipe, config, hardware, chosen, lane, engine, options, folder, adaptations, device_notes, rows.sha256)
+    return _assemble(
+        recipe, config, hardware, chosen, lane, engine, options, folder, adaptations, (*restrictions, *device_notes), rows.sha256
+    )
 
 
 def _locked(engine: Chosen) -> frozenset[str] | None:
@@ -203,6 +205,8 @@ def _assemble(
     module = LANES[lane]
     on_host = engine.facts.name == "host"
     grants = Grants() if on_host else module.grants(chosen, hardware, engine.facts)
+    if hardware.replayed:  # a record need not hold every file of the machine
+        grants = replace(grants, problems=tuple(replace(p, severity="warning") for p in grants.problems))
     hub, needs_network = inputs.hub(config), online(config)
     values = secret_values(config, hub, needs_network)
     cache = compile_cache(engine.stack.id, engine.image.digest or engine.lock_sha256, chosen)

@@ -32,6 +32,8 @@ class EngineFacts:
     """docker: `--gpus` has a hook or runtime behind it."""
     cdi: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """CDI kind (`nvidia.com/gpu`) → device names of fresh specs that this engine reads."""
+    cdi_assumed: bool = False
+    """Under a replay: any CDI device that is asked for counts as there."""
     selinux: bool = False
     cgroup: int = 2
     crun: bool = True

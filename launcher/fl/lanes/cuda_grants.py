@@ -18,7 +18,7 @@ def grants(chosen: Sequence[Accelerator], hardware: Hardware, engine: EngineFact
         return Grants(environment=visibility(chosen, hardware), isolated=False)
     names = [_names(accelerator, hardware) for accelerator in chosen]
     offered = engine.cdi.get(_KIND, frozenset())
-    cdi = [next((name for name in candidates if name in offered), None) for candidates in names]
+    cdi = [next((name for name in candidates if engine.cdi_assumed or name in offered), None) for candidates in names]
     if chosen and None not in cdi:
         return Grants(cdi=tuple(f"{_KIND}={name}" for name in cdi), environment=_CAPABILITIES)
     if engine.name == "apptainer":
