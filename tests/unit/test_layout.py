@@ -19,7 +19,8 @@ TRAINERS: Final = ROOT / "trainers" / "fl_trainers"
 LANES: Final = ("cuda", "rocm", "ascend", "xpu", "cpu")
 # What the files of lanes/ begin with, by the lane that they belong to; other files there belong to all.
 OWNERS: Final = {
-    "cuda": ("cuda", "nvidia", "nvml"), "rocm": ("rocm", "amd", "kfd"), "ascend": ("ascend", "davinci"), "xpu": ("xpu", "intel"), "cpu": ("cpu",),
+    "cuda": ("cuda", "nvidia", "nvml"), "rocm": ("rocm", "amd", "kfd"), "ascend": ("ascend", "davinci"), "xpu": ("xpu", "intel"),
+    "cpu": ("cpu",),
 }
 HEAVY: Final = frozenset((
     "torch", "torch_npu", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed", "bitsandbytes", "safetensors", "matplotlib",
