@@ -56,10 +56,15 @@ def _crash(ended: _Run, error: Exception) -> int:
     """Out of memory and a full disk have causes the user can remove; anything else is a crash of the training."""
     first = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower():
-        hint = "a smaller per_device_train_batch_size or cutoff_len, gradient_accumulation_steps, quantization_bit: 4, or more devices with deepspeed"
+        hint = "a smaller per_device_train_batch_size or cutoff_len, quantization_bit: 4, or more devices with deepspeed"
         return ended.failed("OutOfMemory", f"out of memory: {first}", TrainingError.exit_code, hint)
     if isinstance(error, OSError) and error.errno in (28, 30, 13, 122):
-        return ended.failed("Output", f"{error.filename or ended.config.training.output_dir}: {error.strerror}", InputError.exit_code, "free space, or another output_dir")
+        return ended.failed(
+            "Output",
+            f"{error.filename or ended.config.training.output_dir}: {error.strerror}",
+            InputError.exit_code,
+            "free space, or another output_dir",
+        )
     return ended.failed(type(error).__name__, f"the training crashed: {type(error).__name__}: {first}", TrainingError.exit_code)
 
 
@@ -136,8 +141,9 @@ class _Run:
 def _refuse_unknown(config: Config) -> None:
     """Keys of the config that other stages and later versions use; silence would be worse than refusal."""
     asked = {
-        "streaming": config.data.streaming, "predict_with_generate": config.training.predict_with_generate, "do_predict": config.training.do_predict,
-        "use_dft_loss": config.method.use_dft_loss, "use_asft_loss": config.method.use_asft_loss, "use_eaft_loss": config.method.use_eaft_loss,
+        "streaming": config.data.streaming, "do_predict": config.training.do_predict,
+        "predict_with_generate": config.training.predict_with_generate, "use_dft_loss": config.method.use_dft_loss,
+        "use_asft_loss": config.method.use_asft_loss, "use_eaft_loss": config.method.use_eaft_loss,
         "upcast_lmhead_output": config.model.upcast_lmhead_output, "tokenized_path": config.data.tokenized_path is not None,
     }  # fmt: skip
     wanted = [key for key, value in asked.items() if value]

@@ -63,7 +63,9 @@ def _targets(model: Any, wanted: tuple[str, ...]) -> list[str]:
     for name in wanted:
         if name not in parts and not any(part.endswith("." + name) for part in parts):
             near = difflib.get_close_matches(name, linear_names(model), 1, 0.4)
-            raise InputError(f"the model has no module {name}", f"did you mean {near[0]}? all: {', '.join(linear_names(model))}" if near else "")
+            raise InputError(
+                f"the model has no module {name}", f"did you mean {near[0]}? all: {', '.join(linear_names(model))}" if near else ""
+            )
     return list(wanted)
 
 

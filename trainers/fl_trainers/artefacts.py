@@ -21,7 +21,9 @@ def write_json(path: Path, value: Any) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written: {error.strerror}", f"{shutil.disk_usage(path.parent).free // 2**20} MiB are free there") from error
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}", f"{shutil.disk_usage(path.parent).free // 2**20} MiB are free there"
+        ) from error
 
 
 def write_results(folder: Path, split: str, metrics: Metrics) -> None:
@@ -41,11 +43,19 @@ def model_card(config: Config, metrics: Metrics, *, parameters: int, trained: in
     head = ["---", "library_name: peft" if adapter else "library_name: transformers"]
     if config.model.kind == "hub":
         head.append(f"base_model: {config.model.path}")
-    head += ["tags:", f"- {method.finetuning_type}", f"- {method.stage}", "- generated_from_trainer", "pipeline_tag: text-generation", "---"]
+    head += [
+        "tags:",
+        f"- {method.finetuning_type}",
+        f"- {method.stage}",
+        "- generated_from_trainer",
+        "pipeline_tag: text-generation",
+        "---",
+    ]
     names = ", ".join(dataset.name for dataset in config.data.train)
+    trains = "an adapter" if adapter else "all weights" if method.finetuning_type == "full" else "some layers"
     lines = [
         *head, "", f"# {Path(config.training.output_dir).name}", "",
-        f"{config.model.name}, {'an adapter' if adapter else 'all weights' if method.finetuning_type == 'full' else 'some layers'} trained on {names}.", "",
+        f"{config.model.name}, {trains} trained on {names}.", "",
         "| | |", "|---|---|",
         f"| base model | `{config.model.name}` ({parameters:,} parameters) |",
         f"| method | {method.stage}, {method.finetuning_type}, {trained:,} trained parameters |",
@@ -54,7 +64,9 @@ def model_card(config: Config, metrics: Metrics, *, parameters: int, trained: in
         f"| run | `{config.run.name}` on {config.run.lane}, stack `{config.run.stack}` |",
     ]  # fmt: skip
     if adapter and method.finetuning_type == "lora":
-        lines.append(f"| LoRA | rank {method.lora.rank}, alpha {method.lora.alpha or 2 * method.lora.rank}, dropout {method.lora.dropout} |")
+        lines.append(
+            f"| LoRA | rank {method.lora.rank}, alpha {method.lora.alpha or 2 * method.lora.rank}, dropout {method.lora.dropout} |"
+        )
     lines += ["", "## Recipe", "", "| argument | value |", "|---|---|"]
     lines += [f"| {key} | `{value}` |" for key, value in sorted(arguments.items())]
     lines += ["", "## Figures", "", "| figure | value |", "|---|---|"]

@@ -70,7 +70,14 @@ def prepare_output(config: Config) -> Path:
         if config.training.overwrite_output_dir and config.training.do_train and not config.training.resume_from_checkpoint and rank() == 0:
             for path in checkpoints(folder):
                 shutil.rmtree(path)
-            for name in ("trainer_log.jsonl", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "comparison.json"):
+            for name in (
+                "trainer_log.jsonl",
+                "trainer_state.json",
+                "all_results.json",
+                "train_results.json",
+                "eval_results.json",
+                "comparison.json",
+            ):
                 (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"output_dir {folder} cannot be written: {error.strerror}", "`output_dir:` another folder") from error

@@ -30,8 +30,8 @@ def answers(model: Any, tokenizer: Any, prompts: Sequence[str], *, thinking: boo
     model.eval()
     with torch.inference_mode():
         made = model.generate(
-            input_ids=batch["input_ids"].to(place), attention_mask=batch["attention_mask"].to(place), max_new_tokens=LENGTH, do_sample=False,
-            use_cache=True, temperature=None, top_p=None, top_k=None, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+            input_ids=batch["input_ids"].to(place), attention_mask=batch["attention_mask"].to(place), max_new_tokens=LENGTH,
+            do_sample=False, use_cache=True, temperature=None, top_p=None, top_k=None, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
     model.train(was_training)
     width = batch["input_ids"].shape[1]

@@ -122,7 +122,7 @@ def memory_mib(device: Device, *, peak: bool = False) -> float:
 
     if device.type != "cpu":
         module = getattr(torch, device.type)
-        return round((module.max_memory_allocated() if peak else module.memory_allocated()) / 2**20, 1)
+        return float(round((module.max_memory_allocated() if peak else module.memory_allocated()) / 2**20, 1))
     if peak:
         import resource
 

@@ -34,7 +34,7 @@ class TrainingError(TrainerError):
     exit_code = 10
 
 
-class Stopped(TrainerError):  # noqa: N818 - asked for, not an error
+class Stopped(TrainerError):
     """SIGTERM or SIGINT."""
 
     exit_code = 143

@@ -46,6 +46,8 @@ def arguments_of(config: Config, device: Device) -> TrainingArguments:
 class Loop(Trainer):  # type: ignore[misc]
     """Trainer with the tokens counted and every loss looked at."""
 
+    optimizer: Any
+
     def __init__(self, *, config: Config, device: Device, **kwargs: Any) -> None:
         self.config_of_run = config
         self.device_of_run = device
@@ -87,7 +89,7 @@ class Loop(Trainer):  # type: ignore[misc]
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         whole = sum(p.numel() for p in self.model.parameters())
         lookup = 0 if getattr(self.model.config, "tie_word_embeddings", False) else self.model.get_input_embeddings().weight.numel()
-        return 6 * trained + 4 * max(whole - trained - lookup, 0)
+        return int(6 * trained + 4 * max(whole - trained - lookup, 0))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return self._flops_a_token * int(inputs["input_ids"].numel())
@@ -187,7 +189,8 @@ class Follow(TrainerCallback):  # type: ignore[misc]
         left = passed / max(state.global_step, 1) * (state.max_steps - state.global_step)
         line = {
             "current_steps": state.global_step, "total_steps": state.max_steps, **values, "epoch": round(state.epoch or 0.0, 4),
-            "percentage": round(state.global_step / max(state.max_steps, 1) * 100, 2), "elapsed_time": _clock(passed), "remaining_time": _clock(left),
+            "percentage": round(state.global_step / max(state.max_steps, 1) * 100, 2),
+            "elapsed_time": _clock(passed), "remaining_time": _clock(left),
         }  # fmt: skip
         with (self.folder / "trainer_log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

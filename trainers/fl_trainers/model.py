@@ -28,11 +28,15 @@ def folder_of(config: Config) -> str:
     if model.kind == "folder":
         path = Path(model.path)
         if not path.is_dir():
-            raise InputError(f"model {model.name}: {path} is no folder", "a folder with config.json, a hub name, a .gguf file or builtin/NAME")
+            raise InputError(
+                f"model {model.name}: {path} is no folder", "a folder with config.json, a hub name, a .gguf file or builtin/NAME"
+            )
         if not (path / "config.json").is_file():
             found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
             hint = "it is an adapter: give the base as model_name_or_path and it as adapter_name_or_path"
-            raise InputError(f"model {model.name}: no config.json in {path} (it holds: {found})", hint if "adapter_config.json" in found else "")
+            raise InputError(
+                f"model {model.name}: no config.json in {path} (it holds: {found})", hint if "adapter_config.json" in found else ""
+            )
     return model.path
 
 
@@ -72,7 +76,11 @@ def _use_format(tokenizer: Any, chat: templates.Format, events: Events) -> None:
     vocabulary = tokenizer.get_vocab()
     unknown = [token for token in chat.end[:1] if token not in vocabulary]
     if unknown:
-        events.warn("template", f"template {chat.name} ends answers with {unknown[0]}, which this tokenizer has not as one token", template=chat.name)
+        events.warn(
+            "template",
+            f"template {chat.name} ends answers with {unknown[0]}, which this tokenizer has not as one token",
+            template=chat.name,
+        )
     elif chat.eos:
         tokenizer.eos_token = chat.end[0]
 
@@ -115,7 +123,11 @@ def _align_tokens(model: Any, tokenizer: Any) -> None:
     known = [ends] if isinstance(ends, int) else list(ends or [])
     for settings in (model.config, model.generation_config):
         if settings is not None:
-            settings.bos_token_id, settings.pad_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
+            settings.bos_token_id, settings.pad_token_id, settings.eos_token_id = (
+                tokenizer.bos_token_id,
+                tokenizer.pad_token_id,
+                tokenizer.eos_token_id,
+            )
     if model.generation_config is not None and set(known) - {tokenizer.eos_token_id}:
         model.generation_config.eos_token_id = [tokenizer.eos_token_id, *(end for end in known if end != tokenizer.eos_token_id)]
 
@@ -236,14 +248,16 @@ def _convert(config: Config, source: Path, target: Path) -> None:
         temporary.rename(target)
     except OSError as error:
         if not (target / "config.json").is_file():  # else another run was faster, and its folder is as good
-            raise InputError(f"{source.name} cannot be converted into {target}: {error.strerror}", "free disk space, or another XDG_CACHE_HOME") from error
+            raise InputError(
+                f"{source.name} cannot be converted into {target}: {error.strerror}", "free disk space, or another XDG_CACHE_HOME"
+            ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def config_digest(model: Any) -> str:
     """SHA-256 of the model's config as canonical JSON, without what says where it was loaded from or by what."""
-    settings = {key: value for key, value in model.config.to_dict().items() if key not in ("_name_or_path", "transformers_version", "use_cache")}
+    settings = {
+        key: value for key, value in model.config.to_dict().items() if key not in ("_name_or_path", "transformers_version", "use_cache")
+    }
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-
-

@@ -41,7 +41,15 @@ def draw(history: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
     if many:
         axes.plot(steps, trend(losses, 0.8 if len(train) < 100 else 0.95), color=BLUE, linewidth=2.2, label="trend")
     if held:
-        axes.plot([step for step, _ in held], [loss for _, loss in held], color=RED, linewidth=2, marker="D", markersize=4.5, label="evaluation loss")
+        axes.plot(
+            [step for step, _ in held],
+            [loss for _, loss in held],
+            color=RED,
+            linewidth=2,
+            marker="D",
+            markersize=4.5,
+            label="evaluation loss",
+        )
     axes.annotate(f"{losses[-1]:.3f}", (steps[-1], losses[-1]), textcoords="offset points", xytext=(6, 6), color=INK, fontsize=9)
     axes.set_title(title, loc="left", fontsize=11, color=INK, pad=10)
     axes.set_xlabel("step", color=INK)

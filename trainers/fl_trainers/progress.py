@@ -27,7 +27,9 @@ def world_size() -> int:
 def start_log() -> None:
     """Log lines go to stdout: rank 0 tells everything, the others only what went wrong."""
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s" if rank() == 0 else f"%(asctime)s rank {rank()}: %(message)s", "%H:%M:%S"))
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(message)s" if rank() == 0 else f"%(asctime)s rank {rank()}: %(message)s", "%H:%M:%S")
+    )
     log.addHandler(handler)
     log.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
     log.propagate = False

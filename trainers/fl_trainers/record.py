@@ -30,14 +30,22 @@ def versions() -> dict[str, str]:
 def model_facts(config: Config, model: Any, counts: tuple[int, int], digest: str) -> dict[str, Any]:
     """The model as it was loaded."""
     return {
-        "name": config.model.name, "model_type": model.config.model_type, "architecture": (model.config.architectures or [type(model).__name__])[0],
-        "parameters": counts[0], "trainable_parameters": counts[1], "revision": config.model.revision if config.model.kind == "hub" else None,
+        "name": config.model.name, "model_type": model.config.model_type,
+        "architecture": (model.config.architectures or [type(model).__name__])[0],
+        "parameters": counts[0], "trainable_parameters": counts[1],
+        "revision": config.model.revision if config.model.kind == "hub" else None,
         "config_sha256": digest, "dtype": str(model.dtype).removeprefix("torch."),
     }  # fmt: skip
 
 
 def write(
-    config: Config, device: Device | None, *, outcome: str, model: dict[str, Any] | None, metrics: dict[str, Any], failure: dict[str, str] | None
+    config: Config,
+    device: Device | None,
+    *,
+    outcome: str,
+    model: dict[str, Any] | None,
+    metrics: dict[str, Any],
+    failure: dict[str, str] | None,
 ) -> None:
     """Written at the end of every run, passed, stopped or failed; a run that failed early has less to say."""
     if rank() and outcome != "failed":

@@ -13,6 +13,7 @@ from fl_trainers import adapters, artefacts, compare, model, record
 from fl_trainers.config import Config
 from fl_trainers.data import pipeline
 from fl_trainers.data.collator import Collator
+from fl_trainers.data.formats import Report
 from fl_trainers.device import Device
 from fl_trainers.errors import Stopped
 from fl_trainers.progress import Events, log, rank, world_size
@@ -34,7 +35,7 @@ class Session:
     facts: dict[str, Any] | None = None
     counts: tuple[int, int] = (0, 0)
     items: tuple[list[pipeline.Item], dict[str, list[pipeline.Item]]] = ([], {})
-    report: pipeline.Report = field(default_factory=pipeline.Report)
+    report: Report = field(default_factory=Report)
     prepared: pipeline.Prepared | None = None
     before: list[str] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +64,9 @@ def open_model(session: Session) -> None:
     session.model = adapters.apply(config, plain)
     session.counts = adapters.count(session.model)
     session.facts = record.model_facts(config, plain, session.counts, digest)
-    session.events.emit("model", **session.facts, device=session.device.name, reasons=session.device.reasons, seconds=round(time.monotonic() - start, 2))
+    session.events.emit(
+        "model", **session.facts, device=session.device.name, reasons=session.device.reasons, seconds=round(time.monotonic() - start, 2)
+    )
     log.info("model %s: %s parameters, %s trained, %s on %s", config.model.name, f"{session.counts[0]:,}", f"{session.counts[1]:,}",
              session.facts["dtype"], session.device.name)  # fmt: skip
 
@@ -105,8 +108,9 @@ def build_loop(session: Session, *, apart: bool = False, **more: Any) -> Any:
     multiple = 1 if session.device.type == "cpu" else 8
     held: Any = next(iter(prepared.eval.values())) if len(prepared.eval) == 1 else (prepared.eval or None)
     loop = Loop(
-        config=session.config, device=session.device, model=session.model, args=session.arguments, train_dataset=prepared.train or None,
-        eval_dataset=held, processing_class=session.tokenizer, data_collator=Collator(pad, multiple, apart), callbacks=[session.follow], **more,
+        config=session.config, device=session.device, model=session.model, args=session.arguments,
+        train_dataset=prepared.train or None, eval_dataset=held, processing_class=session.tokenizer,
+        data_collator=Collator(pad, multiple, apart), callbacks=[session.follow], **more,
     )  # fmt: skip
     loop.remove_callback(PrinterCallback)
     if session.config.method.early_stopping_steps is not None:
@@ -124,7 +128,9 @@ def answer_before(session: Session) -> None:
 def _ask(session: Session) -> list[str]:
     data = session.config.data
     session.model.to(session.arguments.device)
-    return compare.answers(session.model, session.tokenizer, session.config.run.prompts, thinking=data.enable_thinking, default_system=data.default_system)
+    return compare.answers(
+        session.model, session.tokenizer, session.config.run.prompts, thinking=data.enable_thinking, default_system=data.default_system
+    )
 
 
 def _sharded(session: Session) -> bool:
@@ -141,7 +147,9 @@ def run_loop(session: Session, loop: Any) -> None:
     result = loop.train(resume_from_checkpoint=session.resume)
     loop.check()
     if stop.requested and loop.state.global_step < loop.state.max_steps:
-        raise Stopped(f"stopped at step {loop.state.global_step} of {loop.state.max_steps}; checkpoint-{loop.state.global_step} goes on from there")
+        raise Stopped(
+            f"stopped at step {loop.state.global_step} of {loop.state.max_steps}; checkpoint-{loop.state.global_step} goes on from there"
+        )
     session.metrics = {"epoch": loop.state.epoch, **{key: value for key, value in result.metrics.items() if key != "epoch"}}
     runtime = result.metrics.get("train_runtime") or 0.0
     if runtime:
@@ -149,7 +157,7 @@ def run_loop(session: Session, loop: Any) -> None:
 
 
 def _complete(session: Session, loop: Any) -> bool:
-    """Whether the checkpoint is the last step already: its weights are taken and nothing is trained. (The Trainer would do one step more.)"""
+    """Whether the checkpoint is the last step already: its weights are taken. (The Trainer would do one step more.)"""
     from transformers import TrainerState
 
     state = TrainerState.load_from_json(str(Path(str(session.resume)) / "trainer_state.json"))
@@ -179,7 +187,9 @@ def save_all(session: Session, loop: Any) -> None:
             loop.state.save_to_json(str(folder / "trainer_state.json"))
             artefacts.write_results(folder, "train", session.metrics)
         if held:
-            artefacts.write_results(folder, "eval", {key: value for key, value in held.items() if key != "epoch"} | {"epoch": loop.state.epoch})
+            artefacts.write_results(
+                folder, "eval", {key: value for key, value in held.items() if key != "epoch"} | {"epoch": loop.state.epoch}
+            )
         if config.training.plot_loss and config.training.do_train:
             _draw(session, loop)
         card = artefacts.model_card(
@@ -196,7 +206,11 @@ def _draw(session: Session, loop: Any) -> None:
     from fl_trainers import plot
 
     method = session.config.method
-    plot.draw(loop.state.log_history, session.folder / "training_loss.png", f"{session.config.model.name}, {method.stage}, {method.finetuning_type}")
+    plot.draw(
+        loop.state.log_history,
+        session.folder / "training_loss.png",
+        f"{session.config.model.name}, {method.stage}, {method.finetuning_type}",
+    )
 
 
 def _compare(session: Session) -> None:

@@ -32,8 +32,8 @@ class Collator:
         tokens = 0
         for number, row in enumerate(rows):
             length = len(row["input_ids"])
-            ids[number, :length] = torch.as_tensor(row["input_ids"], dtype=torch.long)
-            labels[number, :length] = torch.as_tensor(row["labels"], dtype=torch.long)
+            ids[number, :length] = torch.frombuffer(row["input_ids"], dtype=torch.int32)
+            labels[number, :length] = torch.frombuffer(row["labels"], dtype=torch.int32)
             mask[number, :length] = 1
             tokens += length
             if self.apart:

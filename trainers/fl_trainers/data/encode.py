@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +64,7 @@ def turns(tokenizer: Any, conversation: Conversation, thinking: bool | None) -> 
         if message["role"] != "assistant":
             continue
         before = render(tokenizer, conversation, index, prompt=True, thinking=thinking)
-        start = len(os.path.commonprefix([before, full]))
+        start = _common(before, full)
         if start < len(before) and start < len(render(tokenizer, conversation, index, prompt=False, thinking=thinking)):
             raise ValueError("the chat template changes earlier turns")
         after = full if index == count - 1 else render(tokenizer, conversation, index + 1, prompt=False, thinking=thinking)
@@ -73,6 +72,12 @@ def turns(tokenizer: Any, conversation: Conversation, thinking: bool | None) -> 
         found.append(Turn(full[position:start], full[start:end], closed))
         position = end
     return found
+
+
+def _common(first: str, second: str) -> int:
+    """How many characters two texts have in common from their start."""
+    shorter = min(len(first), len(second))
+    return shorter if first[:shorter] == second[:shorter] else next(at for at in range(shorter) if first[at] != second[at])
 
 
 def _end(full: str, after: str, start: int, content: str) -> tuple[int, bool]:
@@ -108,7 +113,9 @@ def shares(source: int, target: int, room: int) -> tuple[int, int]:
     return min(max(room - kept, 0), source), kept
 
 
-def assemble(pairs: Sequence[tuple[list[int], list[int]]], closed: Sequence[bool], eos: int, settings: Settings, report: Report, where: str) -> Encoded:
+def assemble(
+    pairs: Sequence[tuple[list[int], list[int]]], closed: Sequence[bool], eos: int, settings: Settings, report: Report, where: str
+) -> Encoded:
     """Joins the turns of a conversation until `cutoff_len` is full; from the end where only the last answer counts."""
     row = Encoded([], [])
     length = sum(len(source) + len(target) for source, target in pairs) + (not closed[-1])

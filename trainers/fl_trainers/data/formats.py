@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 from collections.abc import Iterable
@@ -169,10 +170,8 @@ def _function_call(content: str) -> Message | str:
 def _call(call: dict[str, Any]) -> dict[str, Any]:
     arguments = call.get("arguments", {})
     if isinstance(arguments, str):
-        try:
+        with contextlib.suppress(json.JSONDecodeError):  # a template prints what it is given
             arguments = json.loads(arguments)
-        except json.JSONDecodeError:
-            pass  # a template prints what it is given
     return {"type": "function", "function": {"name": call.get("name", ""), "arguments": arguments}}
 
 

@@ -14,7 +14,16 @@ from fl_trainers.config import Dataset
 from fl_trainers.errors import InputError
 
 Row = dict[str, Any]
-READERS = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
+READERS = {
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+}
 DIRECT = 256 * 2**20
 """Bytes. JSON up to this size is read here, beyond it through `datasets`, which gives each column one type and, where a row has
 another, names neither row nor value; it also takes a second to import."""
@@ -56,7 +65,11 @@ def files_of(dataset: Dataset) -> list[Path]:
         near = difflib.get_close_matches(path.name, names, 1)
         raise InputError(
             f"data set {dataset.name}: {path} does not exist",
-            f"there is {parent / near[0]}" if near else f"{parent} holds: {', '.join(sorted(names)[:10]) or 'nothing'}" if parent.is_dir() else f"nor does {parent}",
+            f"there is {parent / near[0]}"
+            if near
+            else f"{parent} holds: {', '.join(sorted(names)[:10]) or 'nothing'}"
+            if parent.is_dir()
+            else f"nor does {parent}",
         )
     files = sorted(entry for entry in path.rglob("*") if entry.suffix.lower() in READERS) if path.is_dir() else [path]
     kinds = sorted({READERS.get(file.suffix.lower(), file.suffix or "no suffix") for file in files})
@@ -70,7 +83,9 @@ def _read_json(file: Path, *, lines: bool) -> list[Row]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}", "convert it: iconv -t UTF-8") from error
+        raise InputError(
+            f"{file} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}", "convert it: iconv -t UTF-8"
+        ) from error
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
     rows = _parse_lines(file, text) if lines else _parse_document(file, text)
@@ -100,7 +115,9 @@ def _parse_document(file: Path, text: str) -> list[Row]:
 
 
 def _refuse(file: Path, document: Any) -> list[Row]:
-    raise InputError(f"{file} holds {describe(document)}, a list of rows is needed", "a JSON list of objects, or one object a line (.jsonl)")
+    raise InputError(
+        f"{file} holds {describe(document)}, a list of rows is needed", "a JSON list of objects, or one object a line (.jsonl)"
+    )
 
 
 def _parse_lines(file: Path, text: str) -> list[Row]:
@@ -122,7 +139,9 @@ def _read_csv(file: Path) -> Iterator[Row]:
             reader = csv.DictReader(stream, delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
             for row in reader:
                 if None in row or None in row.values():
-                    raise InputError(f"{file}: line {reader.line_num} has not as many cells as the header, which has {len(reader.fieldnames or ())}")
+                    raise InputError(
+                        f"{file}: line {reader.line_num} has not as many cells as the header, which has {len(reader.fieldnames or ())}"
+                    )
                 yield row
     except csv.Error as error:
         raise InputError(f"{file}: line {reader.line_num}: {error}") from error
@@ -173,6 +192,14 @@ def _explain(dataset: Dataset, read: Callable[[], Any]) -> Any:
 
 def describe(value: Any) -> str:
     """A value in the words of a message: its kind and its beginning."""
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", int: "a number", float: "a number", type(None): "null"}
+    kinds = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "a truth value",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
     shown = json.dumps(value, ensure_ascii=False, default=str)
     return f"{kinds.get(type(value), type(value).__name__)} ({shown[:60]}{'…' if len(shown) > 60 else ''})"

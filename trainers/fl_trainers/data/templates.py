@@ -19,7 +19,8 @@ TOOL_TEXT = {
     "qwen": (
         "\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
         "You are provided with function signatures within <tools></tools> XML tags:\n<tools>",
-        "\n</tools>\n\nFor each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:\n"
+        "\n</tools>\n\nFor each function call, return a json object with function name and arguments"
+        " within <tool_call></tool_call> XML tags:\n"
         '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>',
     ),
 }
@@ -51,7 +52,7 @@ def _table() -> dict[str, dict[str, Any]]:
 
     text = (Path(__file__).parent / "chat_formats.yaml").read_text(encoding="utf-8")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return dict(yaml.load(text, Loader=loader))  # noqa: S506 - both are safe loaders
+    return dict(yaml.load(text, Loader=loader))
 
 
 def names() -> list[str]:
@@ -64,7 +65,9 @@ def find(name: str) -> Format:
     entry = _table().get(name)
     if entry is None:
         near = difflib.get_close_matches(name, names(), 1, 0.4)
-        raise InputError(f"template {name} is unknown", f"did you mean {near[0]}?" if near else "leave `template:` out to use the model's own")
+        raise InputError(
+            f"template {name} is unknown", f"did you mean {near[0]}?" if near else "leave `template:` out to use the model's own"
+        )
     lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
     return Format(name=name, **{**entry, **lists})
 
@@ -75,7 +78,8 @@ def jinja(chat: Format) -> str:
 
 
 def _lines(chat: Format) -> Iterator[str]:
-    yield "{%- if messages and messages[0]['role'] == 'system' -%}{%- set system = messages[0]['content'] -%}{%- set turns = messages[1:] -%}"
+    yield "{%- if messages and messages[0]['role'] == 'system' -%}"
+    yield "{%- set system = messages[0]['content'] -%}{%- set turns = messages[1:] -%}"
     yield "{%- else -%}{%- set system = " + _quote(chat.default_system) + " -%}{%- set turns = messages -%}{%- endif -%}"
     yield from _tool_list(chat)
     if chat.prefix:
@@ -116,11 +120,12 @@ def _answer(chat: Format) -> str:
     call = chat.call or chat.assistant
     parts.append("{%- if message['tool_calls'] -%}")
     if chat.tools == "qwen":
-        parts.append("{%- set calls = namespace(text=content) -%}{%- for item in message['tool_calls'] -%}{%- set call = item['function'] -%}")
-        parts.append("{%- set body = '{\"name\": ' ~ (call['name'] | tojson) ~ ', \"arguments\": ' ~ (call['arguments'] if call['arguments'] is string")
-        parts.append(" else (call['arguments'] | tojson)) ~ '}' -%}")
-        parts.append("{%- set calls.text = calls.text ~ ('\\n' if calls.text else '') ~ '<tool_call>\\n' ~ body ~ '\\n</tool_call>' -%}{%- endfor -%}")
-        parts.append("{%- set content = calls.text -%}" + _print(call, "content"))
+        parts.append("{%- set calls = namespace(text=content) -%}{%- for item in message['tool_calls'] -%}")
+        parts.append("{%- set call = item['function'] -%}{%- set given = call['arguments'] -%}")
+        parts.append("{%- set given = given if given is string else (given | tojson) -%}")
+        parts.append("{%- set body = '{\"name\": ' ~ (call['name'] | tojson) ~ ', \"arguments\": ' ~ given ~ '}' -%}")
+        parts.append("{%- set calls.text = calls.text ~ ('\\n' if calls.text else '') ~ '<tool_call>\\n' ~ body ~ '\\n</tool_call>' -%}")
+        parts.append("{%- endfor -%}{%- set content = calls.text -%}" + _print(call, "content"))
     else:
         parts.append("{{- raise_exception('template " + chat.name + " has no way to write tool calls') -}}")
     parts.append("{%- else -%}" + _print(chat.assistant, "content") + "{%- endif -%}")
@@ -128,13 +133,11 @@ def _answer(chat: Format) -> str:
 
 
 def _no_thought(chat: Format, condition: str) -> str:
-    """The empty thought that stands before an answer which shall not think."""
+    """The empty thought, and what stands before any answer, where the model shall not think."""
     if not chat.thinking:
         return ""
-    return (
-        "{%- if " + condition + " and enable_thinking is defined and enable_thinking is false -%}{{- "
-        + _quote("".join(chat.thinking)) + " -}}{%- endif -%}"
-    )  # fmt: skip
+    text = chat.assistant.split(CONTENT)[0] + "".join(chat.thinking)
+    return "{%- if " + condition + " and enable_thinking is defined and enable_thinking is false -%}" + _print(text, "") + "{%- endif -%}"
 
 
 def _print(text: str, variable: str) -> str:
