@@ -137,12 +137,20 @@ def read(environ: Mapping[str, str]) -> PipSettings:
     return replace(settings, find_links=links)
 
 
-def uv_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What to add to uv's environment so that it finds packages where pip does on this machine. To be used with `uv_flags`."""
-    import ssl
+def uv_environment(environ: Mapping[str, str], *, local_indexes: bool = True) -> dict[str, str]:
+    """What to add to uv's environment so that it finds packages where pip does on this machine. To be used with `uv_flags`.
 
+    `local_indexes=False` leaves out extra indexes that are folders of this machine. Such a folder often holds a few files of a release
+    only, and uv, unlike pip, looks no further than the first index that has the release: a lock for other platforms needs the rest.
+    """
+    import ssl
+    from dataclasses import replace
+
+    settings = read(environ)
+    if not local_indexes:
+        settings = replace(settings, extra_index_urls=tuple(url for url in settings.extra_index_urls if local_path(url) is None))
     store = ssl.get_default_verify_paths()
-    return translate(read(environ), environ, system_store=bool(store.cafile or store.capath))
+    return translate(settings, environ, system_store=bool(store.cafile or store.capath))
 
 
 def uv_flags(environ: Mapping[str, str]) -> list[str]:

@@ -84,6 +84,12 @@ def test_folders_that_are_gone_are_left_out(tmp_path: Path, monkeypatch: pytest.
     assert found.folders() == (there,)
 
 
+def test_folders_as_indexes_can_be_left_out() -> None:
+    asked = {"PIP_CONFIG_FILE": os.devnull, "PIP_EXTRA_INDEX_URL": "file:///srv/simple https://e.example/simple"}
+    assert pip_config.uv_environment(asked)["UV_EXTRA_INDEX_URL"] == "file:///srv/simple https://e.example/simple"
+    assert pip_config.uv_environment(asked, local_indexes=False)["UV_EXTRA_INDEX_URL"] == "https://e.example/simple"
+
+
 def test_uv_obeys_what_is_told(tmp_path: Path) -> None:
     """uv really reads these variables: with no index and an empty folder of wheels, nothing is found, and it says why."""
     uv = Path(sys.executable).with_name("uv")

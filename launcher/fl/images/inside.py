@@ -38,21 +38,25 @@ def differences(text: str) -> list[str]:
     return found
 
 
+def _imports(modules: Sequence[str]) -> str | None:
+    """The last words of a process that imports these modules; None where it could."""
+    done = subprocess.run([sys.executable, "-c", f"import {', '.join(modules)}"], capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+
+
 def import_failures(names: Sequence[str]) -> list[str]:
-    """Distributions whose modules cannot be imported, each tried in a process of its own."""
-    modules = importlib.metadata.packages_distributions()
+    """Modules of distributions that cannot be imported: all in one process, and one by one where that failed."""
     tops: dict[str, list[str]] = {}
-    for module, owners in modules.items():
+    for module, owners in importlib.metadata.packages_distributions().items():
         for owner in owners:
             tops.setdefault(lock.normalize(owner), []).append(module)
-    found = []
+    modules = []
     for name in sorted({lock.normalize(one) for one in names} - _NEEDS_DEVICE):
-        wanted = name.replace("-", "_")
-        for module in [wanted] if wanted in tops.get(name, []) else sorted(tops.get(name, []))[:1]:
-            done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                found.append(f"import {module}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    return found
+        own, wanted = sorted(tops.get(name, [])), name.replace("-", "_")
+        modules += [wanted] if wanted in own else own[:1]
+    if not modules or _imports(modules) is None:
+        return []
+    return [f"import {module}: {words}" for module in modules if (words := _imports([module])) is not None]
 
 
 def left_behind() -> list[str]:

@@ -130,7 +130,7 @@ def _compile(stack: Stack, pins: Mapping[str, str], platform: str, previous: str
 
     from fl import pip_config, wheel
 
-    told = {"UV_PYTHON_DOWNLOADS": "never", **pip_config.uv_environment(os.environ)}
+    told = {"UV_PYTHON_DOWNLOADS": "never", **pip_config.uv_environment(os.environ, local_indexes=False)}
     if index is not None:
         told |= {"UV_EXTRA_INDEX_URL": f"{index} {told.get('UV_EXTRA_INDEX_URL', '')}".strip(), "UV_INDEX_STRATEGY": "unsafe-best-match"}
     command = [find_uv_bin(), "pip", "compile", "--quiet", "--config-file", "uv.toml", "--generate-hashes", "--no-header", "--no-annotate"]
