@@ -127,17 +127,24 @@ def outcome(ended: Ended | None, last: Mapping[str, Mapping[str, Any]], began: b
     """State, exit code and message of a run that nobody saw end: its exit code where the engine kept it, else its last words. Pure."""
     code = None if ended is None or ended.exit_code == UNKNOWN_EXIT else ended.exit_code
     error = last.get("error")
-    if code is None and error is not None and isinstance(error.get("exit"), int):
-        code = error["exit"]
-    if code is None and "end" in last and error is None:
-        code = 0
+    if code is None:
+        code = told_exit(last)
     if code is None:
         return "lost", None, "its launcher died, and the run with it" if began else "its launcher died before the training began"
     if code == 0:
         return "finished", 0, "finished after its launcher had gone"
     said = str(error["message"]) if error is not None and error.get("message") else None
+    said = said or (str(last["end"]["message"]) if last.get("end", {}).get("message") else None)
     reason = said or (ended.reason if ended is not None else None) or f"exit code {code}"
     return ("stopped" if code in (130, 143) else "failed"), code, f"{reason} (its launcher had gone)"
+
+
+def told_exit(last: Mapping[str, Mapping[str, Any]]) -> int | None:
+    """The exit code that the trainer announced in its last words. Pure."""
+    for kind in ("end", "error"):
+        if isinstance(code := last.get(kind, {}).get("exit"), int):
+            return code
+    return 0 if "end" in last and "error" not in last else None
 
 
 def _with_progress(status: RunStatus, last: Mapping[str, Mapping[str, Any]]) -> RunStatus:

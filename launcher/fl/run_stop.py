@@ -10,7 +10,7 @@ from fl import runs, ui
 from fl.engines import UNKNOWN_EXIT, Ended, Started, processes
 from fl.errors import EngineError
 from fl.plan import GRACE
-from fl.run_status import Finder, RunStatus
+from fl.run_status import Finder, RunStatus, told_exit
 
 _SPARE = 30.0
 """Seconds beyond the grace period in which a launcher writes its last files."""
@@ -68,11 +68,13 @@ def _by_engine(finder: Finder, status: RunStatus, started: Started, now: bool) -
 
 
 def close(status: RunStatus, ended: Ended) -> None:
-    """Writes the end that the launcher could not write."""
+    """Writes the end that the launcher could not write. A run that finished just before it was stopped has finished."""
     state = runs.read_state(status.folder)
     if state is not None:
-        code = None if ended.exit_code == UNKNOWN_EXIT else ended.exit_code
-        runs.Run(status.folder, state).update("stopped", exit_code=code, message="stopped after its launcher had gone")
+        told = told_exit(runs.last_events(status.folder / "events.jsonl"))
+        code = told if ended.exit_code == UNKNOWN_EXIT else ended.exit_code
+        message = "finished after its launcher had gone" if code == 0 else "stopped after its launcher had gone"
+        runs.Run(status.folder, state).update("finished" if code == 0 else "stopped", exit_code=code, message=message)
 
 
 def clean(status: RunStatus) -> None:

@@ -19,7 +19,11 @@ from fl.engines.host import HostEngine, child_environment, log_of
 from fl.errors import EngineError, ImageError
 
 
-def plan(code: str, run: str = "host-test", **more: Any) -> Any:
+RUN = f"host-test-{os.getpid()}"
+"""Its processes are found by this name, so tests that run at the same time must not share it."""
+
+
+def plan(code: str, run: str = RUN, **more: Any) -> Any:
     argv = (sys.executable, "-u", "-c", code)
     return SimpleNamespace(**{"run": run, "argv": argv, "working_directory": "/", "environment": {}, "secrets": {}, **more})
 
@@ -55,7 +59,7 @@ def test_exit_codes(code: str, expected: tuple[int, str | None]) -> None:
 
 def test_both_streams_go_to_the_log_of_the_run() -> None:
     wait(HostEngine().start(plan("import sys; print('a'); print('b', file=sys.stderr)"), {}))
-    assert log_of("host-test").read_text().split() == ["a", "b"]
+    assert log_of(RUN).read_text().split() == ["a", "b"]
 
 
 def test_the_environment_of_the_child() -> None:
@@ -79,7 +83,7 @@ def test_a_secret_that_is_not_given_is_not_its_placeholder() -> None:
 def test_stop_is_a_sigterm_that_can_be_obeyed() -> None:
     code = "import signal, sys, time; signal.signal(15, lambda *a: sys.exit(143)); print('ready'); time.sleep(30)"
     started = HostEngine().start(plan(code), {})
-    until(lambda: "ready" in log_of("host-test").read_text())
+    until(lambda: "ready" in log_of(RUN).read_text())
     began = time.monotonic()
     started.stop(20)
     assert time.monotonic() - began < 1
@@ -88,7 +92,7 @@ def test_stop_is_a_sigterm_that_can_be_obeyed() -> None:
 
 def test_after_the_grace_it_is_killed() -> None:
     started = HostEngine().start(plan("import signal, time; signal.signal(15, signal.SIG_IGN); print('ready'); time.sleep(60)"), {})
-    until(lambda: "ready" in log_of("host-test").read_text())
+    until(lambda: "ready" in log_of(RUN).read_text())
     started.stop(0.5)
     assert wait(started) == Ended(137, False, "killed by SIGKILL")
 
@@ -105,8 +109,8 @@ for new in (False, True):
 @pytest.mark.parametrize("how", ["ended", "killed", "removed"])
 def test_children_are_gone_with_it_also_those_in_other_sessions(how: str) -> None:
     started = HostEngine().start(plan(STRAYS.format(then="" if how == "ended" else "time.sleep(60)")), {})
-    until(lambda: log_of("host-test").read_text().count("pid") == 2)
-    pids = [int(line.split()[1]) for line in log_of("host-test").read_text().splitlines()]
+    until(lambda: log_of(RUN).read_text().count("pid") == 2)
+    pids = [int(line.split()[1]) for line in log_of(RUN).read_text().splitlines()]
     if how == "killed":
         started.kill()
     elif how == "removed":
@@ -120,7 +124,7 @@ def test_a_run_outlives_its_launcher_and_is_adopted(tmp_path: Path) -> None:
 import sys; sys.path[:0] = {sys.path!r}
 from types import SimpleNamespace
 from fl.engines.host import HostEngine
-plan = SimpleNamespace(run="orphan", argv=(sys.executable, "-uc", "import time; print('on'); time.sleep(60)"), working_directory="/",
+plan = SimpleNamespace(run="orphan-{os.getpid()}", argv=(sys.executable, "-uc", "import time; print('on'); time.sleep(60)"), working_directory="/",
                        environment={{}}, secrets={{}})
 print(HostEngine().start(plan, {{}}).ident, flush=True)
 import time; time.sleep(60)

@@ -158,6 +158,8 @@ def test_the_end_of_a_long_file_is_enough(tmp_path: Path) -> None:
         (Ended(engines.UNKNOWN_EXIT), {"end": {}}, True, ("finished", 0)),
         (None, {"error": {"message": "NaN", "exit": 10}}, True, ("failed", 10)),
         (None, {"error": {"exit": 143}, "end": {}}, True, ("stopped", 143)),
+        (None, {"end": {"outcome": "stopped", "exit": 143, "message": "stopped at step 7"}}, True, ("stopped", 143)),
+        (None, {"end": {"outcome": "finished", "exit": 0}}, True, ("finished", 0)),
         (None, {"step": {}}, True, ("lost", None)),
         (None, {}, False, ("lost", None)),
     ],
@@ -289,12 +291,16 @@ ORPHAN = """
 import signal, sys, time, json
 from pathlib import Path
 def end(*a):
-    with open({events!r}, "a") as f: f.write(json.dumps({{"event": "save", "path": "/out/checkpoint-4"}}) + "\\n")
+    with open({events!r}, "a") as f: f.write(json.dumps({{"event": "save", "path": "/out/checkpoint-4"}}) + "\\n" + json.dumps({{"event": "end", "exit": 143}}) + "\\n")
     sys.exit(143)
 signal.signal(15, end if {obeys} else signal.SIG_IGN)
 print("ready", flush=True)
 time.sleep(120)
 """
+
+
+ORPHANED = f"orphan-{os.getpid()}"
+"""Its processes are found by this name, so tests that run at the same time must not share it."""
 
 
 def orphan(name: str, obeys: bool = True) -> subprocess.Popen[bytes]:
@@ -314,30 +320,30 @@ def orphan(name: str, obeys: bool = True) -> subprocess.Popen[bytes]:
 
 
 def test_stop_of_a_run_whose_launcher_died(fl) -> None:
-    process = orphan("a")
-    assert one("a").state == "running"
-    done = fl("stop", "a")
+    process = orphan(ORPHANED)
+    assert one(ORPHANED).state == "running"
+    done = fl("stop", ORPHANED)
     assert done.returncode == 0, done.stderr
     assert "checkpoint saved at /out/checkpoint-4" in done.stdout
     assert process.wait(5) == 143
-    assert one("a").state == "stopped"
-    assert "over already" in fl("stop", "a").stdout
+    assert (one(ORPHANED).state, one(ORPHANED).exit_code) == ("stopped", 143)
+    assert "over already" in fl("stop", ORPHANED).stdout
 
 
 def test_stop_now_kills_what_does_not_listen(fl) -> None:
-    process = orphan("a", obeys=False)
+    process = orphan(ORPHANED, obeys=False)
     done = fl("stop", "--now")
     assert done.returncode == 0, done.stderr
     assert process.wait(5) == -signal.SIGKILL
-    assert one("a").state == "stopped"
+    assert one(ORPHANED).state == "stopped"
 
 
 def test_an_orphan_whose_ident_was_never_written_is_found_by_its_mark() -> None:
-    process = orphan("a")
-    folder = paths.runs_home() / "a"
+    process = orphan(ORPHANED)
+    folder = paths.runs_home() / ORPHANED
     state = json.loads((folder / "state.json").read_text())
     runs.write_json(folder / "state.json", {**state, "ident": None})
-    status = one("a")
+    status = one(ORPHANED)
     process.kill()
     process.wait()
     assert (status.state, status.ident) == ("running", f"{process.pid}:{status.ident.split(':')[1]}")
