@@ -70,6 +70,7 @@ def _by_engine(finder: Finder, status: RunStatus, started: Started, now: bool) -
 def close(status: RunStatus, ended: Ended) -> None:
     """Writes the end that the launcher could not write. A run that finished just before it was stopped has finished."""
     state = runs.read_state(status.folder)
+    (status.folder / "secrets.json").unlink(missing_ok=True)
     if state is not None:
         told = told_exit(runs.last_events(status.folder / "events.jsonl"))
         code = told if ended.exit_code == UNKNOWN_EXIT else ended.exit_code
@@ -90,5 +91,6 @@ def clean(status: RunStatus) -> None:
     except EngineError as error:
         ui.warning(error.message)
         return
+    (status.folder / "secrets.json").unlink(missing_ok=True)
     final = replace(state, state="lost") if status.state not in runs.FINAL else state
     runs.Run(status.folder, final).update(status.state, exit_code=status.exit_code, message=status.message)  # type: ignore[arg-type]

@@ -18,7 +18,6 @@ from fl.engines import Ended, Started, processes
 from fl.engines.host import HostEngine, child_environment, log_of
 from fl.errors import EngineError, ImageError
 
-
 RUN = f"host-test-{os.getpid()}"
 """Its processes are found by this name, so tests that run at the same time must not share it."""
 
@@ -124,8 +123,8 @@ def test_a_run_outlives_its_launcher_and_is_adopted(tmp_path: Path) -> None:
 import sys; sys.path[:0] = {sys.path!r}
 from types import SimpleNamespace
 from fl.engines.host import HostEngine
-plan = SimpleNamespace(run="orphan-{os.getpid()}", argv=(sys.executable, "-uc", "import time; print('on'); time.sleep(60)"), working_directory="/",
-                       environment={{}}, secrets={{}})
+plan = SimpleNamespace(run="orphan-{os.getpid()}", argv=(sys.executable, "-uc", "import time; time.sleep(60)"),
+                       working_directory="/", environment={{}}, secrets={{}})
 print(HostEngine().start(plan, {{}}).ident, flush=True)
 import time; time.sleep(60)
 """

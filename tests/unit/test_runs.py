@@ -291,7 +291,9 @@ ORPHAN = """
 import signal, sys, time, json
 from pathlib import Path
 def end(*a):
-    with open({events!r}, "a") as f: f.write(json.dumps({{"event": "save", "path": "/out/checkpoint-4"}}) + "\\n" + json.dumps({{"event": "end", "exit": 143}}) + "\\n")
+    with open({events!r}, "a") as f:
+        for event in ({{"event": "save", "path": "/out/checkpoint-4"}}, {{"event": "end", "exit": 143}}):
+            f.write(json.dumps(event) + "\\n")
     sys.exit(143)
 signal.signal(15, end if {obeys} else signal.SIG_IGN)
 print("ready", flush=True)

@@ -24,6 +24,8 @@ from fl.plan import Plan
 
 _ASK: Final = 3.0
 _WORK: Final = 60.0
+_PACE: Final = 0.5
+"""Seconds between two questions about a container."""
 _SILENCE: Final = 3600.0
 """Seconds without a word after which a pull is given up. Podman tells nothing within a layer, so this is long."""
 
@@ -138,7 +140,7 @@ class PodmanEngine:
 
     def start(self, plan: Plan, environment_secrets: Mapping[str, str]) -> Started:
         """`podman run --detach …`; the command prints the container's id."""
-        return PodmanRun(run_detached(plan, {**environment(), **environment_secrets}))
+        return PodmanRun(run_detached(plan, {**environment(), **environment_secrets}), watch=True)
 
     def adopt(self, ident: str) -> Started | None:
         """The container of that id or name."""
@@ -147,16 +149,18 @@ class PodmanEngine:
 
 
 class PodmanRun:
-    """A container of podman's. Its log and its end are followed by podman processes that need no launcher."""
+    """A container of podman's. Its log is written by a podman process that needs no launcher."""
 
-    def __init__(self, ident: str) -> None:
+    def __init__(self, ident: str, watch: bool = False) -> None:
         self.ident = ident
-        self._wait = self._waiter()
+        self._wait = self._waiter() if watch else None
         self._log: subprocess.Popen[bytes] | None = None
         self._timer: threading.Timer | None = None
         self._ended: Ended | None = None
+        self._asked = 0.0
 
     def _waiter(self) -> subprocess.Popen[bytes]:
+        """Cheaper than asking again and again; not for a container that is only looked at, since it would outlive the look."""
         return subprocess.Popen(
             ["podman", "wait", self.ident],
             env=environment(),
@@ -168,12 +172,11 @@ class PodmanRun:
 
     def poll(self) -> Ended | None:
         """None while it runs."""
-        if self._ended is None and self._wait.poll() is not None:
+        if self._ended is None and (self._wait is None or self._wait.poll() is not None) and time.monotonic() - self._asked >= _PACE:
+            self._asked = time.monotonic()
             done = podman("container", "inspect", "--format", "{{json .State}}", self.ident, timeout=_WORK)
             ended = read_state(json.loads(done.stdout) if done.returncode == 0 else None)
-            if ended is None:
-                self._wait = self._waiter()  # it gave up too early
-            else:
+            if ended is not None:
                 self._finish(ended)
         return self._ended
 
