@@ -116,12 +116,12 @@ def _provide(decision: Decision, run: runs.Run, report: Callable[[str], None], s
 
         if environment.ready(decision.lock, decision.stack.python) is None:
             run.update("building")
-            environment.ensure(decision.lock, decision.stack.python, report, lock.BUILD_CONSTRAINTS)
+            environment.ensure(decision.lock, decision.stack.python, report, lock.BUILD_CONSTRAINTS, lambda: _stop_if_asked(signals))
     if "PYTHONPATH" in plan.environment:
         wheel.unpack_code(paths.cache_home())
     if plan.image.source == "pull":
         run.update("pulling")
-        engines.get(plan.engine).pull(str(plan.image.reference), report)
+        engines.get(plan.engine).pull(str(plan.image.reference), report, lambda: _stop_if_asked(signals))
     _stop_if_asked(signals)
     builtin.fetch(decision.config.model.name, report)
     for folder in (decision.cache, decision.cache / "home", paths.cache_home() / "trainer"):

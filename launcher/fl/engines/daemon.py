@@ -153,7 +153,7 @@ def sees(address: str, path: Path) -> bool:
     body = {"Image": "fl-no-such-image:0", "HostConfig": {"Mounts": [mount]}}
     status, value = ask(address, "POST", "/containers/create", body)
     message = str(value.get("message") if isinstance(value, dict) else value)
-    return not (status == 400 and "source path does not exist" in message)
+    return not (status == 400 and ("source path does not exist" in message or "invalid mount config" in message))
 
 
 def process(address: str) -> int | None:
