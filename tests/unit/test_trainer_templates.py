@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import pytest
-from fl_trainers.data import templates
-from fl_trainers.errors import InputError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from fl_trainers.data import templates
+from fl_trainers.errors import InputError
 
 BOS, EOS = "<BOS>", "<EOS>"
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -21,7 +23,8 @@ TALK = [
 ]
 
 
-def render(text: str, messages: list[dict[str, Any]], **more: Any) -> str:
+@cache
+def compiled(text: str) -> Any:
     """As transformers does it: its sandbox and settings."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
@@ -30,8 +33,12 @@ def render(text: str, messages: list[dict[str, Any]], **more: Any) -> str:
         raise ValueError(message)
 
     environment.globals["raise_exception"] = raise_exception
+    return environment.from_string(text)
+
+
+def render(text: str, messages: list[dict[str, Any]], **more: Any) -> str:
     given = {"add_generation_prompt": False, "tools": None, **more}
-    return environment.from_string(text).render(messages=messages, bos_token=BOS, eos_token=EOS, **given)
+    return str(compiled(text).render(messages=messages, bos_token=BOS, eos_token=EOS, **given))
 
 
 def fill(text: str, content: str) -> str:
