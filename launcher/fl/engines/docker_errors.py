@@ -104,7 +104,7 @@ def _program(match: re.Match[str], shown: str, image: str, engine: str) -> FlErr
 
 _CAUSES = (
     (r"no space left on device|disk quota exceeded", _disk),
-    (r"cannot connect to the docker daemon|connection refused|error during connect", _daemon),
+    (r"cannot connect to the docker daemon|permission denied while trying to connect|connection refused|error during connect", _daemon),
     (r"could not select device driver|nvidia-container-(cli|runtime-hook).*not found", _no_gpu),
     (r"unsatisfied condition: (cuda|driver)", _old_driver),
     (r"CDI device|unresolvable", _cdi),
