@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,20 @@ import pytest
 
 from fl import matrix as rows
 from fl.errors import ImageError
-from fl.images import build, context, lock, tags
+from fl.images import build, context, lock, tags, verify
 
 pytestmark = pytest.mark.engine
 STACK = "cpu-torch213"
+MATRIX = rows.load()
 BASE = os.environ.get("FL_TEST_BASE", "flpy:bookworm")
 REFERENCE = tags.reference(STACK)
+VENDOR = "fl-test:vendor"
+OF_TORCH = "torch filelock fsspec jinja2 markupsafe networkx sympy mpmath setuptools typing-extensions numpy"
+OF_FL = (
+    "annotated-types certifi charset-normalizer click docker idna markdown-it-py mdurl nvidia-ml-py packaging pydantic pydantic-core "
+    "pygments pyyaml requests rich typing-inspection urllib3 uv"
+)
+SITE = "/opt/venv/lib/python3.11/site-packages"
 
 
 def docker(*words: str) -> subprocess.CompletedProcess[str]:
@@ -121,9 +130,8 @@ def test_a_base_that_is_not_there_is_an_image_error(base: str) -> None:
 
 
 def test_another_file_than_the_locked_one_stops_the_build(base: str, tmp_path: Path) -> None:
-    matrix = rows.load()
-    stack = matrix.stack(STACK)
-    folder, folders = context.prepare(matrix, stack, "train", tmp_path, context.Site(base=base))
+    stack = MATRIX.stack(STACK)
+    folder, folders = context.prepare(MATRIX, stack, "train", tmp_path, context.Site(base=base))
     full = folder / "full" / "lock.txt"
     text = full.read_text()
     old = lock.entries(text)["hjson"]
@@ -147,3 +155,95 @@ def test_a_stack_without_a_lock_is_refused_before_anything_starts() -> None:
     done = fl("images", "build", "xpu-torch212", DOCKER_HOST="unix:///nonexistent/docker.sock")
     assert done.returncode == 8
     assert "xpu-torch212 has no lock" in done.stderr
+
+
+# Stand-ins for vendors' bases. Proven: the order of steps, the hash checks, that the vendor's torch survives, that the environment is
+# complete. Not proven: that a vendor's image has the paths, or that anything runs on a device.
+
+
+@pytest.fixture
+def vendor(built: object, tmp_path: Path) -> Iterator[str]:
+    """A base whose interpreter has a torch of its own, an old tqdm, and not all of the layer."""
+    steps = [
+        f"rm -rf {SITE}/peft* {SITE}/hjson* {SITE}/fl {SITE}/fl-* {SITE}/fl_trainers /opt/fl",
+        f"echo vendor > {SITE}/torch/vendor.txt",
+        f"sed -i 's/^Version:.*/Version: 4.0/' {SITE}/tqdm-*.dist-info/METADATA",
+        f"mv {SITE}/tqdm-*.dist-info {SITE}/tqdm-4.0.dist-info",
+    ]
+    (tmp_path / "Dockerfile").write_text(f"FROM {REFERENCE}\nUSER 0:0\nRUN {' && '.join(steps)}\n")
+    done = docker("build", "-q", "-t", VENDOR, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    yield VENDOR
+    docker("image", "rm", "-f", VENDOR)
+
+
+def standin(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, only: str = "", **changes: object) -> rows.Stack:
+    """A row like `name` that fits the stand-in: Python 3.11, torch 2.13.0+cpu, the CPU row's lock without torch where the base has it.
+
+    `only`: the packages of the lock that the test needs, if not all.
+    """
+    row = MATRIX.stack(name)
+    train = {**MATRIX.stack(STACK).train, "torch": "2.13.0+cpu"}
+    row = row.model_copy(update={"id": f"test-{row.lane}", "python": "3.11", "train": train, **changes})
+    file = lock.path(STACK, "train", "linux/amd64")
+    assert file is not None
+    entries = lock.entries(file.read_text())
+    wanted = only.split() or [package for package in entries if package != "torch" or row.torch_from == "index"]
+    (folder / "lock.txt").write_text("".join(entries[package] for package in wanted))
+    monkeypatch.setattr(lock, "path", lambda *_: folder / "lock.txt")
+    return row
+
+
+def remove(row: rows.Stack) -> None:
+    docker("image", "rm", "-f", tags.reference(row.id), tags.moving(row.id))
+
+
+def test_a_stand_in_vendor_s_torch_survives_untouched(vendor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if context.host_platform() != "linux/amd64":
+        pytest.skip("the CPU row's lock is for linux/amd64")
+    row = standin(monkeypatch, tmp_path, "rocm72-torch210")
+    made = build.build(MATRIX, row, site=context.Site(base=vendor))
+    try:
+        code = (
+            "import torch, peft, tqdm, fl, fl_trainers, pathlib, importlib.metadata as m\n"
+            "print(torch.__version__, m.version('tqdm'), m.version('peft'))\n"
+            "print(pathlib.Path(torch.__file__).with_name('vendor.txt').read_text())"
+        )
+        done = docker("run", "--rm", "--network", "none", "--user", "12345:12345", made.reference, "python", "-c", code)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.split() == ["2.13.0+cpu", lock.parse((tmp_path / "lock.txt").read_text())["tqdm"], "0.21.2", "vendor"]
+        assert docker("run", "--rm", made.reference, "cat", "/opt/fl/stack").stdout.strip() == "test-rocm"
+    finally:
+        remove(row)
+
+
+def test_a_stand_in_cann_needs_no_entrypoint(base: str, built: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base's scripts, with what CANN's export, add nothing to the image's ENV; one that exports more is found out."""
+    if context.host_platform() != "linux/amd64":
+        pytest.skip("the CPU row's lock is for linux/amd64")
+    cann, atb = "/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/nnal/atb/latest/atb/cxx_abi_1"
+    (tmp_path / "toolkit.sh").write_text(
+        f"export ASCEND_TOOLKIT_HOME={cann} ASCEND_HOME_PATH={cann} ASCEND_AICPU_PATH={cann}\n"
+        f"export ASCEND_OPP_PATH={cann}/opp TOOLCHAIN_HOME={cann}/toolkit\n"
+        f"export LD_LIBRARY_PATH={cann}/lib64:{cann}/lib64/plugin/opskernel:{cann}/lib64/plugin/nnengine:$LD_LIBRARY_PATH\n"
+        f"export PYTHONPATH={cann}/python/site-packages:{cann}/opp/built-in/op_impl/ai_core/tbe:$PYTHONPATH\n"
+        f"export PATH={cann}/bin:{cann}/compiler/ccec_compiler/bin:$PATH\n"
+    )
+    (tmp_path / "atb.sh").write_text(f"export ATB_HOME_PATH={atb}\nexport LD_LIBRARY_PATH={atb}/lib:$LD_LIBRARY_PATH\n")
+    (tmp_path / "Dockerfile").write_text(
+        f"FROM {base}\nCOPY toolkit.sh /usr/local/Ascend/ascend-toolkit/set_env.sh\nCOPY atb.sh /usr/local/Ascend/nnal/atb/set_env.sh\n"
+        'ENTRYPOINT ["/bin/bash", "-c", "source /usr/local/Ascend/ascend-toolkit/set_env.sh; exec \\"$@\\"", "--"]\n'
+    )
+    assert docker("build", "-q", "-t", "fl-test:cann", str(tmp_path)).returncode == 0
+    row = standin(monkeypatch, tmp_path, "cann91-torch210", only=f"{OF_TORCH} {OF_FL}", index=None)
+    try:
+        made = build.build(MATRIX, row, site=context.Site(base="fl-test:cann"))
+        assert verify.environment_problems(made.reference) == []
+        done = docker("run", "--rm", "--network", "none", made.reference, "python", "-c", "import torch, sys; print(sys.prefix)")
+        assert done.stdout.strip() == "/opt/venv", done.stderr[-2000:]
+        more = f"FROM {made.reference}\nUSER 0:0\nRUN echo 'export ATB_NEW=1' >> /usr/local/Ascend/nnal/atb/set_env.sh\n"
+        subprocess.run(["docker", "build", "-q", "-t", "fl-test:more", "-"], input=more, check=True, capture_output=True, text=True)
+        assert verify.environment_problems("fl-test:more") == ["set_env.sh also puts 1 into ATB_NEW"]
+    finally:
+        remove(row)
+        docker("image", "rm", "-f", "fl-test:cann", "fl-test:more")

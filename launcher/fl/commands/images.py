@@ -195,8 +195,11 @@ def _meant(matrix: Matrix, name: str) -> tuple[Stack, str | None]:
     """The row behind a stack id or behind the label of an image; the reference where one was given."""
     import subprocess
 
+    from fl.images.build import ask_daemon
+
     if name in {stack.id for stack in matrix.stacks}:
         return matrix.stack(name), None
+    ask_daemon()
     done = subprocess.run(["docker", "image", "inspect", name], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ImageError(f"{name} is neither a stack nor an image on this machine", "fl images list")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fl import __version__
 from fl.errors import ImageError
 from fl.images import lock
+from fl.images.build import ask_daemon
 from fl.images.context import host_platform, need_lock
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def environment_problems(reference: str) -> list[str]:
 
 def verify(matrix: Matrix, stack: Stack, reference: str, flavor: Flavor = "train") -> list[str]:
     """Everything that is wrong with an image. Raises ImageError where it is not there or does not start."""
+    ask_daemon()
     inspected = _docker("image", "inspect", reference)
     if inspected.returncode != 0:
         raise ImageError(f"the image {reference} is not on this machine", f"fl images build {stack.id}")
