@@ -78,6 +78,40 @@ def test_other_ways_to_train(trainer: Trainer, config: Config, kind: str) -> Non
     assert (model["trainable_parameters"] == model["parameters"]) == (kind == "full")
 
 
+@pytest.mark.parametrize(
+    "more", [{"arguments": {"bf16": True}}, {"method": {"pure_bf16": True, "finetuning_type": "full"}}], ids=["bf16", "pure"]
+)
+def test_half_precision(trainer: Trainer, config: Config, more: dict[str, Any]) -> None:
+    done = trainer.train(config(**more, model={"gradient_checkpointing": True}))
+    assert done.code == 0, done.output
+    assert done.of("model")[0]["dtype"] == "bfloat16"
+    assert done.losses[-1] < 0.97 * done.losses[0]
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [{"dora": True}, {"rslora": True}, {"pissa_init": True}, {"loraplus_lr_ratio": 16.0}, {"target": ["q_proj", "v_proj"], "dropout": 0.1}],
+)
+def test_kinds_of_lora(trainer: Trainer, config: Config, lora: dict[str, Any]) -> None:
+    done = trainer.train(config(method={"lora": lora}))
+    assert done.code == 0, done.output
+    assert done.losses[-1] < done.losses[0]
+
+
+def test_an_adapter_is_continued_or_merged_first(trainer: Trainer, config: Config, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    trainer.check("bare_model_folder", str(base), [row["instruction"] + row["output"] for row in SUMS])
+    model = {"kind": "folder", "path": str(base), "name": str(base)}
+    data = {"template": "chatml"}
+    first = trainer.train(config("first", model=model, data=data))
+    adapter = {**model, "adapters": [str(tmp_path / "first" / "out")]}
+    second = trainer.train(config("second", model=adapter, data=data))
+    third = trainer.train(config("third", model=adapter, data=data, method={"lora": {"create_new_adapter": True}}))
+    for again in (second, third):
+        assert again.code == 0, again.output
+        assert again.losses[0] < 0.9 * first.losses[0]
+
+
 def test_gradient_checkpointing_changes_no_loss(trainer: Trainer, config: Config) -> None:
     plain = trainer.train(config("plain"))
     for reentrant in (True, False):
@@ -252,6 +286,20 @@ def test_sigterm_saves_a_checkpoint_that_goes_on(train_python: Path, trainer: Tr
     again = trainer.train(path)
     assert again.code == 0, again.output
     assert again.of("resume")[0]["path"] == str(checkpoint)
+
+
+def test_quantized_weights_with_an_adapter(train_python: Path, trainer: Trainer, config: Config, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    trainer.check("bare_model_folder", str(base), [row["instruction"] + row["output"] for row in SUMS])
+    model = {"kind": "folder", "path": str(base), "name": str(base), "quantization": {"bits": 4}}
+    path = config(model=model, data={"template": "chatml"}, arguments={"max_steps": 4})
+    done = subprocess.run(
+        [train_python, "-m", "fl_trainers", path], env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    events = [json.loads(line) for line in (path.parent / "events.jsonl").read_text().splitlines()]
+    losses = [event["loss"] for event in events if event["event"] == "step"]
+    assert losses[-1] < losses[0]
 
 
 def test_two_processes_learn_together(train_python: Path, config: Config) -> None:

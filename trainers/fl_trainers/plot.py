@@ -58,6 +58,7 @@ def draw(history: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
     axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.margins(x=0.04, y=0.1)
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.0))
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(PALE)
     axes.tick_params(colors=INK, labelsize=9)

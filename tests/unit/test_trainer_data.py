@@ -1,0 +1,239 @@
+"""The trainer's data path without torch: sources, formats, cutting, packing, mixing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl_trainers.config import Columns, Dataset, Tags
+from fl_trainers.data import mix, packing, sources
+from fl_trainers.data.encode import IGNORE, Encoded, Settings, assemble, shares
+from fl_trainers.data.formats import Conversation, Report, check_columns, conversation, order_fault
+from fl_trainers.errors import InputError
+
+SHARES = [
+    # question, answer, room -> kept of the question, kept of the answer
+    ((10, 10, 100), (10, 10)),
+    ((200, 10, 100), (90, 10)),  # a short answer is kept whole
+    ((10, 200, 100), (10, 90)),  # a short question is kept whole
+    ((200, 200, 100), (50, 50)),  # both long: in proportion
+    ((300, 100, 100), (75, 25)),
+    ((60, 60, 100), (50, 50)),
+    ((0, 200, 100), (0, 100)),
+    ((200, 49, 100), (51, 49)),
+    ((200, 50, 100), (80, 20)),  # half the room is not short any more
+]
+
+
+@pytest.mark.parametrize(("lengths", "kept"), SHARES)
+def test_shares(lengths: tuple[int, int, int], kept: tuple[int, int]) -> None:
+    assert shares(*lengths) == kept
+
+
+@given(st.integers(0, 500), st.integers(1, 500), st.integers(1, 300))
+def test_shares_fit(source: int, target: int, room: int) -> None:
+    kept_source, kept_target = shares(source, target, room)
+    assert 0 <= kept_source <= source and 0 <= kept_target <= target
+    assert kept_source + kept_target <= room
+    if source + target <= room:
+        assert (kept_source, kept_target) == (source, target)
+
+
+PAIRS = [([1, 2, 3], [4, 5]), ([6, 7], [8, 9])]
+
+
+def assembled(**more: Any) -> tuple[Encoded, Report]:
+    report = Report()
+    settings = Settings(**{"cutoff_len": 100, **more})
+    return assemble(PAIRS, [True, True], 99, settings, report, "row 1"), report
+
+
+def test_every_answer_counts() -> None:
+    row, report = assembled()
+    assert row.input_ids == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert row.labels == [IGNORE] * 3 + [4, 5] + [IGNORE] * 2 + [8, 9]
+    assert not report.counts
+
+
+def test_mask_history_counts_the_last_answer_and_keeps_the_end() -> None:
+    row, _ = assembled(mask_history=True)
+    assert row.labels == [IGNORE] * 7 + [8, 9]
+    cut, report = assembled(mask_history=True, cutoff_len=4)
+    assert cut.input_ids == [6, 7, 8, 9] and cut.labels == [IGNORE, IGNORE, 8, 9]
+    assert report.counts == {"cut to 4 tokens": 1, "turns left out by the cut": 1}
+
+
+def test_turns_are_taken_until_the_row_is_full() -> None:
+    row, report = assembled(cutoff_len=7)
+    assert row.input_ids == [1, 2, 3, 4, 5, 6, 8]
+    row, report = assembled(cutoff_len=5)
+    assert row.input_ids == [1, 2, 3, 4, 5]
+    assert report.counts["turns left out by the cut"] == 1
+
+
+def test_train_on_prompt_counts_questions_too() -> None:
+    row, _ = assembled(train_on_prompt=True)
+    assert row.labels == row.input_ids
+
+
+def test_an_answer_that_the_template_leaves_open_gets_an_end() -> None:
+    row = assemble(PAIRS, [False, False], 99, Settings(100), Report(), "row 1")
+    assert row.input_ids[-1] == row.labels[-1] == 99
+    assert row.labels[5] == 99  # where the next question begins
+    short = assemble(PAIRS[:1], [False], 99, Settings(3), Report(), "row 1")
+    assert len(short.input_ids) == 3 and short.input_ids[-1] == 99
+
+
+@given(st.lists(st.integers(1, 60), max_size=60), st.integers(10, 60))
+def test_knapsacks_hold_every_row_once(lengths: list[int], capacity: int) -> None:
+    packs = packing.knapsacks(lengths, capacity)
+    assert sorted(index for pack in packs for index in pack) == [i for i, length in enumerate(lengths) if length <= capacity]
+    assert all(sum(lengths[index] for index in pack) <= capacity for pack in packs)
+
+
+def test_knapsacks_are_greedy() -> None:
+    assert packing.knapsacks([5, 9, 1, 4], 10) == [[1, 2], [0, 3]]
+
+
+def test_packs_know_their_parts() -> None:
+    rows = [Encoded([1, 1], [1, 1]), Encoded([2, 2, 2], [2, 2, 2])]
+    assert packing.pack(rows, 8) == [(Encoded([2, 2, 2, 1, 1], [2, 2, 2, 1, 1]), [3, 2])]
+
+
+def test_blocks_lose_nothing() -> None:
+    assert list(packing.blocks([[1, 2, 0], [3, 0], [4, 5, 6, 0]], 4)) == [[1, 2, 0, 3], [0, 4, 5, 6], [0]]
+
+
+def test_mixing() -> None:
+    sets = [["a1", "a2", "a3"], ["b1"]]
+    assert mix.mix(sets, "concat", (), 1) == ["a1", "a2", "a3", "b1"]
+    assert mix.mix(sets, "interleave_under", (), 1) == ["a1", "b1"]
+    assert mix.mix(sets, "interleave_over", (), 1) == ["a1", "b1", "a2", "b1", "a3"]
+    assert mix.mix(sets, "interleave_once", (), 1) == ["a1", "b1", "a2", "a3"]
+    drawn = mix.mix([["a"] * 500, ["b"] * 500], "interleave_under", (0.9, 0.1), 1)
+    assert drawn.count("a") == 500 and 30 < drawn.count("b") < 90
+
+
+def test_resample_repeats_only_when_it_must() -> None:
+    assert sorted(mix.resample([1, 2, 3], 3, 1)) == [1, 2, 3]
+    assert len(set(mix.resample(range(100), 40, 1))) == 40
+    more = mix.resample([1, 2, 3], 7, 1)
+    assert len(more) == 7 and set(more) == {1, 2, 3}
+
+
+@pytest.mark.parametrize(("size", "held"), [(0.2, 2), (3, 3), (0.001, 1), (50, 9)])
+def test_split(size: float, held: int) -> None:
+    train, evaluation = mix.split(list(range(10)), size, 42)
+    assert len(evaluation) == held and sorted(train + evaluation) == list(range(10))
+    assert mix.split(list(range(10)), size, 42) == (train, evaluation)
+
+
+CHAT = Dataset(name="talk", source="file", path="/x", formatting="sharegpt", columns=Columns(messages="conversations"))
+ALPACA = Dataset(name="sums", source="file", path="/x")
+
+
+def said(*turns: tuple[str, str]) -> dict[str, Any]:
+    return {"conversations": [{"from": who, "value": what} for who, what in turns]}
+
+
+FAULTS = [
+    (said(("gpt", "b")), "wrong order of roles: assistant where user is due"),
+    (said(("human", "a"), ("human", "a"), ("gpt", "b")), "wrong order of roles: user where assistant is due"),
+    (said(("human", "a")), "no answer at the end"),
+    (said(("human", "a"), ("gpt", " ")), "empty answer"),
+    (said(("human", "a"), ("robot", "b")), "unknown role robot"),
+    (said(("human", "a"), ("function_call", "no json")), "a function call that is not JSON"),
+    ({"conversations": []}, "no messages"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason"), FAULTS)
+def test_rows_that_cannot_be_used(row: dict[str, Any], reason: str) -> None:
+    assert conversation(row, CHAT, "talk row 1") == reason
+
+
+def test_tools_results_and_calls() -> None:
+    call = '{"name": "add", "arguments": {"a": 1}}'
+    made = conversation(said(("human", "a"), ("function_call", call), ("observation", "1"), ("observation", "2"), ("gpt", "b")), CHAT, "")
+    assert isinstance(made, Conversation)
+    assert [message["role"] for message in made.messages] == ["user", "assistant", "tool", "tool", "assistant"]
+    assert made.messages[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1}}
+    assert order_fault(made.messages) is None
+
+
+def test_other_tags_and_a_system_column() -> None:
+    tags = Tags(role_tag="role", content_tag="content", user_tag="user", assistant_tag="bot")
+    chat = CHAT.model_copy(update={"tags": tags, "columns": Columns(messages="talk", system="head")})
+    row = {"talk": [{"role": "user", "content": "a"}, {"role": "bot", "content": "b"}], "head": "Be kind."}
+    made = conversation(row, chat, "")
+    assert isinstance(made, Conversation) and made.messages[0] == {"role": "system", "content": "Be kind."}
+
+
+def test_a_value_that_is_no_text_names_row_and_value() -> None:
+    with pytest.raises(InputError, match=r"row 3: column output is a list \(\[1, 2\]\)"):
+        conversation({"instruction": "a", "output": [1, 2]}, ALPACA, "row 3")
+
+
+@pytest.mark.parametrize(
+    ("found", "hint"),
+    [
+        (["instruction", "outptu"], "response: outptu"),
+        (["conversations"], "formatting: sharegpt"),
+        (["text"], "stage: pt"),
+        ([], "name its columns"),
+    ],
+)
+def test_missing_columns_name_the_nearest(found: list[str], hint: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_columns(ALPACA, found, stage="sft")
+    assert hint in caught.value.remedy
+
+
+def load(tmp_path: Path, name: str, text: str) -> list[dict[str, Any]]:
+    path = tmp_path / name
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    return list(sources.load(Dataset(name="d", source="file", path=str(path)), None))
+
+
+def test_files_of_every_direct_kind(tmp_path: Path) -> None:
+    row = {"instruction": "a", "output": "b"}
+    assert load(tmp_path, "a.json", json.dumps([row])) == [row]
+    assert load(tmp_path, "b.json", json.dumps({"data": [row, row]})) == [row, row]
+    assert load(tmp_path, "c.json", json.dumps(row) + "\n" + json.dumps(row)) == [row, row]
+    assert load(tmp_path, "d.jsonl", "\ufeff" + json.dumps(row) + "\n\n") == [row]
+    assert load(tmp_path, "e.csv", 'instruction,output\na,"b,\nc"\n1,NA\n') == [
+        {"instruction": "a", "output": "b,\nc"},
+        {"instruction": "1", "output": "NA"},
+    ]
+    assert load(tmp_path, "f.tsv", "instruction\toutput\na\tb\n") == [row]
+    assert load(tmp_path, "g.txt", "one\n\ntwo\n") == [{"text": "one"}, {"text": "two"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", '[{"a": }]', "line 1, column 8"),
+        ("b.jsonl", '{"a": 1}\n{"a"', "line 2 is not JSON"),
+        ("c.json", "[1]", r"row 1 is a number \(1\)"),
+        ("d.json", '"text"', "a list of rows is needed"),
+        ("e.json", "[" * 100000, "nested too deeply|line 1"),
+        ("f.csv", "a,b\n1\n", "line 2 has not as many cells as the header"),
+        ("g.json", '["\udcff"]', "is not UTF-8"),
+        ("h.xyz", "", "of the types .xyz"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load(tmp_path, name, text)
+
+
+def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text("[]")
+    with pytest.raises(InputError) as caught:
+        sources.load(Dataset(name="d", source="file", path=str(tmp_path / "trian.json")), None)
+    assert caught.value.remedy == f"there is {tmp_path / 'train.json'}"
