@@ -56,7 +56,9 @@ def argv(stack: Stack, context: Path, folders: Mapping[str, Path], labels: Mappi
 
 
 def _revision() -> str:
-    """The commit of a checkout, or `unknown`: an installed fl does not know."""
+    """The commit of a checkout, or `unknown`: an installed fl does not know, whatever repository it lies in."""
+    if not (paths.IMAGES.parent / "pyproject.toml").is_file():
+        return "unknown"
     command = ["git", "-C", str(paths.IMAGES.parent), "rev-parse", "--verify", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
