@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fl.hardware import Accelerator, Detection, Evidence, Node, Partition, Problem
 from fl.host import Host, Ran
 from fl.lanes import pci
 from fl.lanes.ascend_grants import FILES, INSTALL_INFO, MANAGERS, NETWORK, grants, visibility
-from fl.lanes.npu_smi import NpuReport, NpuTable, parse, parse_mapping
 from fl.lanes.pci import PciDevice
 from fl.lanes.values import known, numbers, version
+
+if TYPE_CHECKING:  # the table's parser is loaded where there is a card
+    from fl.lanes.npu_smi import NpuReport, NpuTable
 
 __all__ = ["DRIVER", "EXCLUSIVE", "PARTITIONS_TOGETHER", "TITLE", "VARIABLES", "detect", "grants", "visibility"]
 
@@ -86,6 +88,8 @@ def detect(host: Host) -> Detection:
     nodes = _nodes(host)
     if not devices and not any(_number(path) is not None for path in nodes):
         return Detection()
+    from fl.lanes.npu_smi import parse
+
     ran = host.run(["npu-smi", "info"])
     facts = Facts(devices, nodes, parse(ran.stdout) if ran.ok else _mapping(host, ran), ran, _prefix(host))
     driver, firmware, mismatch = _versions(host, facts)
@@ -103,6 +107,8 @@ def detect(host: Host) -> Detection:
 
 def _mapping(host: Host, info: Ran) -> NpuTable:
     """Names from `npu-smi info -m`, only where `npu-smi info` was not had for no fault of the machine."""
+    from fl.lanes.npu_smi import NpuTable, parse_mapping
+
     ran = host.run(["npu-smi", "info", "-m"]) if info.state == "unrecorded" else info
     return parse_mapping(ran.stdout) if ran.ok else NpuTable()
 

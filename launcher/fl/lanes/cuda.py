@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fl.hardware import Accelerator, Detection, Evidence, Node, Partition, Problem
 from fl.host import Host
 from fl.lanes import pci
 from fl.lanes.cuda_grants import grants, visibility
 from fl.lanes.nvidia_chips import arch_of_capability, arch_of_device, arch_of_name
-from fl.lanes.nvidia_report import GpuReport, MigReport
-from fl.lanes.nvidia_tools import Answer, ask
 from fl.lanes.pci import PciDevice
 from fl.lanes.values import bdf, known, version, whole
+
+if TYPE_CHECKING:  # the tools' parsers are loaded where there is something to ask
+    from fl.lanes.nvidia_report import GpuReport, MigReport
+    from fl.lanes.nvidia_tools import Answer
 
 __all__ = ["DRIVER", "EXCLUSIVE", "PARTITIONS_TOGETHER", "TITLE", "VARIABLES", "detect", "grants", "visibility"]
 
@@ -54,6 +56,10 @@ class Kernel:
 def detect(host: Host) -> Detection:
     """GPUs and MIG devices, in the order of nvidia-smi."""
     kernel = _kernel(host)
+    if host.live and not (kernel.devices or kernel.loaded or kernel.nodes):
+        return Detection()
+    from fl.lanes.nvidia_tools import ask
+
     answer = ask(host, kernel.loaded or kernel.wsl or bool(kernel.nodes))
     if not (kernel.devices or kernel.loaded or kernel.nodes or answer.report.gpus):
         return Detection()
@@ -124,6 +130,8 @@ def _kernel(host: Host) -> Kernel:
 
 def _joined(kernel: Kernel, answer: Answer) -> list[tuple[GpuReport, PciDevice | None]]:
     """The driver's GPUs in its order, then those that only the bus shows (no driver, not mapped into this container)."""
+    from fl.lanes.nvidia_report import GpuReport
+
     by_address = {device.bdf: device for device in kernel.devices}
     reported = list(answer.report.gpus)
     count = sum(1 for path in kernel.nodes if re.fullmatch(r"/dev/nvidia\d+", path))

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fl.grants import EngineFacts, Grants
 from fl.hardware import Accelerator, Detection, Evidence, Hardware, Node, Partition, Problem
@@ -16,8 +16,10 @@ from fl.lanes.amd_chips import CHIPS, DISPLAY_ONLY
 from fl.lanes.groups import group_grants, missing_nodes
 from fl.lanes.kfd import KfdNode
 from fl.lanes.pci import PciDevice
-from fl.lanes.rocm_smi import AmdAnswer, AmdReport, ask
 from fl.lanes.values import known, version
+
+if TYPE_CHECKING:  # the tools' parsers are loaded where there is something to ask
+    from fl.lanes.rocm_smi import AmdAnswer, AmdReport
 
 TITLE = "AMD"
 DRIVER = "amdgpu"
@@ -36,6 +38,8 @@ def detect(host: Host) -> Detection:
     topology = kfd.scan(host)
     if not (devices or topology or _KFD in nodes):
         return Detection()
+    from fl.lanes.rocm_smi import AmdAnswer, ask
+
     accelerators = _from_topology(host, topology, devices)
     seen = {a.pci.rsplit(".", 1)[0] for a in accelerators if a.pci}
     rest = [device for device in devices if device.bdf.rsplit(".", 1)[0] not in seen]
