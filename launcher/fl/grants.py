@@ -42,6 +42,8 @@ class EngineFacts:
     """False: the daemon sees another file system than the caller (found out by a nonce file)."""
     hard_limits: Mapping[str, int] = field(default_factory=dict)
     """Rlimits that the engine cannot raise above, by name (`memlock`, bytes); absent: no limit known."""
+    storage: str | None = None
+    """Folder where the engine keeps its images; None: it has none, or it is elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

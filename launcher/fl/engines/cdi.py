@@ -10,16 +10,32 @@ from typing import Any
 KNOWN_DIRECTORIES = ("/etc/cdi", "/var/run/cdi")
 
 
-def devices(directories: Iterable[str]) -> dict[str, frozenset[str]]:
-    """CDI kind → device names of every fresh specification in the folders. Unreadable and malformed files are left out."""
+def devices(directories: Iterable[str], hooks: bool = True) -> dict[str, frozenset[str]]:
+    """CDI kind → device names of every fresh specification in the folders. Unreadable and malformed files are left out.
+
+    `hooks`: the engine runs a specification's hooks. NVIDIA's need them (they make the libraries' links), and apptainer has none.
+    """
     found: dict[str, set[str]] = {}
     for directory in directories:
         for path in sorted(_files(Path(directory))):
             spec = _read(path)
             kind = spec.get("kind")
             if isinstance(kind, str):
-                found.setdefault(kind, set()).update(_fresh(spec))
+                found.setdefault(kind, set()).update(_fresh(spec) if hooks or not _has_hooks(spec) else ())
     return {kind: frozenset(names) for kind, names in found.items() if names}
+
+
+def stale(directories: Iterable[str]) -> dict[str, str]:
+    """File of a specification → the first host file that it names and that is gone (a library of the driver before an upgrade)."""
+    found = {}
+    for directory in directories:
+        for path in sorted(_files(Path(directory))):
+            spec = _read(path)
+            entries = [spec, *_mappings(spec.get("devices"))]
+            gone = [name for entry in entries for name in _named(entry.get("containerEdits")) if not Path(name).exists()]
+            if gone:
+                found[str(path)] = gone[0]
+    return found
 
 
 def _files(directory: Path) -> list[Path]:
@@ -49,12 +65,22 @@ def _fresh(spec: Mapping[str, Any]) -> list[str]:
     return [str(d["name"]) for d in listed if "name" in d and _exists(d.get("containerEdits"))]
 
 
+def _has_hooks(spec: Mapping[str, Any]) -> bool:
+    edits = [spec.get("containerEdits"), *(d.get("containerEdits") for d in _mappings(spec.get("devices")))]
+    return any(isinstance(e, dict) and e.get("hooks") for e in edits)
+
+
 def _exists(edits: object) -> bool:
+    return all(Path(name).exists() for name in _named(edits))
+
+
+def _named(edits: object) -> list[str]:
+    """Files and nodes of the host that an edit passes on."""
     if not isinstance(edits, dict):
-        return True
+        return []
     paths = [m.get("hostPath") for m in _mappings(edits.get("mounts"))]
     paths += [n.get("hostPath") or n.get("path") for n in _mappings(edits.get("deviceNodes"))]
-    return all(Path(p).exists() for p in paths if isinstance(p, str))
+    return [path for path in paths if isinstance(path, str)]
 
 
 def _mappings(value: object) -> list[dict[str, Any]]:

@@ -48,6 +48,7 @@ class DockerEngine:
             cgroup=int(info.get("CgroupVersion") or 1),
             same_files=same,
             hard_limits=hard_limits(pid, "rootless" in options),
+            storage=info.get("DockerRootDir") if same else None,
         )
 
     def _same_files(self) -> bool:

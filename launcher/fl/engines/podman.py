@@ -80,6 +80,7 @@ def parse_facts(info: Mapping[str, Any]) -> EngineFacts:
         crun=(host.get("ociRuntime") or {}).get("name") == "crun",
         same_files=not host.get("serviceIsRemote"),
         hard_limits=hard_limits(os.getpid(), rootless),
+        storage=(info.get("store") or {}).get("graphRoot"),
     )
 
 
