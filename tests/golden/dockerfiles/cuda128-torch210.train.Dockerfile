@@ -13,7 +13,7 @@ ARG SOURCE_DATE_EPOCH=315532800
 # hadolint ignore=DL3008
 RUN --mount=type=cache,id=fl-apt-lists,target=/var/lib/apt/lists,sharing=locked \
     --mount=type=cache,id=fl-apt-cache,target=/var/cache,sharing=locked \
-    --mount=type=tmpfs,target=/var/log --mount=type=tmpfs,target=/tmp \
+    --mount=type=tmpfs,target=/var/log --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
     touch /tmp/begin; \
     export DEBIAN_FRONTEND=noninteractive; \
     rm -f /etc/apt/apt.conf.d/docker-clean; \
@@ -37,7 +37,7 @@ ARG UV_NO_CONFIG=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 
 ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:${PATH}
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
     --mount=type=bind,source=torch,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
-    --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp \
+    --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
     touch /tmp/begin; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     /mnt/uv venv --python 3.11 "${VIRTUAL_ENV}"; \
@@ -46,7 +46,7 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
 # the whole lock: what the layer above holds is left alone; byte code is compiled once, for both
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
     --mount=type=bind,source=full,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
-    --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp \
+    --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
     touch /tmp/begin; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     /mnt/uv pip sync --require-hashes --build-constraints /usr/src/build-constraints.txt /usr/src/lock.txt; \
@@ -54,7 +54,7 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
     find /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
     --mount=type=bind,source=own,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
-    --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp \
+    --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
     touch /tmp/begin; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     /mnt/uv pip install --no-deps --no-index /usr/src/*.whl; \
