@@ -34,8 +34,15 @@ CHIPS: Final[dict[int, tuple[str, str]]] = {
     0x7550: ("AMD Radeon RX 9070", "gfx1201"),
     0x7551: ("AMD Radeon AI PRO R9700", "gfx1201"),
     0x7590: ("AMD Radeon RX 9060", "gfx1200"),
+    0x150E: ("AMD Radeon 890M/880M (Strix Point)", "gfx1150"),
     0x1586: ("AMD Radeon 8060S/8050S (Strix Halo)", "gfx1151"),
 }
+
+APUS: Final = frozenset({0x1586, 0x150E, 0x74A0})
+"""Of the chips that ROCm runs on, those that share the processor's memory: Strix Halo, Strix Point, MI300A."""
+
+DISCRETE: Final = range(0x6600, 0x9000)
+"""Device ids of graphics cards; those of graphics inside processors lie below (0x13xx, 0x15xx, 0x16xx, 0x19xx) and above."""
 
 DISPLAY_ONLY: Final = frozenset(
     {"gfx902", "gfx909", "gfx90c", "gfx1013", "gfx1033", "gfx1035", "gfx1036", "gfx1037", "gfx1103", "gfx1152", "gfx1153"}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from fl.host import Host
+from fl.lanes.amd_chips import APUS
 
 _ROOTS: Final = ("/sys/devices/virtual/kfd/kfd", "/sys/class/kfd/kfd")
 _SHIFT: Final = 20
@@ -26,6 +27,8 @@ class KfdNode:
     render: int | None = None
     memory_mib: int | None = None
     gpu_id: int | None = None
+    apu: bool = False
+    """Graphics inside a processor: its memory is the system's."""
     shape: tuple[int, int] = (0, 0)
     """(XCCs, compute units): equal for equal partitions."""
 
@@ -96,6 +99,7 @@ def _node(host: Host, path: str, number: int) -> KfdNode | None:
         unique_id=values.get("unique_id", 0),
         render=render if 128 <= render < 1024 else None,
         memory_mib=_memory(host, path, values),
+        apu=values.get("cpu_cores_count", 0) > 0 or values.get("device_id") in APUS,
         gpu_id=int(gpu_id) if gpu_id.isdigit() and len(gpu_id) < 12 else None,
         shape=(values.get("num_xcc", 0), values["simd_count"] // simd_per_cu if simd_per_cu else 0),
     )

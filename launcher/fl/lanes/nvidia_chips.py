@@ -31,6 +31,9 @@ _RANGES: Final[tuple[tuple[int, int, str], ...]] = (
 
 _NAMES: Final[tuple[tuple[str, str], ...]] = (
     (r"\bGB10\b", "sm_121"),
+    (r"\bThor\b", "sm_110"),
+    (r"\bOrin\b", "sm_87"),
+    (r"\bXavier\b", "sm_72"),
     (r"\bG?B300\b", "sm_103"),
     (r"\bG?B[12]00\b", "sm_100"),
     (r"\b(RTX 50[5-9]0|RTX PRO \d000( \w+)* Blackwell)\b", "sm_120"),

@@ -12,6 +12,8 @@ class MigReport:
     number: int
     instance: int | None = None
     """Id of its GPU instance: the process table names it."""
+    compute: int | None = None
+    """Id of its compute instance: several may share one GPU instance (`1c.3g.71gb`)."""
     uuid: str | None = None
     profile: str | None = None
     memory_mib: int | None = None
@@ -33,7 +35,8 @@ class GpuReport:
     migs: tuple[MigReport, ...] = ()
     busy: bool | None = None
     """Another compute process runs on it."""
-    busy_instances: frozenset[int] = frozenset()
+    busy_instances: frozenset[tuple[int, int | None]] = frozenset()
+    """(GPU instance, compute instance) of each process, where the table names them."""
     compute_mode: str | None = None
     fabric: str | None = None
     model: str | None = None

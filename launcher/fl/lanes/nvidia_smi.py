@@ -29,9 +29,10 @@ QUERY: Final = (
     "fabric.state",
 )
 _BROKEN: Final = re.compile(r"requires reset|is lost|ERR!|Unknown Error", re.I)
-_LISTED: Final = re.compile(r"GPU (\d{1,4}): (.*?)\s*(?:\(UUID: (GPU-[0-9a-fA-F-]{4,64})\))?\s*$")
+_LISTED: Final = re.compile(r"GPU (\d{1,4}): (.*?)\s*(?:\(UUID: (\S{4,80})\))?\s*$")
+_UUID: Final = re.compile(r"GPU-[0-9a-fA-F-]{4,64}")
 _LISTED_MIG: Final = re.compile(r"\s+MIG (\S{1,32})\s+Device\s+(\d{1,3}): \(UUID: (MIG-[0-9a-zA-Z/-]{4,96})\)")
-_PROFILE: Final = re.compile(r"(?:\d+c\.)?\d+g\.\d+gb(?:\+[a-z.]+)*")
+_PROFILE: Final = re.compile(r"(?:\d+c\.)?\d+g\.\d+gb(?:[+-][a-z.]+)*")
 
 
 def parse_xml(text: str) -> Report:
@@ -80,19 +81,20 @@ def _xml_mig(place: int, mig: Element) -> MigReport:
     return MigReport(
         number=place if number is None else number,
         instance=whole(mig.findtext("gpu_instance_id"), 4),
+        compute=whole(mig.findtext("compute_instance_id"), 4),
         memory_mib=mebibytes(mig.findtext("fb_memory_usage/total")),
         uuid=known(mig.findtext("uuid")),
     )
 
 
-def _xml_processes(gpu: Element) -> tuple[bool, frozenset[int], bool]:
-    """(a compute process is there, GPU instances with one, there is a process table at all). Type G is graphics: no load."""
+def _xml_processes(gpu: Element) -> tuple[bool, frozenset[tuple[int, int | None]], bool]:
+    """(a compute process is there, instances with one, there is a process table at all). Type G is graphics: no load."""
     table = gpu.find("processes")
     if table is None or known(table.text):
         return False, frozenset(), False
     compute = [process for process in table.findall("process_info") if "C" in (process.findtext("type") or "C")]
-    instances = {whole(process.findtext("gpu_instance_id"), 4) for process in compute}
-    return bool(compute), frozenset(number for number in instances if number is not None), True
+    instances = {(whole(p.findtext("gpu_instance_id"), 4), whole(p.findtext("compute_instance_id"), 4)) for p in compute}
+    return bool(compute), frozenset((gpu, part) for gpu, part in instances if gpu is not None), True
 
 
 def _broken(text: str | None) -> str | None:
@@ -151,7 +153,8 @@ def parse_list(text: str) -> Report:
             index = int(match[1])
             restarted = restarted or any(gpu.index == index for gpu in gpus)
             if not restarted:
-                gpus.append(GpuReport(index=index, name=known(match[2]), uuid=match[3]))
+                uuid = match[3] if match[3] and _UUID.fullmatch(match[3]) else None
+                gpus.append(GpuReport(index=index, name=known(match[2]), uuid=uuid))
         elif (match := _LISTED_MIG.match(line)) and gpus and not restarted:
             profile = match[1] if _PROFILE.fullmatch(match[1]) else None
             mig = MigReport(number=int(match[2]), uuid=match[3], profile=profile)
@@ -197,12 +200,13 @@ def _text_gpu(index: int, gpu: dict[str, list[str]]) -> GpuReport:
     mode, model = known(one("MIG Mode/Current")), known(one("Driver Model/Current"))
     device = hexadecimal(one("PCI/Device Id"))
     numbers, instances = gpu.get("MIG Device/Index", []), gpu.get("MIG Device/GPU Instance ID", [])
+    parts = gpu.get("MIG Device/Compute Instance ID", [])
     sizes = gpu.get("MIG Device/Shared FB Memory Usage/Total", gpu.get("MIG Device/FB Memory Usage/Total", []))
-    complete = len(numbers) == len(instances) == len(sizes)
+    complete = len(numbers) == len(instances) == len(parts) == len(sizes)
     migs = (
         [
-            MigReport(number=whole(n, 3) or 0, instance=whole(i, 4), memory_mib=mebibytes(m))
-            for n, i, m in zip(numbers, instances, sizes, strict=True)
+            MigReport(number=whole(n, 3) or 0, instance=whole(i, 4), compute=whole(c, 4), memory_mib=mebibytes(m))
+            for n, i, c, m in zip(numbers, instances, parts, sizes, strict=True)
         ]
         if complete
         else []
@@ -227,11 +231,12 @@ def _text_gpu(index: int, gpu: dict[str, list[str]]) -> GpuReport:
     )
 
 
-def _text_processes(gpu: dict[str, list[str]]) -> tuple[bool | None, frozenset[int]]:
+def _text_processes(gpu: dict[str, list[str]]) -> tuple[bool | None, frozenset[tuple[int, int | None]]]:
     if "Processes" not in gpu:
         return None, frozenset()
     kinds = [value for key, values in gpu.items() if key.startswith("Processes/") and key.endswith("/Type") for value in values]
     instances = [whole(value, 4) for value in gpu.get("Processes/GPU instance ID", [])]
-    same = len(kinds) == len(instances)
-    busy = [number for kind, number in zip(kinds, instances, strict=False) if "C" in kind and number is not None] if same else []
+    parts = [whole(value, 4) for value in gpu.get("Processes/Compute instance ID", [])]
+    rows = zip(kinds, instances, parts, strict=True) if len(kinds) == len(instances) == len(parts) else ()
+    busy = [(number, part) for kind, number, part in rows if "C" in kind and number is not None]
     return any("C" in kind for kind in kinds), frozenset(busy)

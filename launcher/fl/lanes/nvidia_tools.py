@@ -80,6 +80,7 @@ def _nvml_gpu(gpu: dict[str, Any]) -> GpuReport:
             MigReport(
                 number=int(m["number"]),
                 instance=m.get("instance"),
+                compute=m.get("compute"),
                 uuid=m.get("uuid"),
                 profile=m.get("profile"),
                 memory_mib=m.get("memory_mib"),
@@ -87,7 +88,7 @@ def _nvml_gpu(gpu: dict[str, Any]) -> GpuReport:
             for m in migs
         ),
         busy=_busy(processes, gpu.get("used_mib")),
-        busy_instances=frozenset(p["instance"] for p in processes or [] if p.get("instance") is not None),
+        busy_instances=frozenset((p["instance"], p.get("compute")) for p in processes or [] if p.get("instance") is not None),
         compute_mode=gpu.get("compute_mode"),
         fabric=gpu.get("fabric"),
     )

@@ -167,8 +167,12 @@ def _processes(nvml: Nvml, gpu: ctypes.c_void_p) -> list[dict[str, int | None]] 
         count = ctypes.c_uint(min(count.value * 2 + 8, 4096))
         entries = (Process * count.value)()
         if nvml.call(name, gpu, ctypes.byref(count), entries) == _OK:
-            return [{"instance": None if entry.instance == _NO_INSTANCE else entry.instance} for entry in entries[: count.value]]
+            return [{"instance": _id(e.instance), "compute": _id(e.compute_instance)} for e in entries[: count.value]]
     return None
+
+
+def _id(number: int) -> int | None:
+    return None if number == _NO_INSTANCE else number
 
 
 def _migs(nvml: Nvml, gpu: ctypes.c_void_p) -> list[dict[str, Any]]:
@@ -183,6 +187,7 @@ def _migs(nvml: Nvml, gpu: ctypes.c_void_p) -> list[dict[str, Any]]:
                 "number": number,
                 "uuid": nvml.text("nvmlDeviceGetUUID", mig),
                 "instance": nvml.number("nvmlDeviceGetGpuInstanceId", mig),
+                "compute": nvml.number("nvmlDeviceGetComputeInstanceId", mig),
                 "profile": name.split("MIG ", 1)[1] if "MIG " in name else None,
                 **_memory(nvml, mig),
             }

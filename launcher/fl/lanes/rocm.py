@@ -12,11 +12,11 @@ from fl.grants import EngineFacts, Grants
 from fl.hardware import Accelerator, Detection, Evidence, Hardware, Node, Partition, Problem
 from fl.host import Host
 from fl.lanes import kfd, pci
-from fl.lanes.amd_chips import CHIPS, DISPLAY_ONLY
+from fl.lanes.amd_chips import CHIPS, DISCRETE, DISPLAY_ONLY
 from fl.lanes.groups import group_grants, missing_nodes
 from fl.lanes.kfd import KfdNode
 from fl.lanes.pci import PciDevice
-from fl.lanes.values import known, version
+from fl.lanes.values import known, version, whole
 
 if TYPE_CHECKING:  # the tools' parsers are loaded where there is something to ask
     from fl.lanes.rocm_smi import AmdAnswer, AmdReport
@@ -28,6 +28,8 @@ PARTITIONS_TOGETHER = True
 VARIABLES = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 _VENDOR: Final = 0x1002
 _KFD: Final = "/dev/kfd"
+_DRIVER_FOLDER: Final = "/sys/module/amdgpu/drivers/pci:amdgpu"
+_MODES: Final = {2: "dpx", 3: "tpx", 4: "qpx", 8: "cpx"}
 _RENDER: Final = re.compile(r"renderD\d{3,4}")
 
 
@@ -41,7 +43,7 @@ def detect(host: Host) -> Detection:
     from fl.lanes.rocm_smi import AmdAnswer, ask
 
     accelerators = _from_topology(host, topology, devices)
-    seen = {a.pci.rsplit(".", 1)[0] for a in accelerators if a.pci}
+    seen = {node.bus for node in topology if node.state == "gpu"}
     rest = [device for device in devices if device.bdf.rsplit(".", 1)[0] not in seen]
     if len([a for a in accelerators if a.pci is None]) < len(rest):
         accelerators += [_from_bus(host, device, len(topology) + n) for n, device in enumerate(rest)]
@@ -63,9 +65,14 @@ def detect(host: Host) -> Detection:
 
 
 def _devices(host: Host) -> tuple[PciDevice, ...]:
-    """Accelerator classes always; a VGA controller only when its id is a chip that ROCm runs on."""
+    """Accelerator classes; of display controllers those whose id is a chip that ROCm runs on, or at least a discrete one without a screen
+    (graphics inside a processor has class 0x0380 too, where another GPU is the screen's)."""
     found = pci.of_vendor(host, _VENDOR)
-    return tuple(device for device in found if device.kind in (0x0380, pci.COMPUTE) or device.device in CHIPS)
+    return tuple(
+        device
+        for device in found
+        if device.kind == pci.COMPUTE or device.device in CHIPS or (device.kind == 0x0380 and device.device in DISCRETE)
+    )
 
 
 def _nodes(host: Host) -> dict[str, Node]:
@@ -77,7 +84,7 @@ def _nodes(host: Host) -> dict[str, Node]:
 def _from_topology(host: Host, topology: Sequence[KfdNode], devices: Sequence[PciDevice]) -> list[Accelerator]:
     """One accelerator for each GPU node; an unreadable node counts as one only while the bus has a GPU that no node claims."""
     held = kfd.busy(host)
-    by_address = {device.bdf: device for device in devices}
+    by_function = {device.bdf: device for device in devices}
     good = [node for node in topology if node.state == "gpu"]
     spare = max(0, len(devices) - len({node.bus for node in good}))
     parents: dict[tuple[str | None, int], int] = {}
@@ -100,8 +107,8 @@ def _from_topology(host: Host, topology: Sequence[KfdNode], devices: Sequence[Pc
             continue
         key = (node.bus, node.unique_id)
         parent = parents.setdefault(key, len(parents))
-        device = by_address.get(node.pci or "") or by_address.get(f"{node.bus}.0")
-        partition = _partition(host, node, device, sizes[key], parent)
+        device = by_function.get(node.pci or "") or by_function.get(f"{node.bus}.0")
+        partition = _partition(host, node, device or by_function.get(f"{node.bus}.0"), sizes[key], parent)
         name, arch = CHIPS.get(node.device or 0, (None, None))
         found.append(
             Accelerator(
@@ -109,7 +116,7 @@ def _from_topology(host: Host, topology: Sequence[KfdNode], devices: Sequence[Pc
                 index=index,
                 name=_product_name(host, device) or name,
                 arch=node.arch or arch,
-                memory_mib=node.memory_mib,
+                memory_mib=_memory(host, node, device),
                 uuid=f"GPU-{node.unique_id:016x}" if node.unique_id else None,
                 pci=node.pci,
                 numa_node=device.numa_node if device else None,
@@ -127,16 +134,31 @@ def _from_topology(host: Host, topology: Sequence[KfdNode], devices: Sequence[Pc
 
 
 def _partition(host: Host, node: KfdNode, device: PciDevice | None, siblings: int, parent: int) -> Partition | None:
-    """Partitions share unique id and bus; the driver's file names the mode."""
+    """Partitions share unique id and bus; the driver's file names the mode, else the number of partitions does."""
     mode = memory = None
     if device is not None:
-        mode = known(host.read(f"{device.path}/current_compute_partition").text)
-        memory = known(host.read(f"{device.path}/current_memory_partition").text)
+        mode = _setting(host, device, "current_compute_partition")
+        memory = _setting(host, device, "current_memory_partition")
     whole_device = mode.upper() == "SPX" if mode else siblings == 1 or node.unique_id == 0
     if whole_device:
         return None
+    mode = mode or ("cpx" if node.shape[0] == 1 else _MODES.get(siblings))
     profile = "_".join(part.lower() for part in (mode, memory) if part) or None
     return Partition(kind="cpx", profile=profile, parent=parent)
+
+
+def _setting(host: Host, device: PciDevice, name: str) -> str | None:
+    """A file of the driver, which shows a device's folder in two places."""
+    texts = (host.read(f"{folder}/{name}").text for folder in (device.path, f"{_DRIVER_FOLDER}/{device.bdf}"))
+    return next((value for value in map(known, texts) if value), None)
+
+
+def _memory(host: Host, node: KfdNode, device: PciDevice | None) -> int | None:
+    """MiB. Graphics inside a processor (Strix Halo) computes in the system's memory, as far as the driver's translation table goes."""
+    if not node.apu or device is None:
+        return node.memory_mib
+    sizes = [whole(host.read(f"{device.path}/{name}").text) or 0 for name in ("mem_info_vram_total", "mem_info_gtt_total")]
+    return max(node.memory_mib or 0, *(size >> 20 for size in sizes)) or None
 
 
 def _product_name(host: Host, device: PciDevice | None) -> str | None:
@@ -251,12 +273,13 @@ def _problems(
             )
         )
     absent = sorted({path for path in used if path not in nodes})
+    some = any(a.usable is not False for a in accelerators)
     if absent and loaded:
         found.append(
             _problem(
                 "nodes-missing",
-                "error",
-                f"the driver is loaded, but {absent[0]} is not here",
+                "warning" if some else "error",
+                f"the driver is loaded, but {absent[0]}{f' and {len(absent) - 1} more' if len(absent) > 1 else ''} is not here",
                 "In a container: start it with `--device /dev/kfd --device /dev/dri/renderD…`.",
             )
         )
@@ -318,16 +341,12 @@ def _problem(code: str, severity: str, message: str, remedy: str) -> Problem:
 
 
 def grants(chosen: Sequence[Accelerator], hardware: Hardware, engine: EngineFacts) -> Grants:
-    """/dev/kfd and the chosen render nodes only: that is what isolates. The driver's user space comes from the image."""
+    """/dev/kfd and the chosen render nodes only: that is what isolates. The driver's user space comes from the image.
+
+    Apptainer too, instead of its --rocm, which maps every GPU and puts the host's libraries before the image's own.
+    """
     if engine.name == "host":
         return Grants(environment=visibility(chosen, hardware), isolated=False)
-    if engine.name == "apptainer":
-        return Grants(
-            flags=("--rocm",),
-            environment=visibility(chosen, hardware),
-            isolated=False,
-            notes=("apptainer --rocm maps every GPU; ROCR_VISIBLE_DEVICES binds the run to the chosen ones",),
-        )
     devices = (_KFD, *dict.fromkeys(path for a in chosen for path in a.nodes))
     groups = group_grants(devices, hardware, engine, "rocm")
     nameless = tuple(
@@ -350,4 +369,6 @@ def visibility(chosen: Sequence[Accelerator], hardware: Hardware) -> Mapping[str
     counts = Counter(a.uuid for a in lane)
     if all(a.uuid and counts[a.uuid] == 1 for a in chosen):
         return {"ROCR_VISIBLE_DEVICES": ",".join(a.uuid or "" for a in chosen)}
-    return {"ROCR_VISIBLE_DEVICES": ",".join(str(a.index) for a in chosen)}
+    # Nodes that the kernel refuses are not counted by the runtime.
+    refused = [a.index for a in lane if a.usable is False and a.pci is None]
+    return {"ROCR_VISIBLE_DEVICES": ",".join(str(a.index - sum(1 for index in refused if index < a.index)) for a in chosen)}
