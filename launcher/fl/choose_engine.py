@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
     from fl.resolve_model import ModelFacts
     from fl.settings import Settings
 
-CONTAINERS: tuple[EngineName, ...] = ("docker", "podman")
+CONTAINERS: tuple[EngineName, ...] = ("docker", "podman", "apptainer")
 IMAGE_PYTHON = "/opt/venv/bin/python"
 ASSUMED = {
     "docker": EngineFacts(name="docker"),
     "podman": EngineFacts(name="podman", rootless=True, nvidia_gpus=False, cdi_assumed=True),
+    "apptainer": EngineFacts(name="apptainer", nvidia_gpus=False),
 }
 """An engine's defaults, for a machine that is only a record."""
 
@@ -80,7 +82,7 @@ def choose_engine(
     options: Options,
     settings: Settings,
 ) -> Chosen:
-    """By name, or the first that can: docker, podman, host. Never builds an image."""
+    """By name, or the first that can: docker, podman, apptainer, host. Never builds an image."""
     question = Question(
         rows=rows,
         hardware=hardware,
@@ -101,8 +103,6 @@ def choose_engine(
         return _container(question, name, ())
     if name == "host" or options.python is not None:
         return _host(question, ())
-    if name != "auto":
-        raise EngineError(f"this version runs on docker, podman and host, not on {name}", "use `--engine host`")
     return _automatic(question)
 
 
@@ -116,7 +116,9 @@ def _automatic(question: Question) -> Chosen:
     from fl import engines
 
     passed: list[str] = []
-    for name in CONTAINERS:
+    if "SLURM_JOB_ID" in os.environ:
+        passed.append("docker: its daemon would start the run outside this Slurm job, whose limits and devices then do not hold")
+    for name in CONTAINERS[1:] if passed else CONTAINERS:
         answer = engines.ask(name)
         if isinstance(answer, EngineError):
             passed.append(f"{name}: {_first_line(answer.message)}")
@@ -156,7 +158,9 @@ def _container(question: Question, name: EngineName, notes: tuple[str, ...], fac
     choice = question.choose(name)
     reference = question.image or tags.reference(choice.stack.id, "train", __version__, question.registry)
     remote = question.image is not None or question.registry is not None
-    image = plan.Image(reference=reference, source="pull" if remote else "none" if question.hardware.replayed else "build")
+    image = plan.Image(
+        reference=reference, source="pull" if remote else "none" if question.hardware.replayed else "build", file=_file(name, reference)
+    )
     built = None
     if question.hardware.replayed:
         facts = ASSUMED[name]
@@ -167,7 +171,7 @@ def _container(question: Question, name: EngineName, notes: tuple[str, ...], fac
         facts = facts or engine.facts()
         local = engine.image(reference)
         if local is not None:
-            image = plan.Image(reference=reference, digest=local.digest, source="local")
+            image = plan.Image(reference=reference, digest=local.digest, source="local" if local.local else "pull", file=local.file)
             built = local.labels.get("fl.lock.sha256")
     locked = lock.path(choice.stack.id, "train", question.hardware.platform)
     ours = None if locked is None else lock.sha256(locked)
@@ -184,6 +188,15 @@ def _container(question: Question, name: EngineName, notes: tuple[str, ...], fac
         reasons=_reasons(choice, notes),
         warnings=other,
     )
+
+
+def _file(name: EngineName, reference: str) -> str | None:
+    """Apptainer: where an image will be that is not here yet."""
+    if name != "apptainer":
+        return None
+    from fl.engines import apptainer_image
+
+    return str(apptainer_image.named(reference) or apptainer_image.place(reference))
 
 
 def _host(question: Question, notes: tuple[str, ...]) -> Chosen:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -87,8 +87,12 @@ def _arguments(
 
 def mount_option(mount: Mount) -> str:
     """The value of `--mount`, which fails where the source is missing (`--volume` would make a folder owned by root)."""
-    fields = ["type=bind", f"source={mount.source}", f"target={mount.target}", *(["readonly"] if mount.read_only else [])]
-    return ",".join(f'"{f}"' if "," in f or '"' in f else f for f in fields)  # a CSV record, as the engines read it
+    return csv_record(("type=bind", f"source={mount.source}", f"target={mount.target}", *(("readonly",) if mount.read_only else ())))
+
+
+def csv_record(fields: Sequence[str]) -> str:
+    """One line of CSV, as the engines read lists in a flag: any path or value can be said in it."""
+    return ",".join('"' + f.replace('"', '""') + '"' if any(c in f for c in ',"\n\r') else f for f in fields)
 
 
 def ulimits(engine: EngineFacts) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fl import container
+from fl import apptainer_argv, container
 from fl.errors import EngineError
 from fl.grants import EngineFacts, EngineName, Grants, Mount
 from fl.hardware import Accelerator, Hardware, LaneName, Problem
@@ -47,6 +47,8 @@ class Image:
     reference: str | None = None
     digest: str | None = None
     source: Literal["local", "pull", "build", "none"] = "none"
+    file: str | None = None
+    """Apptainer: the image file or folder that the argv names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +107,8 @@ class Request:
     recipe_sha256: str = ""
     matrix_sha256: str = ""
     lock_sha256: str | None = None
+    matches_lock: bool = False
+    trainer_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +139,10 @@ class Plan:
     recipe_sha256: str = ""
     matrix_sha256: str = ""
     lock_sha256: str | None = None
+    matches_lock: bool = False
+    """The packages that will be used are known to be the lock's."""
+    trainer_sha256: str | None = None
+    """Hash of the trainer's code; None inside an image of ours, which brings its own."""
     secrets: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -168,6 +176,8 @@ class Plan:
             "recipe_sha256": self.recipe_sha256,
             "matrix_sha256": self.matrix_sha256,
             "lock_sha256": self.lock_sha256,
+            "matches_lock": self.matches_lock,
+            "trainer_sha256": self.trainer_sha256,
         }
 
 
@@ -179,23 +189,27 @@ def make(request: Request) -> Plan:
     if request.engine.name == "host":
         environment |= request.visibility
         argv, box = program, container.Box()
-    elif request.engine.name in ("docker", "podman"):
+    else:
         refuse_engine(request.engine)
         environment |= dict(request.grants.environment) | container.identity(request.caller.name, f"{request.cache}/home")
         if request.secrets:
             environment["FL_SECRETS"] = f"{request.folder}/secrets.json"
-        box = container.describe(request, environment)
+        if request.engine.name == "apptainer":
+            environment[apptainer_argv.MARK] = request.run
+            box = apptainer_argv.describe(request, environment)
+        else:
+            box = container.describe(request, environment)
         argv = (*box.arguments, *program)
-    else:
-        raise EngineError(f"this version plans for docker, podman and host, not for {request.engine.name}", "use `--engine host`")
     return Plan(
         run=request.run, lane=request.lane, stack=request.stack, engine=request.engine.name, flavor=request.flavor, image=request.image,
         accelerators=tuple(a.index for a in request.chosen),
         devices=(*request.grants.devices, *request.grants.cdi),
-        mounts=box.mounts, groups=request.grants.groups, environment=environment, options=box.options, nodes=1, per_node=per_node, argv=argv,
-        working_directory=request.working_directory, adaptations=request.adaptations, reasons=request.reasons,
+        mounts=box.mounts, groups=request.grants.groups, environment=environment,
+        options={**box.options, "isolated": request.grants.isolated and request.engine.name != "host"}, nodes=1, per_node=per_node,
+        argv=argv, working_directory=request.working_directory, adaptations=request.adaptations, reasons=request.reasons,
         warnings=(*request.warnings, *request.grants.notes), problems=request.grants.problems,
-        recipe_sha256=request.recipe_sha256, matrix_sha256=request.matrix_sha256, lock_sha256=request.lock_sha256, secrets=request.secrets,
+        recipe_sha256=request.recipe_sha256, matrix_sha256=request.matrix_sha256, lock_sha256=request.lock_sha256,
+        matches_lock=request.matches_lock, trainer_sha256=request.trainer_sha256, secrets=request.secrets,
     )  # fmt: skip
 
 

@@ -59,14 +59,23 @@ def test_a_cdi_spec_of_another_vendor_does_not_count() -> None:
     assert granted(recorded("h100x8-driver580"), "cuda", [0], replace(PODMAN, cdi={"amd.com/gpu": frozenset({"0", "all"})})).problems
 
 
-def test_apptainer_is_said_not_to_isolate() -> None:
-    for record, lane, flags in (
-        ("h100x8-driver580", "cuda", ("--nv",)),
-        ("mi300x8-spx", "rocm", ("--rocm",)),
-        ("intel-max1100x2", "xpu", ()),
-    ):
-        grants = granted(recorded(record), lane, [1], APPTAINER)
-        assert not grants.isolated and grants.flags == flags and grants.environment and grants.notes
+def test_apptainer_is_said_not_to_isolate_nvidia() -> None:
+    grants = granted(recorded("h100x8-driver580"), "cuda", [1], APPTAINER)
+    assert not grants.isolated and grants.flags == ("--nv",) and grants.notes
+    assert grants.environment["CUDA_VISIBLE_DEVICES"].startswith("GPU-00000002")
+    offered = granted(recorded("h100x8-driver580"), "cuda", [1], replace(APPTAINER, cdi={"nvidia.com/gpu": frozenset({"1"})}))
+    assert offered.isolated and offered.cdi == ("nvidia.com/gpu=1",) and offered.flags == ()
+
+
+@pytest.mark.parametrize(
+    ("record", "lane", "indices"),
+    [("mi300x8-spx", "rocm", [2, 5]), ("intel-max1100x2", "xpu", [1]), ("ascend-a2x8-one-busy", "ascend", [2])],
+)
+def test_apptainer_isolates_the_others_by_their_nodes(record: str, lane: str, indices: list[int]) -> None:
+    grants = granted(recorded(record), lane, indices, APPTAINER)
+    docker = granted(recorded(record), lane, indices, DOCKER)
+    assert grants.devices == docker.devices and grants.mounts == docker.mounts
+    assert grants.isolated and grants.flags == () and grants.groups == () and grants.environment == {}
 
 
 def test_mig_devices_are_named_by_uuid_or_by_place() -> None:

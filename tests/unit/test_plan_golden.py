@@ -37,6 +37,11 @@ CASES = {
     "cpu-only.podman": ("cpu-only", "podman", ()),
     "cpu-only.host": ("cpu-only", "host", ()),
     "two-lanes.docker.cuda": ("two-lanes", "docker", ("--hw", "cuda")),
+    "h100x8.apptainer.devices-2-5": ("h100x8-driver580", "apptainer", ("--devices", "2,5")),
+    "mi300x8.apptainer.devices-2-5": ("mi300x8-spx", "apptainer", ("--devices", "2,5")),
+    "ascend-a2x8.apptainer.free-two": ("ascend-a2x8-one-busy", "apptainer", ("--devices", "count:2")),
+    "intel-max1100x2.apptainer": ("intel-max1100x2", "apptainer", ()),
+    "cpu-only.apptainer": ("cpu-only", "apptainer", ()),
     "wsl2.docker": ("wsl2-4090", "docker", ()),
     "laptop.docker": ("laptop-4060-igpu", "docker", ()),
 }
@@ -47,7 +52,7 @@ def normal(text: str, plan: dict[str, Any], replacements: dict[str, str]) -> str
     for found, name in replacements.items():
         text = text.replace(found, name)
     text = text.replace(plan["run"], "RUN")
-    for key in ("matrix_sha256", "recipe_sha256", "lock_sha256"):
+    for key in ("matrix_sha256", "recipe_sha256", "lock_sha256", "trainer_sha256"):
         if plan[key]:
             text = text.replace(plan[key], key.upper()).replace(plan[key][:12], f"{key.upper()}-12")
     text = re.sub(r"/code/[0-9a-f]{16}", "/code/TRAINER_SHA256-16", text)

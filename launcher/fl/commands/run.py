@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from fl.decide import Decision
 
 LANES = ("auto", "cuda", "rocm", "ascend", "xpu", "cpu")
-ENGINES = ("auto", "docker", "podman", "host")
+ENGINES = ("auto", "docker", "podman", "apptainer", "host")
 
 
 @click.command()
 @click.option("--hw", type=click.Choice(LANES), help="Lane; auto takes the one whose accelerator is here.")
-@click.option("--engine", type=click.Choice(ENGINES), help="What runs it; auto: docker, podman, host, whichever can.")
+@click.option("--engine", type=click.Choice(ENGINES), help="What runs it; auto: docker, podman, apptainer, host, whichever can.")
 @click.option("--python", type=click.Path(path_type=Path), metavar="PATH", help="Use this interpreter as it is (host engine).")
 @click.option("--stack", metavar="ID", help="Row of the matrix; the best that fits otherwise.")
 @click.option("--image", metavar="REF", help="Image to use instead of the stack's own.")

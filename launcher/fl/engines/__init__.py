@@ -27,6 +27,9 @@ class ImageFacts:
     platform: str
     labels: Mapping[str, str] = field(default_factory=dict)
     local: bool = True
+    """False: it can be had without a registry, but has to be made first (apptainer, from Docker's store)."""
+    file: str | None = None
+    """Apptainer: where it is, or will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class Engine(Protocol):
 ENGINES: Final[dict[EngineName, str]] = {
     "docker": "fl.engines.docker:DockerEngine",
     "podman": "fl.engines.podman:PodmanEngine",
+    "apptainer": "fl.engines.apptainer:ApptainerEngine",
     "host": "fl.engines.host:HostEngine",
 }
 

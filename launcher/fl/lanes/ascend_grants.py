@@ -38,14 +38,6 @@ def grants(chosen: Sequence[Accelerator], hardware: Hardware, engine: EngineFact
         for mount in mounts
         if mount.source not in hardware.host_paths
     )
-    if engine.name == "apptainer":
-        return Grants(
-            mounts=mounts,
-            environment=visibility(chosen, hardware),
-            isolated=False,
-            problems=absent,
-            notes=("apptainer maps every card; ASCEND_RT_VISIBLE_DEVICES binds the run to the chosen ones",),
-        )
     managers = _managers(chosen, hardware)
     cards = tuple(dict.fromkeys(path for a in chosen for path in (a.nodes or (f"/dev/davinci{a.index}",))))
     groups = group_grants((*cards, *managers), hardware, engine, "ascend")

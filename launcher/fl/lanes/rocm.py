@@ -259,6 +259,16 @@ def _problems(
                 "Install ROCm's kernel driver (amdgpu-dkms) or load it: `sudo modprobe amdgpu`.",
             )
         )
+    others = sorted({str(device.driver) for device in devices if loaded and device.driver not in (None, "amdgpu")})
+    if others:
+        found.append(
+            _problem(
+                "no-driver",
+                "warning",
+                f"an AMD accelerator belongs to the kernel driver {others[0]}, not to amdgpu",
+                "With vfio-pci it is meant for a virtual machine; to use it here, bind it to amdgpu.",
+            )
+        )
     used = [path for a in accelerators for path in (_KFD, *a.nodes)]
     closed = sorted({path for path in used if path in nodes and nodes[path].openable is False})
     if closed:

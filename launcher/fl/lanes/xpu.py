@@ -21,6 +21,8 @@ EXCLUSIVE = False
 PARTITIONS_TOGETHER = True
 VARIABLES = ("ZE_AFFINITY_MASK",)
 _VENDOR: Final = 0x8086
+_HABANA: Final = 0x1DA3
+_GAUDI: Final = {0x1000: "Gaudi", 0x1020: "Gaudi 2", 0x1060: "Gaudi 3"}
 _KERNEL_DRIVERS: Final = ("xe", "i915")
 _BY_PATH: Final = "/dev/dri/by-path"
 _NODE: Final = re.compile(r"(renderD|card)\d{1,4}")
@@ -35,13 +37,15 @@ _CHIPS: Final[tuple[tuple[int, int, str, str], ...]] = (
 
 
 def detect(host: Host) -> Detection:
-    """Discrete Intel GPUs, in bus order."""
-    devices = [device for device in pci.of_vendor(host, _VENDOR) if not _integrated(device)]
+    """Discrete Intel GPUs, in bus order. Gaudi is named as what it is: no lane has software for it."""
+    gpus = [device for device in pci.of_vendor(host, _VENDOR) if device.kind != pci.COMPUTE]
+    devices = [device for device in gpus if not _integrated(device)]
+    gaudi = _gaudi(pci.of_vendor(host, _HABANA))
     if not devices:
-        return Detection()
+        return Detection(problems=gaudi)
     nodes = _nodes(host)
     listed, problems = _listed(host)
-    integrated = len(pci.of_vendor(host, _VENDOR)) - len(devices)
+    integrated = len(gpus) - len(devices)
     accelerators = [_accelerator(host, n, device, listed.get(device.bdf, {})) for n, device in enumerate(devices)]
     accelerators = [_checked(a, nodes) for a in _with_nodes(accelerators, nodes, integrated)]
     drivers = {device.driver for device in devices if device.driver in _KERNEL_DRIVERS}
@@ -49,15 +53,29 @@ def detect(host: Host) -> Detection:
     return Detection(
         accelerators=tuple(accelerators),
         driver={"version": found, "module": ", ".join(sorted(str(d) for d in drivers)) or None},
-        problems=tuple(_problems(devices, accelerators, nodes) + problems),
+        problems=(*_problems(devices, accelerators, nodes), *problems, *gaudi),
         nodes=tuple(nodes.values()),
         host_paths=frozenset(path for path in (_BY_PATH,) if host.exists(path)),
     )
 
 
 def _integrated(device: PciDevice) -> bool:
-    """Graphics inside a processor sits at 00:02.0; discrete cards are behind a bridge."""
-    return device.kind == pci.DISPLAY and device.bdf.endswith(":00:02.0") and _chip(device) is None
+    """Graphics inside a processor sits at 00:02.0, whatever its class; discrete cards are behind a bridge."""
+    return device.bdf.endswith(":00:02.0") and _chip(device) is None
+
+
+def _gaudi(cards: Sequence[PciDevice]) -> tuple[Problem, ...]:
+    if not cards:
+        return ()
+    names = ", ".join(sorted({_GAUDI.get(card.device, f"Gaudi (device id {card.device:#06x})") for card in cards}))
+    return (
+        _problem(
+            "unsupported-device",
+            "error",
+            f"{len(cards)} x Intel {names}: no lane has software for it",
+            "Intel's own containers (`--runtime=habana`) train on it; with fl use another machine, or the processor.",
+        ),
+    )
 
 
 def _chip(device: PciDevice) -> tuple[str, str] | None:
@@ -207,12 +225,6 @@ def grants(chosen: Sequence[Accelerator], hardware: Hardware, engine: EngineFact
     """The chosen devices' nodes; with several, /dev/dri/by-path, by which oneCCL finds them. Level Zero's user space is in the image."""
     if engine.name == "host":
         return Grants(environment=visibility(chosen, hardware), isolated=False)
-    if engine.name == "apptainer":
-        return Grants(
-            environment=visibility(chosen, hardware),
-            isolated=False,
-            notes=("apptainer maps every GPU; ZE_AFFINITY_MASK binds the run to the chosen ones",),
-        )
     devices = tuple(dict.fromkeys(path for a in chosen for path in a.nodes))
     groups = group_grants(devices, hardware, engine, "xpu")
     nameless = tuple(
