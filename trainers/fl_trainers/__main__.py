@@ -50,7 +50,6 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return ended.failed("Stopped", "interrupted", Stopped.exit_code)
     except Exception as error:  # noqa: BLE001 - whatever it was, the run's record must say so
-        traceback.print_exc()
         return _crash(ended, error)
     return 0
 
@@ -67,7 +66,7 @@ def _crash(ended: _Run, error: Exception) -> int:
     first = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower():
         hint = "a smaller per_device_train_batch_size or cutoff_len, quantization_bit: 4, or more devices with deepspeed"
-        return ended.failed("OutOfMemory", f"out of memory: {first}", TrainingError.exit_code, hint)
+        return ended.failed("OutOfMemory", f"out of memory: {'. '.join(first.split('. ')[:3])}", TrainingError.exit_code, hint)
     if isinstance(error, OSError) and error.errno in (28, 30, 13, 122):
         return ended.failed(
             "Output",
@@ -75,6 +74,7 @@ def _crash(ended: _Run, error: Exception) -> int:
             InputError.exit_code,
             "free space, or another output_dir",
         )
+    traceback.print_exc()
     return ended.failed(type(error).__name__, f"the training crashed: {type(error).__name__}: {first}", TrainingError.exit_code)
 
 

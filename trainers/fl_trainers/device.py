@@ -72,7 +72,7 @@ def choose(config: Config) -> Device:
     if kind == "cuda" and not (config.data.packing or config.data.neat_packing) and torch.version.hip is None:
         torch.backends.cuda.enable_cudnn_sdp(False)
         reasons["attention"] = "cuDNN attention off: it plans anew for every sequence length, and unpacked batches have many"
-    return Device(kind, module.get_device_name(index), _arch(module, index), module.device_count(), dtype, backend, reasons)
+    return Device(kind, module.get_device_name(index), _arch(kind, module, index, torch), module.device_count(), dtype, backend, reasons)
 
 
 def _import_npu() -> None:
@@ -82,14 +82,14 @@ def _import_npu() -> None:
         raise DeviceError(f"lane ascend: torch_npu cannot be imported: {error}", "`fl doctor` checks CANN and its environment") from error
 
 
-def _arch(module: Any, index: int) -> str | None:
+def _arch(kind: str, module: Any, index: int, torch: Any) -> str | None:
     """`sm_90`, `gfx942`, or None where torch does not tell."""
+    if kind != "cuda":
+        return None
     properties = module.get_device_properties(index)
-    gfx = getattr(properties, "gcnArchName", None)
-    if gfx:
-        return str(gfx).split(":")[0]
-    major, minor = getattr(properties, "major", None), getattr(properties, "minor", None)
-    return f"sm_{major}{minor}" if major is not None and minor is not None else None
+    if torch.version.hip is not None:  # elsewhere gcnArchName holds the device's name
+        return str(properties.gcnArchName).split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
 
 
 def _processor() -> str:

@@ -232,10 +232,10 @@ def _compare(session: Session) -> None:
     if _sharded(session):
         session.events.warn("comparison", "the answers before and after are left out: the model is spread over several devices")
         return
-    after = _ask(session)
     if session.adapter:
         with compare.without_adapter(session.model):
             session.before = _ask(session)
+    after = _ask(session)
     pairs = [{"prompt": p, "before": b, "after": a} for p, b, a in zip(prompts, session.before, after, strict=True)]
     artefacts.write_json(session.folder / "comparison.json", pairs)
     session.events.emit("comparison", answers=pairs)
