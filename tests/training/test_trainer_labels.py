@@ -118,6 +118,15 @@ def test_packs_are_trained_on(trainer: Trainer, config: Config) -> None:
         assert done.of("data")[0]["sequences"] < 12
 
 
+def test_packs_beside_an_evaluation_of_single_rows(trainer: Trainer, config: Config) -> None:
+    losses = {}
+    for name, data in {"plain": {}, "apart": {"packing": True, "neat_packing": True}}.items():
+        done = trainer.train(config(name, data={**data, "val_size": 6}, arguments={"learning_rate": 0.0, "max_steps": 1}))
+        assert done.code == 0, done.output
+        losses[name] = done.of("eval")[-1]["eval_loss"]
+    assert losses["apart"] == pytest.approx(losses["plain"], abs=1e-4)
+
+
 def test_a_model_without_a_template_takes_the_stated_default(trainer: Trainer, config: Config, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     trainer.check("bare_model_folder", str(folder), [row["instruction"] + row["output"] for row in SUMS])

@@ -16,7 +16,7 @@ from fl_trainers.data import pipeline
 from fl_trainers.data.collator import Collator
 from fl_trainers.data.formats import Report
 from fl_trainers.device import Device
-from fl_trainers.errors import Stopped
+from fl_trainers.errors import InputError, Stopped
 from fl_trainers.progress import Events, log, rank, world_size
 from fl_trainers.stop import stop
 
@@ -105,6 +105,8 @@ def build_loop(session: Session, *, apart: bool = False, **more: Any) -> Any:
     prepared = session.prepared
     if prepared is None:
         raise AssertionError("rows are tokenized before the loop is built")
+    if str(session.arguments.eval_strategy.value) != "no" and not prepared.eval:
+        raise InputError("eval_strategy is set, but there are no rows to evaluate on", "`val_size:` or `eval_dataset:` in the recipe")
     session.follow = Follow(session.events, session.device, session.folder)
     pad = session.tokenizer.pad_token_id
     multiple = 1 if session.device.type == "cpu" else 8

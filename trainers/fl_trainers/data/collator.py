@@ -38,7 +38,7 @@ class Collator:
             tokens += length
             if self.apart:
                 at = 0
-                for part in [*row["parts"], width - length]:
+                for part in [*(row.get("parts") or [length]), width - length]:
                     positions[number, at : at + part] = torch.arange(part)
                     if at < width:
                         labels[number, at] = IGNORE  # the first token of a part does not follow from the part before
