@@ -234,7 +234,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no such module": ({"method": {"lora": {"target": ["q_porj"]}}}, "the model has no module q_porj"),
     "output not writable": ({"training": {"output_dir": "/proc/fl-out"}}, "output_dir /proc/fl-out cannot be written"),
     "nothing to evaluate": ({"arguments": {"eval_strategy": "steps", "eval_steps": 2}}, "no rows to evaluate on"),
-    "arguments that do not fit": ({"arguments": {"load_best_model_at_end": True, "save_strategy": "steps"}}, "the training arguments do not fit together"),
+    "arguments that do not fit": (
+        {"arguments": {"load_best_model_at_end": True, "save_strategy": "steps"}},
+        "the training arguments do not fit together",
+    ),
     "unknown stage": ({"method": {"stage": "dpo"}}, "stage dpo is not known"),
 }
 
