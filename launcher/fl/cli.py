@@ -21,6 +21,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "logs": ("fl.commands.runs:logs", "Print the log of a run."),
     "stop": ("fl.commands.runs:stop", "Stop a run: checkpoint, then end."),
     "env": ("fl.commands.env:env", "Print what a bug report needs."),
+    "doctor": ("fl.commands.doctor:doctor", "Check host, drivers, engines and permissions."),
 }
 
 

@@ -1,0 +1,89 @@
+"""`fl doctor`: every check of host, drivers, engine, permissions, disk, registry, with what to do."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from fl import ui
+
+if TYPE_CHECKING:
+    from fl.findings import Finding
+
+_MARKS: Final = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red"), "skipped": ("-", "dim")}
+_INDENT: Final = " " * 15
+
+
+@click.command(short_help="Check host, drivers, engines and permissions.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--fix", is_flag=True, help="Mend what is safe to mend, printing each command.")
+@click.option("--replay", type=click.Path(path_type=Path), help="Look at a recorded machine instead of this one (also FL_REPLAY).")
+def doctor(as_json: bool, fix: bool, replay: Path | None) -> None:
+    """Check this machine: what would keep a run from working, where that was seen, and the command that mends it.
+
+    Exits 3 (device), 6 (engine, disk) or 7 (image, registry) by the worst error, else 0.
+    """
+    from fl.doctor import examine, exit_code, to_json
+    from fl.doctor_facts import gather
+
+    facts = gather(replay)
+    if fix:
+        from fl.doctor_fix import mend
+
+        if mend(facts, sys.stdin.isatty() and sys.stderr.isatty()):
+            facts = gather(replay)
+    findings = examine(facts)
+    if as_json:
+        ui.document(to_json(findings))
+    else:
+        screen(findings)
+    sys.exit(exit_code(findings))
+
+
+def screen(findings: Sequence[Finding]) -> None:
+    """A line a finding; evidence and cure below what is not well."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    before = ""
+    for names, finding in _grouped(findings):
+        mark, style = _MARKS[finding.status]
+        title = "" if names == before else names
+        before = names
+        text = "\n".join(
+            _wrapped(f"{title:<12} {ui.clean(finding.finding)}" if len(title) < 13 else f"{title}: {finding.finding}", width - 2)
+        )
+        ui.out(f"{ui.paint(mark, style)} " + (ui.paint(text, "dim") if finding.status == "skipped" else text))
+        if finding.status in ("warning", "error"):
+            for seen in [e for e in finding.evidence if e.value not in finding.finding][:4]:
+                ui.out(ui.paint(f"{_INDENT}seen  ", "dim") + ui.clean(f"{seen.source}: {seen.value}"))
+        if finding.status != "ok":
+            for line in finding.remedy.splitlines():
+                ui.out(ui.paint(f"{_INDENT}try   ", "cyan") + ui.clean(line))
+    counts = Counter(finding.status for finding in findings)
+    ui.out()
+    words = ((counts["error"], "errors"), (counts["warning"], "warnings"), (counts["ok"], "ok"), (counts["skipped"], "skipped"))
+    ui.out(", ".join(f"{count} {word.removesuffix('s') if count == 1 else word}" for count, word in words))
+
+
+def _grouped(findings: Sequence[Finding]) -> list[tuple[str, Finding]]:
+    """Neighbours that were skipped for the same reason stand in one line."""
+    groups: list[tuple[str, Finding]] = []
+    for finding in findings:
+        names, last = groups[-1] if groups else ("", None)
+        if last is not None and finding.status == last.status == "skipped" and finding.finding == last.finding and not finding.remedy:
+            groups[-1] = (names if finding.check == last.check else f"{names}, {finding.check}", last)
+        else:
+            groups.append((finding.check, finding))
+    return groups
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    if width < 60:
+        return [text]
+    return textwrap.wrap(text, width, subsequent_indent=_INDENT, break_long_words=False, break_on_hyphens=False) or [text]
