@@ -13,7 +13,7 @@ from fl.hardware import Accelerator, Hardware, LaneName, Problem, names
 from fl.lanes import LANES
 
 _COUNT: Final = re.compile(r"count:(\d{1,4})")
-_NO_DEVICE: Final = ("", "-1", "NoDevFiles", "void", "none")
+_WITHHELD: Final = "device-withheld"
 _BDF: Final = re.compile(r"(?:([0-9a-fA-F]{1,8}):)?([0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7])")
 
 
@@ -41,25 +41,32 @@ def choose_lane(hardware: Hardware, requested: str = "auto") -> LaneName:
             f"--hw {lane}: no {LANES[lane].TITLE} device found; {found}" + (f" ({reason.message})" if reason else ""),
             "\n".join([*([reason.remedy] if reason and reason.remedy else []), f"--hw {others[0] if others else 'cpu'}", "fl hw"]),
         )
-    if not any(a.usable is not False for a in hardware.of_lane(lane)):
+    if not any(a.usable is not False for a in _within_reach(hardware, lane)):
         raise _unusable(hardware, [lane])
     return lane
 
 
 def _auto(hardware: Hardware) -> LaneName:
     present = [lane for lane in LANES if hardware.of_lane(lane)]
+    foreign = next((problem for problem in hardware.problems if problem.lane is None and problem.severity == "error"), None)
+    if not present and foreign is not None:
+        raise HardwareError(f"--hw auto: {foreign.message}", f"{foreign.remedy}\n--hw cpu")
     if not present:
         return next(lane for lane, module in LANES.items() if module.DRIVER is None)
-    sure = [lane for lane in present if any(a.usable for a in hardware.of_lane(lane))]
-    usable = sure or [lane for lane in present if any(a.usable is None for a in hardware.of_lane(lane))]
+    sure = [lane for lane in present if any(a.usable for a in _within_reach(hardware, lane))]
+    usable = sure or [lane for lane in present if any(a.usable is None for a in _within_reach(hardware, lane))]
     if not usable:
         raise _unusable(hardware, present)
     if len(usable) > 1:
-        told = " and ".join(f"{lane}: {names([a for a in hardware.of_lane(lane) if a.usable is not False])}" for lane in usable)
+        told = " and ".join(f"{lane}: {names([a for a in _within_reach(hardware, lane) if a.usable is not False])}" for lane in usable)
         raise HardwareError(
             f"--hw auto: this machine has usable devices of several lanes, {told}", "\n".join(f"--hw {lane}" for lane in (*usable, "cpu"))
         )
     return usable[0]
+
+
+def _within_reach(hardware: Hardware, lane: LaneName) -> tuple[Accelerator, ...]:
+    return tuple(a for a in hardware.of_lane(lane) if (lane, a.index) not in hardware.withheld)
 
 
 def _unusable(hardware: Hardware, lanes: Sequence[LaneName]) -> HardwareError:
@@ -74,6 +81,9 @@ def _unusable(hardware: Hardware, lanes: Sequence[LaneName]) -> HardwareError:
 
 def _reasons(hardware: Hardware, lanes: Sequence[LaneName]) -> list[Problem]:
     of_lanes = [problem for problem in hardware.problems if problem.lane in lanes]
+    out_of_reach = [problem for problem in of_lanes if problem.code == _WITHHELD]
+    if out_of_reach and not any(a.usable is False for lane in lanes for a in _within_reach(hardware, lane)):
+        return out_of_reach
     return [problem for problem in of_lanes if problem.severity == "error"] or of_lanes
 
 
@@ -83,14 +93,14 @@ def choose_devices(hardware: Hardware, lane: LaneName, spec: str | None = None) 
     A busy device is taken with a note, on a lane whose devices are exclusive it is left out. HardwareError for what is not there
     or not usable.
     """
-    module, devices = LANES[lane], hardware.of_lane(lane)
+    module, devices = LANES[lane], _within_reach(hardware, lane)
     if module.DRIVER is None:
         if spec:
             raise HardwareError(f"--devices {spec}: the {lane} lane has no devices to choose from", "Leave --devices out.")
         return (), ()
     usable = tuple(a for a in devices if a.usable is not False)
     if not usable:
-        raise _unusable(hardware, [lane]) if devices else HardwareError(f"no {module.TITLE} device found", "fl hw")
+        raise _unusable(hardware, [lane]) if hardware.of_lane(lane) else HardwareError(f"no {module.TITLE} device found", "fl hw")
     if spec is None:
         chosen, notes = _default(devices, module.EXCLUSIVE)
         return _one_partition(chosen, notes) if not module.PARTITIONS_TOGETHER else (chosen, notes)
@@ -170,6 +180,9 @@ def _named(spec: str, devices: tuple[Accelerator, ...], exclusive: bool, hardwar
     chosen: list[Accelerator] = []
     for word in [word for part in spec.split(",") for word in _spread(part.strip())]:
         device = _find(word, devices)
+        if device is None and _find(word, hardware.of_lane(lane)) is not None:
+            reason = next(problem for problem in hardware.problems if problem.lane == lane and problem.code == _WITHHELD)
+            raise HardwareError(f"--devices {spec}: device {word} is out of reach: {reason.message}", reason.remedy)
         if device is None:
             offered = ", ".join(str(a.index) for a in devices)
             known = [identifier for a in devices for identifier in (a.uuid, a.pci) if identifier]
@@ -227,28 +240,27 @@ def _list(devices: Sequence[Accelerator]) -> str:
 
 
 def restrict(hardware: Hardware, environment: Mapping[str, str]) -> tuple[Hardware, tuple[str, ...]]:
-    """(the hardware that the caller's own variables leave, notes). Indices and UUIDs are honoured; other forms are not, with a note.
+    """(the hardware with what the caller's variables, Slurm or Kubernetes withhold marked, notes).
 
     A record is another machine's: under a replay nothing is restricted.
     """
     if hardware.replayed:
         return hardware, ()
-    kept: list[Accelerator] = []
+    withheld: set[tuple[LaneName, int]] = set()
     notes: list[str] = []
+    problems: list[Problem] = []
     for lane, module in LANES.items():
         devices = hardware.of_lane(lane)
-        variable = next((name for name in module.VARIABLES if name in environment), None)
-        if variable is None or not devices:
-            kept += devices
+        found = module.restriction(devices, environment) if devices else None
+        if found is None:
             continue
-        value = environment[variable].strip()
-        named = [_find(word.strip().split(".")[0] if word.strip()[:1].isdigit() else word.strip(), devices) for word in value.split(",")]
-        chosen = [] if value in _NO_DEVICE else [device for device in named if device is not None]
-        if None in named and value not in _NO_DEVICE:
-            kept += devices
-            notes.append(f"{variable}={value} does not name devices of this machine by index or UUID: it is not honoured")
-            continue
-        kept += [device for device in devices if device in chosen]
-        if len(chosen) < len(devices):
-            notes.append(f"{variable}={value} leaves {_list(chosen) if chosen else 'no device'} of the lane {lane}")
-    return replace(hardware, accelerators=tuple(kept)), tuple(notes)
+        left = [a for a in devices if a.index in found.kept]
+        withheld |= {(lane, a.index) for a in devices if a.index not in found.kept}
+        text = f"{found.why} leaves {_list(left) if left else 'no device'} of the lane {lane}" + (f" ({found.note})" if found.note else "")
+        if len(left) < len(devices) or found.note:
+            notes.append(text)
+        if len(left) < len(devices):
+            variable = found.why.partition("=")[0]
+            remedy = f"Name other devices with {variable}, or unset it where it is not the scheduler's."
+            problems.append(Problem(code=_WITHHELD, severity="warning", lane=lane, message=text, remedy=remedy))
+    return replace(hardware, withheld=frozenset(withheld), problems=(*hardware.problems, *problems)), tuple(notes)

@@ -112,6 +112,8 @@ class Hardware:
     """Every device node seen that a lane may hand to a container, by path."""
     host_paths: frozenset[str] = frozenset()
     """Those of the vendors' host paths (driver libraries, tools) that exist."""
+    withheld: frozenset[tuple[LaneName, int]] = frozenset()
+    """(lane, index) of devices that the caller's environment or the scheduler takes out of reach. They stay listed: runtimes count them."""
     replayed: bool = False
 
     def of_lane(self, lane: LaneName) -> tuple[Accelerator, ...]:

@@ -11,19 +11,19 @@ from fl.hardware import Accelerator, Detection, Evidence, Node, Partition, Probl
 from fl.host import Host, Ran
 from fl.lanes import pci
 from fl.lanes.ascend_grants import FILES, INSTALL_INFO, MANAGERS, NETWORK, grants, visibility
+from fl.lanes.ascend_visible import restriction
 from fl.lanes.pci import PciDevice
 from fl.lanes.values import known, numbers, version
 
 if TYPE_CHECKING:  # the table's parser is loaded where there is a card
     from fl.lanes.npu_smi import NpuReport, NpuTable
 
-__all__ = ["DRIVER", "EXCLUSIVE", "PARTITIONS_TOGETHER", "TITLE", "VARIABLES", "detect", "grants", "visibility"]
+__all__ = ["DRIVER", "EXCLUSIVE", "PARTITIONS_TOGETHER", "TITLE", "detect", "grants", "restriction", "visibility"]
 
 TITLE = "Ascend"
 DRIVER = "ascend"
 EXCLUSIVE = True
 PARTITIONS_TOGETHER = True
-VARIABLES = ("ASCEND_RT_VISIBLE_DEVICES",)
 """A container owns its cards alone: one that is in use makes initialisation fail for all of them (-8020)."""
 _VENDOR: Final = 0x19E5
 _CHIPS: Final = {
@@ -35,14 +35,14 @@ _CHIPS: Final = {
     0xD803: "ascend910_93",
 }
 _NAMES: Final = (
-    (r"(Ascend ?)?910_?93\d*.*", "ascend910_93"),
+    (r"(Ascend ?)?910(_?93\d*.*|C\d?)", "ascend910_93"),
     (r"(Ascend ?)?(910B\d.*|A2G\d.*)", "ascend910b"),
     (r"(Ascend ?)?950.*", "ascend950"),
     (r"(Ascend ?)?(310P\d?.*|I2\d?)", "ascend310p"),
     (r"(Ascend ?)?310B\d?.*", "ascend310b"),
     (r"(Ascend ?)?310", "ascend310"),
     # "910B" without a digit is the first generation, as is 910A; the bare "Ascend910" is also what A3 prints (with Phy-ID).
-    (r"(Ascend ?)?910(A|B|C|ProA|ProB|PremiumA)", "ascend910"),
+    (r"(Ascend ?)?910(A|B|ProA|ProB|PremiumA)", "ascend910"),
 )
 _OTHERS: Final = (
     "davinci_manager_docker",
@@ -62,6 +62,7 @@ _OTHERS: Final = (
     "vo",
     "hdmi",
 )
+_FIRST_VIRTUAL: Final = 100
 _PREFIX: Final = "/usr/local/Ascend"
 
 
@@ -191,7 +192,8 @@ def _accelerator(facts: Facts, index: int, path: str | None, npu: NpuReport | No
         evidence.append(Evidence(path, "opens" if node.openable else f"does not open ({node.error})"))
     if npu:
         evidence.append(Evidence("npu-smi info", f"NPU {npu.npu} chip {npu.chip}: {name}, health {npu.health}"))
-    virtual = path is not None and path.startswith("/dev/vdavinci")
+    # The host names a virtual card vdavinciN, a container davinciN; either way N counts from 100.
+    virtual = path is not None and (path.startswith("/dev/vdavinci") or (_number(path) or 0) >= _FIRST_VIRTUAL)
     return Accelerator(
         lane="ascend",
         index=index,
@@ -203,7 +205,7 @@ def _accelerator(facts: Facts, index: int, path: str | None, npu: NpuReport | No
         nodes=(path,) if path else (),
         partition=Partition(kind="vnpu", profile=None, parent=None) if virtual else None,
         busy=True if facts.in_use else npu.busy if npu else None,
-        healthy=None if npu is None or npu.health is None else npu.health == "OK",
+        healthy=None if npu is None or npu.health is None else npu.health.upper() == "OK",
         evidence=tuple(evidence),
     )
 

@@ -10,12 +10,12 @@ from fl.grants import EngineFacts, Grants
 from fl.hardware import Accelerator, Cpu, Detection, Hardware
 from fl.host import Host
 from fl.lanes.values import known, whole
+from fl.lanes.visible import Restriction
 
 TITLE = "CPU"
 DRIVER = None
 EXCLUSIVE = False
 PARTITIONS_TOGETHER = True
-VARIABLES: tuple[str, ...] = ()
 _FEATURES: Final = re.compile(
     r"avx|avx2|avx_vnni|avx512\w*|amx_\w+|f16c|fma|sse4_2|asimd|asimddp|asimdhp|bf16|i8mm|sve\w*|sme(?!p)\w*|fphp"
 )
@@ -44,6 +44,12 @@ def grants(chosen: Sequence[Accelerator], hardware: Hardware, engine: EngineFact
     """A container needs nothing for the processor."""
     del chosen, hardware, engine
     return Grants()
+
+
+def restriction(devices: Sequence[Accelerator], environment: Mapping[str, str]) -> Restriction | None:
+    """There is nothing to restrict."""
+    del devices, environment
+    return None
 
 
 def visibility(chosen: Sequence[Accelerator], hardware: Hardware) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from fl.hardware import Accelerator, Detection, Evidence, Partition, Problem
 from fl.host import Host
 from fl.lanes.cuda_grants import grants, visibility
+from fl.lanes.cuda_visible import restriction
 from fl.lanes.nvidia_chips import arch_of_capability, arch_of_device, arch_of_name
 from fl.lanes.nvidia_kernel import Kernel, look
 from fl.lanes.nvidia_state import driver_problems, mixed, problem, unmapped, usable_now
@@ -19,13 +20,12 @@ if TYPE_CHECKING:  # the tools' parsers are loaded where there is something to a
     from fl.lanes.nvidia_report import GpuReport, MigReport
     from fl.lanes.nvidia_tools import Answer
 
-__all__ = ["DRIVER", "EXCLUSIVE", "PARTITIONS_TOGETHER", "TITLE", "VARIABLES", "detect", "grants", "visibility"]
+__all__ = ["DRIVER", "EXCLUSIVE", "PARTITIONS_TOGETHER", "TITLE", "detect", "grants", "restriction", "visibility"]
 
 TITLE = "NVIDIA"
 DRIVER = "nvidia"
 EXCLUSIVE = False
 PARTITIONS_TOGETHER = False
-VARIABLES = ("CUDA_VISIBLE_DEVICES",)
 _HOST_PATHS: Final = ("/usr/lib/wsl",)
 
 

@@ -109,7 +109,7 @@ def _chip(first: str, second: str, columns: str) -> NpuReport | None:
         index=npu if device is None else device,
         name=known(name),
         masked=bool(name.strip()) and known(name) is None,
-        health=known(one[1]),
+        health=known(one[1]) or ("UNKNOWN" if one[1].upper() == "UNKNOWN" else None),
         pci=bdf(two[1]),
         memory_mib=memory or None,
     )

@@ -16,16 +16,18 @@ from fl.lanes.amd_chips import CHIPS, DISCRETE, DISPLAY_ONLY
 from fl.lanes.groups import group_grants, missing_nodes
 from fl.lanes.kfd import KfdNode
 from fl.lanes.pci import PciDevice
+from fl.lanes.rocm_visible import restriction
 from fl.lanes.values import known, version, whole
 
 if TYPE_CHECKING:  # the tools' parsers are loaded where there is something to ask
     from fl.lanes.rocm_smi import AmdAnswer, AmdReport
 
+__all__ = ["DRIVER", "EXCLUSIVE", "PARTITIONS_TOGETHER", "TITLE", "detect", "grants", "restriction", "visibility"]
+
 TITLE = "AMD"
 DRIVER = "amdgpu"
 EXCLUSIVE = False
 PARTITIONS_TOGETHER = True
-VARIABLES = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 _VENDOR: Final = 0x1002
 _KFD: Final = "/dev/kfd"
 _DRIVER_FOLDER: Final = "/sys/module/amdgpu/drivers/pci:amdgpu"
@@ -374,11 +376,14 @@ def grants(chosen: Sequence[Accelerator], hardware: Hardware, engine: EngineFact
 
 
 def visibility(chosen: Sequence[Accelerator], hardware: Hardware) -> Mapping[str, str]:
-    """One level only, ROCr's: unique ids where every device has its own, else indices (partitions share the id of their device)."""
+    """By ROCr's level: unique ids where every device has its own, else indices (partitions share the id of their device)."""
     lane = hardware.of_lane("rocm")
     counts = Counter(a.uuid for a in lane)
+    # HIP counts again what ROCr leaves: all of it, whatever the caller's own HIP_VISIBLE_DEVICES was.
+    second = {"HIP_VISIBLE_DEVICES": ",".join(str(n) for n in range(len(chosen)))}
     if all(a.uuid and counts[a.uuid] == 1 for a in chosen):
-        return {"ROCR_VISIBLE_DEVICES": ",".join(a.uuid or "" for a in chosen)}
+        return {"ROCR_VISIBLE_DEVICES": ",".join(a.uuid or "" for a in chosen), **second}
     # Nodes that the kernel refuses are not counted by the runtime.
     refused = [a.index for a in lane if a.usable is False and a.pci is None]
-    return {"ROCR_VISIBLE_DEVICES": ",".join(str(a.index - sum(1 for index in refused if index < a.index)) for a in chosen)}
+    places = [a.index - sum(1 for index in refused if index < a.index) for a in chosen]
+    return {"ROCR_VISIBLE_DEVICES": ",".join(map(str, places)), **second}

@@ -44,7 +44,7 @@ class AmdAnswer:
 
 
 def ask(host: Host) -> AmdAnswer:
-    """amd-smi, then rocm-smi in JSON, then in text."""
+    """amd-smi, then rocm-smi in JSON, then in text, then rocminfo."""
     calls: tuple[tuple[tuple[str, ...], Callable[[str], tuple[AmdReport, ...]]], ...] = (
         (("amd-smi", "static", "--json"), parse_amd_smi),
         (("rocm-smi", "-a", "--json"), parse_rocm_smi_json),
@@ -67,12 +67,17 @@ def ask(host: Host) -> AmdAnswer:
         if gpus:
             return AmdAnswer(" ".join(argv), gpus)
     texts = [ran.stdout for option in (["--showproductname"], ["--showmeminfo", "vram"]) if (ran := host.run(["rocm-smi", *option])).ok]
-    return AmdAnswer("rocm-smi", parse_rocm_smi_text("\n".join(texts)), failed, malformed)
+    gpus = parse_rocm_smi_text("\n".join(texts))
+    if not gpus and (ran := host.run(["rocminfo"])).ok:
+        from fl.lanes.rocminfo import parse_rocminfo
+
+        return AmdAnswer("rocminfo", parse_rocminfo(ran.stdout), failed, malformed)
+    return AmdAnswer("rocm-smi", gpus, failed, malformed)
 
 
 def parse_amd_smi(text: str) -> tuple[AmdReport, ...]:
     """`amd-smi static --json`: a bare list up to 6.x, `{"gpu_data": [...]}` in 7.x; keys in upper case in places."""
-    value = json.loads(text[text.index("[") if text.lstrip().startswith("[") else text.index("{") :])
+    value = _document(text)
     entries = value.get("gpu_data", []) if isinstance(value, dict) else value
     return tuple(_amd_smi_gpu(n, _lower(entry)) for n, entry in enumerate(entries) if isinstance(entry, dict))
 
@@ -102,13 +107,24 @@ def _part(entry: dict[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _document(text: str) -> Any:
+    """The JSON document in a tool's output: warnings may stand before and after it, and hold brackets too."""
+    starts = [match.start() for match in re.finditer(r"^[ \t]*[\[{]", text, re.M)][:20] or [0]
+    for start in starts:
+        try:
+            return json.JSONDecoder().raw_decode(text[start:].lstrip())[0]
+        except json.JSONDecodeError:
+            continue
+    raise ValueError("no JSON document")
+
+
 def _lower(value: Any) -> Any:
     return {str(key).lower(): _lower(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
 def parse_rocm_smi_json(text: str) -> tuple[AmdReport, ...]:
     """`{"card0": {...}, "system": {...}}`; the spelling of keys changes with releases, warnings may precede."""
-    value = _lower(json.loads(text[text.index("{") :]))
+    value = _lower(_document(text))
     system = value.get("system")
     driver = version(str(system.get("driver version", ""))) if isinstance(system, dict) else None
     cards = [(int(key[4:]), card) for key, card in value.items() if re.fullmatch(r"card\d{1,4}", key) and isinstance(card, dict)]

@@ -14,15 +14,16 @@ from fl.lanes import pci
 from fl.lanes.groups import group_grants, missing_nodes
 from fl.lanes.pci import PciDevice
 from fl.lanes.values import bdf, known, version
+from fl.lanes.xpu_visible import HIERARCHY, restriction
+
+__all__ = ["DRIVER", "EXCLUSIVE", "PARTITIONS_TOGETHER", "TITLE", "detect", "grants", "restriction", "visibility"]
 
 TITLE = "Intel"
 DRIVER = "intel"
 EXCLUSIVE = False
 PARTITIONS_TOGETHER = True
-VARIABLES = ("ZE_AFFINITY_MASK",)
 _VENDOR: Final = 0x8086
 _HABANA: Final = 0x1DA3
-_GAUDI: Final = {0x1000: "Gaudi", 0x1020: "Gaudi 2", 0x1060: "Gaudi 3"}
 _KERNEL_DRIVERS: Final = ("xe", "i915")
 _BY_PATH: Final = "/dev/dri/by-path"
 _NODE: Final = re.compile(r"(renderD|card)\d{1,4}")
@@ -67,13 +68,13 @@ def _integrated(device: PciDevice) -> bool:
 def _gaudi(cards: Sequence[PciDevice]) -> tuple[Problem, ...]:
     if not cards:
         return ()
-    names = ", ".join(sorted({_GAUDI.get(card.device, f"Gaudi (device id {card.device:#06x})") for card in cards}))
+    ids = ", ".join(sorted({f"1da3:{card.device:04x}" for card in cards}))
     return (
-        _problem(
-            "unsupported-device",
-            "error",
-            f"{len(cards)} x Intel {names}: no lane has software for it",
-            "Intel's own containers (`--runtime=habana`) train on it; with fl use another machine, or the processor.",
+        Problem(
+            code="unknown-device",
+            severity="error",
+            message=f"{len(cards)} x Intel Gaudi ({ids}): fl does not support it, no lane has software for it",
+            remedy="Gaudi is trained on with Intel's own containers (`--runtime=habana`).",
         ),
     )
 
@@ -250,10 +251,15 @@ def grants(chosen: Sequence[Accelerator], hardware: Hardware, engine: EngineFact
     )
     missing = missing_nodes(devices, hardware, "xpu", "Load the driver (xe or i915), or start this container with its nodes.")
     return Grants(
-        devices=devices, groups=groups.groups, flags=groups.flags, mounts=mounts, problems=groups.problems + nameless + missing + absent
+        devices=devices,
+        groups=groups.groups,
+        flags=groups.flags,
+        mounts=mounts,
+        environment={HIERARCHY: "COMPOSITE"},
+        problems=groups.problems + nameless + missing + absent,
     )
 
 
 def visibility(chosen: Sequence[Accelerator], hardware: Hardware) -> Mapping[str, str]:
-    """Level Zero lists discrete GPUs first, in bus order."""
-    return {"ZE_AFFINITY_MASK": ",".join(str(a.index) for a in chosen)}
+    """Level Zero lists discrete GPUs first, in bus order; one device a card, also of cards with two tiles."""
+    return {HIERARCHY: "COMPOSITE", "ZE_AFFINITY_MASK": ",".join(str(a.index) for a in chosen)}
