@@ -47,6 +47,8 @@ class Chosen:
     """The packages that will be used are known to be the lock's."""
     reasons: tuple[plan.Reason, ...] = ()
     warnings: tuple[str, ...] = ()
+    image_platform: str | None = None
+    """Of a local image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +163,7 @@ def _container(question: Question, name: EngineName, notes: tuple[str, ...], fac
     image = plan.Image(
         reference=reference, source="pull" if remote else "none" if question.hardware.replayed else "build", file=_file(name, reference)
     )
-    built = None
+    built = platform = None
     if question.hardware.replayed:
         facts = ASSUMED[name]
     else:
@@ -172,7 +174,7 @@ def _container(question: Question, name: EngineName, notes: tuple[str, ...], fac
         local = engine.image(reference)
         if local is not None:
             image = plan.Image(reference=reference, digest=local.digest, source="local" if local.local else "pull", file=local.file)
-            built = local.labels.get("fl.lock.sha256")
+            built, platform = local.labels.get("fl.lock.sha256"), local.platform
     locked = lock.path(choice.stack.id, "train", question.hardware.platform)
     ours = None if locked is None else lock.sha256(locked)
     other = ("the image was built from another lock than this version of fl has",) if built and built != ours else ()
@@ -187,6 +189,7 @@ def _container(question: Question, name: EngineName, notes: tuple[str, ...], fac
         matches_lock=built is not None and built == ours,
         reasons=_reasons(choice, notes),
         warnings=other,
+        image_platform=platform,
     )
 
 

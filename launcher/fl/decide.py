@@ -25,7 +25,7 @@ from fl.resolve_model import ModelFacts, absolute, locate, model_facts
 
 if TYPE_CHECKING:
     from fl.engines.pythons import Difference
-    from fl.hardware import Accelerator, Hardware, LaneName
+    from fl.hardware import Accelerator, Hardware, LaneName, Problem
     from fl.recipe import Recipe
     from fl_trainers.config import Config
 
@@ -205,8 +205,8 @@ def _assemble(
     module = LANES[lane]
     on_host = engine.facts.name == "host"
     grants = Grants() if on_host else module.grants(chosen, hardware, engine.facts)
-    if hardware.replayed:  # a record need not hold every file of the machine
-        grants = replace(grants, problems=tuple(replace(p, severity="warning") for p in grants.problems))
+    named = bool(options.image or recipe.launcher.image)
+    grants = replace(grants, problems=_preflight(config, hardware, chosen, lane, engine, grants, named=named))
     hub, needs_network = inputs.hub(config), online(config)
     values = secret_values(config, hub, needs_network)
     cache = compile_cache(engine.stack.id, engine.image.digest or engine.lock_sha256, chosen)
@@ -256,6 +256,29 @@ def _assemble(
         folder=folder,
         cache=cache,
     )
+
+
+def _preflight(
+    config: Config, hardware: Hardware, chosen: tuple[Accelerator, ...], lane: LaneName, engine: Chosen, grants: Grants, *, named: bool
+) -> tuple[Problem, ...]:
+    """What would fail after the start."""
+    from fl import preflight
+    from fl.engines import environment
+
+    makes = engine.lock is not None and environment.ready(engine.lock, engine.stack.python) is None
+    facts = preflight.Facts(
+        engine=engine.facts,
+        lane=lane,
+        hardware=hardware,
+        chosen=chosen,
+        grants=grants,
+        image=engine.image,
+        image_platform=engine.image_platform,
+        named_image=named,
+        installs=str(environment.location(engine.lock, engine.stack.python)) if makes and engine.lock else None,
+        workers=int(config.training.arguments.get("dataloader_num_workers") or 0),
+    )
+    return preflight.findings(preflight.look(facts))
 
 
 def caller() -> plan.Caller:

@@ -14,11 +14,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from fl import builtin, engines, evidence, paths, runs, ui, wheel
-from fl.errors import EngineError, FlError, HardwareError, Interrupted, RecipeError, Terminated, TrainingError
+from fl.errors import FlError, HardwareError, Interrupted, RecipeError, Terminated, TrainingError
 from fl.plan import GRACE
 from fl.progress import View
 
 if TYPE_CHECKING:
+    from fl.causes import Cause
     from fl.decide import Decision
 
 _POLL: Final = 0.1
@@ -55,11 +56,11 @@ def caught() -> Iterator[Signals]:
 
 def preflight(decision: Decision) -> None:
     """What would fail later, said first: errors among the plan's findings, an image that is not there."""
+    from fl import preflight as checks
     from fl.choose_engine import missing_image
 
-    errors = [p for p in decision.plan.problems if p.severity == "error"]
-    if errors:
-        raise EngineError("\n".join(p.message for p in errors), "\n".join(p.remedy for p in errors))
+    if (error := checks.error(decision.plan.problems)) is not None:
+        raise error
     if decision.plan.image.source == "build":
         raise missing_image(decision.plan.engine, decision.stack.id, str(decision.plan.image.reference))
 
@@ -209,7 +210,15 @@ def judge(decision: Decision, ended: engines.Ended, signals: Signals) -> FlError
     kind = _EXITS.get(ended.exit_code, TrainingError)
     message = last or ended.reason or f"the trainer ended with exit code {ended.exit_code}"
     tail = "" if last else _tail(folder / "log.txt")
-    return kind(message + tail, remedy)
+    cause = _cause(folder, message)
+    return kind(message + tail, remedy) if cause is None else kind(f"{message}{tail}\ncause: {cause.cause}", f"{cause.cure}\n{remedy}")
+
+
+def _cause(folder: Path, message: str) -> Cause | None:
+    """A known one of the trainer's own words, else of the end of its log."""
+    from fl.causes import explain
+
+    return explain(message) or explain(_tail(folder / "log.txt", lines=200))
 
 
 def _tail(log: Path, lines: int = 12) -> str:

@@ -182,6 +182,9 @@ def test_a_killed_launcher_leaves_a_run_that_ps_tells_and_stop_ends(fl: Fl, tmp_
     assert stopped.returncode == 0, stopped.stderr
     assert trainers() == []
     assert name in fl("ps", "-a").stdout
+    evidence = json.loads((only_run() / "evidence.json").read_text())
+    assert (evidence["outcome"], evidence["failure"]["type"]) == ("failed", "Orphaned")
+    assert evidence["metrics"]["loss"]
 
 
 def test_a_loss_that_is_not_a_number_names_the_step(fl: Fl, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def screen(findings: Sequence[Finding]) -> None:
         title = "" if names == before else names
         before = names
         text = "\n".join(
-            _wrapped(f"{title:<12} {ui.clean(finding.finding)}" if len(title) < 13 else f"{title}: {finding.finding}", width - 2)
+            _wrapped(f"{title:<12} {ui.clean(finding.finding)}" if "," not in title else f"{title}: {finding.finding}", width - 2)
         )
         ui.out(f"{ui.paint(mark, style)} " + (ui.paint(text, "dim") if finding.status == "skipped" else text))
         if finding.status in ("warning", "error"):

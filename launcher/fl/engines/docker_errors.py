@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from fl.causes import explain
 from fl.errors import EngineError, FlError, HardwareError, ImageError, RecipeError
 from fl.plan import Plan
 
@@ -21,6 +22,8 @@ def explain_start(said: str, plan: Plan) -> FlError:
     for pattern, build in _CAUSES:
         if (match := re.search(pattern, text, re.I)) is not None:
             return build(match, shown, image, engine)
+    if (cause := explain(text)) is not None:
+        return cause.error(f"{engine} could not start the container: {shown}\ncause: {cause.cause}", cause.cure)
     return EngineError(f"{engine} could not start the container: {shown}", f"fl run --print-command … shows the command; {engine} info")
 
 
