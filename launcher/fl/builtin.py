@@ -77,6 +77,8 @@ def _install(requirements: Path, target: Path, environment: dict[str, str]) -> N
 
     import uv
 
+    from fl import pip_config
+
     command = [
         uv.find_uv_bin(),
         "pip",
@@ -85,11 +87,12 @@ def _install(requirements: Path, target: Path, environment: dict[str, str]) -> N
         "--python",
         sys.executable,
         "--no-deps",
+        *pip_config.uv_flags(os.environ),
         "--require-hashes",
         "--target",
         str(target),
     ]
-    command += ["--link-mode", "copy", "--requirements", str(requirements)]
+    command += ["--link-mode", "copy", *pip_config.uv_flags(os.environ), "--requirements", str(requirements)]
     done = subprocess.run(command, env={**os.environ, **environment, "UV_NO_CONFIG": "1"}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise EngineError(

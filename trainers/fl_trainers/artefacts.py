@@ -88,6 +88,11 @@ def _use(config: Config, *, adapter: bool) -> list[str]:
             f'tokenizer = AutoTokenizer.from_pretrained("{here}")',
         ]
     return [
+        *(
+            ["# the base was made from a GGUF file into fl's cache; any `fl run` with that model makes it again"]
+            if config.model.kind == "gguf"
+            else []
+        ),
         "from peft import AutoPeftModelForCausalLM",
         "from transformers import AutoTokenizer",
         f'model = AutoPeftModelForCausalLM.from_pretrained("{here}")  # finds its base model by the name in adapter_config.json',

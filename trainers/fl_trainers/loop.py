@@ -28,6 +28,8 @@ def arguments_of(config: Config, device: Device) -> TrainingArguments:
     given.setdefault("dataloader_pin_memory", device.type != "cpu")
     if not config.data.shuffle:
         given.setdefault("train_sampling_strategy", "sequential")
+    if config.model.liger:
+        given.setdefault("use_liger_kernel", True)
     if config.method.pure_bf16:
         given["bf16"] = False
     if world_size() > 1:
