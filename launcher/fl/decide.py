@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl import builtin, inputs, matrix, memory, paths, plan, portability, resolve, settings
+from fl import builtin, inputs, matrix, memory, paths, plan, portability, resolve, settings, wheel
 from fl.choose_engine import Chosen, choose_engine
 from fl.detect import detect, open_host
 from fl.devices import choose_devices, choose_lane, restrict
@@ -24,7 +24,6 @@ from fl.lanes import LANES
 from fl.resolve_model import ModelFacts, absolute, locate, model_facts
 
 if TYPE_CHECKING:
-    from fl.engines.pythons import Difference
     from fl.hardware import Accelerator, Hardware, LaneName, Problem
     from fl.recipe import Recipe
     from fl_trainers.config import Config
@@ -64,9 +63,6 @@ class Decision:
     stack: matrix.Stack
     lock: Path | None
     """The lock that a host environment is made from; None: an image or interpreter is taken as it is."""
-    differences: tuple[Difference, ...] = ()
-    """How the interpreter of `--python` differs from the lock."""
-    matches_lock: bool = False
     secrets: Mapping[str, str] = field(default_factory=dict)
     """Name → value. Never printed, never in the plan."""
     folder: Path
@@ -241,6 +237,8 @@ def _assemble(
         recipe_sha256=recipe.sha256,
         matrix_sha256=matrix_sha256,
         lock_sha256=engine.lock_sha256,
+        matches_lock=engine.matches_lock,
+        trainer_sha256=wheel.code_sha256(),
     )
     return Decision(
         plan=plan.make(request),
@@ -250,8 +248,6 @@ def _assemble(
         chosen=chosen,
         stack=engine.stack,
         lock=engine.lock,
-        differences=engine.differences,
-        matches_lock=engine.matches_lock,
         secrets=values,
         folder=folder,
         cache=cache,

@@ -8,10 +8,9 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from fl.decide import Decision
+from fl.lanes import LANES
 
 Outcome = Literal["passed", "failed", "refused"]
 
@@ -31,52 +30,65 @@ def identified(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def make(
-    decision: Decision, trainer: Mapping[str, Any], outcome: Outcome, failure: Mapping[str, str] | None, trainer_sha256: str
-) -> dict[str, Any]:
-    """A run's evidence. `trainer` is the trainer's own record.json, empty where it did not get that far."""
-    plan, config = decision.plan, decision.config
-    model, accelerator = trainer.get("model") or {}, trainer.get("accelerator") or {}
-    driver = next((d.get("version") for d in decision.hardware.drivers.values()), None) if decision.chosen else None
+def of_run(folder: Path, outcome: Outcome, failure: Mapping[str, str] | None) -> dict[str, Any]:
+    """The evidence of a run, from the files in its folder: so that also the run of a launcher that died leaves its own.
+
+    A file that is missing or broken leaves its fields null.
+    """
+    plan, config, hardware, trainer = (_read(folder / name) for name in ("plan.json", "config.json", "hardware.json", "record.json"))
+    model, wanted, method = _part(trainer, "model"), _part(config, "model"), _part(config, "method")
+    image = _part(plan, "image")
     return identified({
         "schema": 1,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "outcome": outcome,
-        "lane": plan.lane,
-        "stack": plan.stack,
+        "lane": plan.get("lane"),
+        "stack": plan.get("stack"),
         "model": {
-            "name": config.model.name,
+            "name": wanted.get("name"),
             **{key: model.get(key) for key in ("model_type", "architecture", "parameters", "config_sha256")},
-            "revision": config.model.revision if config.model.kind == "hub" else None,
+            "revision": wanted.get("revision") if wanted.get("kind") == "hub" else None,
         },
         "method": {
-            "stage": config.method.stage,
-            "finetuning_type": config.method.finetuning_type,
-            "quantization_bit": config.model.quantization.bits if config.model.quantization else None,
+            "stage": method.get("stage"),
+            "finetuning_type": method.get("finetuning_type"),
+            "quantization_bit": _part(wanted, "quantization").get("bits"),
             "trainable_parameters": model.get("trainable_parameters"),
-            "dtype": accelerator.get("dtype"),
+            "dtype": model.get("dtype"),
         },
-        "accelerator": {
-            "name": decision.chosen[0].name if decision.chosen else decision.hardware.cpu.model,
-            "arch": decision.chosen[0].arch if decision.chosen else decision.hardware.arch,
-            "count": len(decision.chosen),
-            "driver": driver,
-            "seen_by_trainer": accelerator.get("name"),
-        },
-        "image": None if plan.image.reference is None else {"reference": plan.image.reference, "digest": plan.image.digest},
+        "accelerator": _accelerator(plan, hardware, trainer),
+        "image": {"reference": image["reference"], "digest": image.get("digest")} if image.get("reference") else None,
         "environment": {
-            "engine": plan.engine,
-            "lock_sha256": plan.lock_sha256,
-            "matches_lock": decision.matches_lock,
-            "versions": trainer.get("versions") or {},
+            "engine": plan.get("engine"),
+            "lock_sha256": plan.get("lock_sha256"),
+            "matches_lock": plan.get("matches_lock", False),
+            "versions": _part(trainer, "versions"),
         },
-        "recipe_sha256": plan.recipe_sha256,
-        "trainer_sha256": trainer_sha256,
-        "matrix_sha256": plan.matrix_sha256,
-        "metrics": trainer.get("metrics") or {"loss": [], "tokens_per_second": None, "peak_memory_mib": None},
+        "recipe_sha256": plan.get("recipe_sha256"),
+        "trainer_sha256": plan.get("trainer_sha256"),
+        "matrix_sha256": plan.get("matrix_sha256"),
+        "metrics": _part(trainer, "metrics") or {"loss": [], "tokens_per_second": None, "peak_memory_mib": None},
         "reference": None,
         "failure": dict(failure) if failure else None,
     })  # fmt: skip
+
+
+def _accelerator(plan: Mapping[str, Any], hardware: Mapping[str, Any], trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """The devices of the plan, with the driver that was found for their lane; the processor where there are none."""
+    indices, lane = plan.get("accelerators") or [], plan.get("lane")
+    devices = [a for a in hardware.get("accelerators") or [] if a.get("lane") == lane and a.get("index") in indices]
+    first = devices[0] if devices else {"name": _part(hardware, "cpu").get("model"), "arch": hardware.get("arch")}
+    drivers = hardware.get("drivers") or {}
+    driver = _part(drivers, str(LANES[lane].DRIVER)) if lane in LANES and devices else {}
+    return {
+        "name": first.get("name"), "arch": first.get("arch"), "count": len(devices), "driver": driver.get("version"),
+        "seen_by_trainer": _part(trainer, "accelerator").get("name"),
+    }  # fmt: skip
+
+
+def _part(document: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = document.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def finite(value: Any) -> Any:
@@ -88,10 +100,9 @@ def finite(value: Any) -> Any:
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def read_trainer(folder: Path) -> dict[str, Any]:
-    """What the trainer recorded; empty where it recorded nothing or half of something."""
+def _read(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return finite(record) if isinstance(record, dict) else {}
+    return finite(document) if isinstance(document, dict) else {}

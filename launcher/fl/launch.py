@@ -175,8 +175,8 @@ def _follow(started: engines.Started, run: runs.Run, view: View, signals: Signal
         events, offset = runs.read_events(run.folder / "events.jsonl", offset)
         for event in events:
             view.event(event)
-            if event.get("event") in ("save", "step"):
-                run.note("saving" if event["event"] == "save" else "running")
+            if event.get("event") in ("saving", "step"):
+                run.note("saving" if event["event"] == "saving" else "running")
         if ended is not None:
             return ended
         if (signals.interrupts or signals.terminated) and not asked:
@@ -192,26 +192,42 @@ def _follow(started: engines.Started, run: runs.Run, view: View, signals: Signal
 
 def judge(decision: Decision, ended: engines.Ended, signals: Signals) -> FlError | None:
     """What the end of the trainer means; None: it passed."""
-    folder = decision.folder
+    folder, again = decision.folder, _again(decision)
     remedy = f"fl logs {decision.plan.run}"
-    if signals.interrupts or signals.terminated:
-        what = f"the run was stopped; continue with the same command (it resumes from {decision.config.training.output_dir})"
-        return Interrupted(what, remedy) if signals.interrupts else Terminated(what, remedy)
     if ended.exit_code == 0:
         return None
+    if signals.interrupts or signals.terminated:
+        return (Interrupted if signals.interrupts else Terminated)(f"the run was stopped; {again}", remedy)
     last = runs.last_error(folder / "events.jsonl")
+    code = _told(ended, folder)
     if ended.oom:
         return TrainingError(
             "the training was killed: out of memory" + (f" ({ended.reason})" if ended.reason else ""),
             f"per_device_train_batch_size=1, a smaller cutoff_len, or a smaller model\n{remedy}",
         )
-    if ended.exit_code == 143:
-        return Terminated("the training was stopped from outside (SIGTERM); the same command resumes it", remedy)
-    kind = _EXITS.get(ended.exit_code, TrainingError)
-    message = last or ended.reason or f"the trainer ended with exit code {ended.exit_code}"
+    if code == 143:
+        return Terminated(f"the training was stopped from outside (SIGTERM); {again}", remedy)
+    kind = _EXITS.get(code, TrainingError)
+    message = last or ended.reason or f"the trainer ended with exit code {code}"
     tail = "" if last else _tail(folder / "log.txt")
     cause = _cause(folder, message)
     return kind(message + tail, remedy) if cause is None else kind(f"{message}{tail}\ncause: {cause.cause}", f"{cause.cure}\n{remedy}")
+
+
+def _told(ended: engines.Ended, folder: Path) -> int:
+    """The exit code; torchrun makes 1 of everything, so there the trainer's own last words count."""
+    from fl.run_status import told_exit
+
+    told = told_exit(runs.last_events(folder / "events.jsonl"))
+    return told if ended.exit_code == 1 and told else ended.exit_code
+
+
+def _again(decision: Decision) -> str:
+    """What the same command does next time."""
+    training = decision.config.training
+    if training.overwrite_output_dir:
+        return f"its last checkpoint is in {training.output_dir}; overwrite_output_dir=false goes on from it, the same command starts anew"
+    return f"the same command goes on from the last checkpoint in {training.output_dir}"
 
 
 def _cause(folder: Path, message: str) -> Cause | None:
@@ -232,9 +248,8 @@ def _tail(log: Path, lines: int = 12) -> str:
 def _close(decision: Decision, run: runs.Run, error: FlError | None) -> dict[str, Any]:
     """State and evidence of the end, whatever it was; then the error, if there is one."""
     (run.folder / "secrets.json").unlink(missing_ok=True)
-    trainer = evidence.read_trainer(run.folder)
     failure = None if error is None else {"type": type(error).__name__, "message": error.message[:2000]}
-    record = evidence.make(decision, trainer, "passed" if error is None else "failed", failure, wheel.code_sha256())
+    record = evidence.of_run(run.folder, "passed" if error is None else "failed", failure)
     runs.write_json(run.folder / "evidence.json", record)
     if error is None:
         run.update("finished", exit_code=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from fl import runs, ui
 from fl.engines import UNKNOWN_EXIT, Ended, Started, processes
@@ -76,6 +77,7 @@ def close(status: RunStatus, ended: Ended) -> None:
         code = told if ended.exit_code == UNKNOWN_EXIT else ended.exit_code
         message = "finished after its launcher had gone" if code == 0 else "stopped after its launcher had gone"
         runs.Run(status.folder, state).update("finished" if code == 0 else "stopped", exit_code=code, message=message)
+        _write_evidence(status.folder, code, message)
 
 
 def clean(status: RunStatus) -> None:
@@ -94,3 +96,13 @@ def clean(status: RunStatus) -> None:
     (status.folder / "secrets.json").unlink(missing_ok=True)
     final = replace(state, state="lost") if status.state not in runs.FINAL else state
     runs.Run(status.folder, final).update(status.state, exit_code=status.exit_code, message=status.message)  # type: ignore[arg-type]
+    _write_evidence(status.folder, status.exit_code, status.message or status.state)
+
+
+def _write_evidence(folder: Path, code: int | None, message: str) -> None:
+    """The evidence that the launcher would have written."""
+    from fl import evidence
+
+    failure = None if code == 0 else {"type": "Orphaned", "message": message}
+    if not (folder / "evidence.json").exists():
+        runs.write_json(folder / "evidence.json", evidence.of_run(folder, "passed" if code == 0 else "failed", failure))

@@ -30,11 +30,25 @@ def test_what_is_no_number_is_no_evidence() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00"])
-def test_half_a_record_of_the_trainer_is_none(tmp_path: Path, text: str) -> None:
-    (tmp_path / "record.json").write_text(text)
-    assert evidence.read_trainer(tmp_path) == {}
+def test_broken_files_leave_their_fields_null(tmp_path: Path, text: str) -> None:
+    for name in ("plan.json", "config.json", "hardware.json", "record.json"):
+        (tmp_path / name).write_text(text)
+    record = evidence.of_run(tmp_path, "failed", {"type": "Orphaned", "message": "x"})
+    assert record["outcome"] == "failed"
+    assert record["model"]["name"] is None
+    assert record["environment"]["matches_lock"] is False
+    assert record["metrics"]["loss"] == []
 
 
 def test_a_loss_that_is_no_number_is_null(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text('{"metrics": {"loss": [1.0, NaN, Infinity]}}')
-    assert evidence.read_trainer(tmp_path) == {"metrics": {"loss": [1.0, None, None]}}
+    assert evidence.of_run(tmp_path, "failed", None)["metrics"] == {"loss": [1.0, None, None]}
+
+
+def test_devices_and_driver_are_those_of_the_plan(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps({"lane": "cuda", "accelerators": [1]}))
+    devices = [{"lane": "cuda", "index": n, "name": f"GPU {n}", "arch": "sm_90"} for n in (0, 1)]
+    hardware = {"accelerators": devices, "drivers": {"amdgpu": {"version": "6"}, "nvidia": {"version": "580.1"}}}
+    (tmp_path / "hardware.json").write_text(json.dumps(hardware))
+    accelerator = evidence.of_run(tmp_path, "passed", None)["accelerator"]
+    assert (accelerator["name"], accelerator["count"], accelerator["driver"]) == ("GPU 1", 1, "580.1")

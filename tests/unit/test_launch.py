@@ -18,7 +18,9 @@ from fl.errors import FlError, Interrupted, RecipeError, Terminated, TrainingErr
 
 def decision(folder: Path) -> Any:
     return SimpleNamespace(
-        folder=folder, plan=SimpleNamespace(run="r-1"), config=SimpleNamespace(training=SimpleNamespace(output_dir="/saves/x"))
+        folder=folder,
+        plan=SimpleNamespace(run="r-1"),
+        config=SimpleNamespace(training=SimpleNamespace(output_dir="/saves/x", overwrite_output_dir=False)),
     )
 
 
@@ -65,6 +67,19 @@ def test_a_stop_is_a_stop_whatever_the_trainer_says(tmp_path: Path, signals: lau
     assert isinstance(error, kind)
     assert error.exit_code == code
     assert "/saves/x" in error.message
+
+
+def test_what_torchrun_hides_is_told_by_the_trainer(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text(json.dumps({"event": "end", "outcome": "stopped", "exit": 143}) + "\n")
+    assert isinstance(launch.judge(decision(tmp_path), Ended(1), launch.Signals()), Terminated)
+    (tmp_path / "events.jsonl").write_text(json.dumps({"event": "error", "message": "no rows", "exit": 5}) + "\n")
+    error = launch.judge(decision(tmp_path), Ended(1), launch.Signals())
+    assert isinstance(error, RecipeError)
+    assert "no rows" in error.message
+
+
+def test_a_run_that_finished_before_the_signal_has_passed(tmp_path: Path) -> None:
+    assert launch.judge(decision(tmp_path), Ended(0), launch.Signals(interrupts=1)) is None
 
 
 def test_signals_become_values_and_handlers_come_back() -> None:
