@@ -72,6 +72,14 @@ def _cdi(match: re.Match[str], shown: str, image: str, engine: str) -> FlError:
     return EngineError(f"{engine} knows no such device: {shown}", "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml")
 
 
+def _gone(match: re.Match[str], shown: str, image: str, engine: str) -> FlError:
+    """The plan's own mounts are looked at before: this one comes from a CDI spec that is older than the driver."""
+    return EngineError(
+        f"A CDI spec names {match[1]}, which is gone: the driver was changed since",
+        "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml",
+    )
+
+
 def _device(match: re.Match[str], shown: str, image: str, engine: str) -> FlError:
     return HardwareError(f"A device of the plan is not there: {shown}", "fl hw shows the devices that this machine has now")
 
@@ -111,6 +119,7 @@ _CAUSES = (
     (r"could not select device driver|nvidia-container-(cli|runtime-hook).*not found", _no_gpu),
     (r"unsatisfied condition: (cuda|driver)", _old_driver),
     (r"CDI device|unresolvable", _cdi),
+    (r'error mounting "([^"]+)" to rootfs at [^:]+: (?:stat|open) [^:]+: no such file', _gone),
     (r"setting rlimits?.*type (\d+)", _rlimit),
     (r"bind source path does not exist|statfs .*no such file|mount source", _mount),
     (r"gathering device information|stat /dev/\S+: no such file|adding custom device", _device),

@@ -1,0 +1,73 @@
+"""`fl run --engine podman` on a real podman: training in the image that fl built, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fl import engines
+from fl.engines.podman import environment
+from fl.errors import EngineError
+from fl.images import tags
+
+pytestmark = pytest.mark.engine
+Fl = Callable[..., "subprocess.CompletedProcess[str]"]
+STACK = "cpu-torch213"
+
+
+def podman(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["podman", *words], env=environment(), capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="module")
+def image() -> str:
+    """The CPU row's image in podman's store; taken over from Docker's where that has it, which takes a minute or two."""
+    answer = engines.ask("podman")
+    if isinstance(answer, EngineError):
+        pytest.skip(f"no podman: {answer.message}")
+    reference = tags.reference(STACK)
+    if podman("image", "exists", reference).returncode:
+        save = subprocess.Popen(["docker", "save", reference], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        loaded = subprocess.run(
+            ["podman", "load"], env=environment(), stdin=save.stdout, capture_output=True, text=True, timeout=600, check=False
+        )
+        if save.wait() or loaded.returncode:
+            pytest.skip(f"no image {reference} in docker to load into podman: {loaded.stderr[-200:]}")
+    probe = podman("run", "--rm", "--network", "none", reference, "true")
+    if probe.returncode:
+        pytest.skip(f"this podman starts nothing: {probe.stderr.strip()[-200:]}")
+    return reference
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    before = podman("ps", "--all", "--quiet").stdout.split()
+    yield
+    assert podman("ps", "--all", "--quiet").stdout.split() == before
+
+
+def test_it_trains_in_the_image(fl: Fl, tmp_path: Path, image: str, nothing_left: None) -> None:
+    done = fl("run", "--engine", "podman", "--json", "tiny-sft", f"output_dir={tmp_path}/out", timeout=240)
+    assert done.returncode == 0, done.stderr
+    evidence = json.loads(done.stdout)
+    assert evidence["image"]["reference"] == image and evidence["environment"]["matches_lock"] is True
+    assert evidence["metrics"]["loss"][-1] < evidence["metrics"]["loss"][0] * 0.7
+    owners = {(p.stat().st_uid, p.stat().st_gid) for p in (tmp_path / "out").rglob("*")}
+    assert owners == {(os.getuid(), os.getgid())}
+    (run,) = (Path(os.environ["XDG_STATE_HOME"]) / "fl" / "runs").iterdir()
+    plan = json.loads((run / "plan.json").read_text())
+    assert plan["argv"][:2] == ["podman", "run"] and plan["options"]["network"] == "none"
+    assert "step 20/20" in (run / "log.txt").read_text()
+
+
+def test_a_failure_of_the_trainer_is_told_and_cleaned_up(fl: Fl, tmp_path: Path, image: str, nothing_left: None) -> None:
+    data = tmp_path / "bad.jsonl"
+    data.write_text('{"instruction": 1')
+    done = fl("run", "--engine", "podman", "tiny-sft", f"dataset={data}", f"output_dir={tmp_path}/out", timeout=240)
+    assert done.returncode in (5, 10), done.stderr
+    assert "bad" in done.stderr
