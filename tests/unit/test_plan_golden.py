@@ -52,10 +52,10 @@ def normal(text: str, plan: dict[str, Any], replacements: dict[str, str]) -> str
     for found, name in replacements.items():
         text = text.replace(found, name)
     text = text.replace(plan["run"], "RUN")
+    text = re.sub(r"/code/[0-9a-f]{16}", "/code/TRAINER_SHA256-16", text)
     for key in ("matrix_sha256", "recipe_sha256", "lock_sha256", "trainer_sha256"):
         if plan[key]:
             text = text.replace(plan[key], key.upper()).replace(plan[key][:12], f"{key.upper()}-12")
-    text = re.sub(r"/code/[0-9a-f]{16}", "/code/TRAINER_SHA256-16", text)
     text = re.sub(r"/environments/[0-9a-f]{16}", "/environments/LOCK-16", text)
     return text
 
