@@ -82,6 +82,25 @@ class Index(Row):
     confidence: Confidence
 
 
+class Chip(Row):
+    """Since when a chip is known."""
+
+    runtime: str
+    """First runtime release whose compilers know it."""
+    driver: str
+    """No driver older than this one knows it."""
+
+
+class Forward(Row):
+    """A package that lets a newer runtime run on an older driver, and the products that it is allowed on."""
+
+    package: str
+    """Name with `{major}` and `{minor}` of the runtime."""
+    products: tuple[str, ...]
+    """Words of product names."""
+    source: str
+
+
 class Drivers(Row):
     """What a runtime (CUDA, ROCm, CANN) asks of the kernel driver."""
 
@@ -93,6 +112,13 @@ class Drivers(Row):
     """Runtime release, or the start of one (`13`), → oldest driver it runs on."""
     shipped: dict[str, str] = Field(default_factory=dict)
     """Runtime release → the driver that came with it; newer than the floor."""
+    newest: dict[str, str] = Field(default_factory=dict)
+    """Runtime release, or the start of one → newest driver that the vendor documents it with; a newer one is only warned of."""
+    translates: str | None = None
+    """What the driver itself compiles (PTX): for that it must be as new as the one that shipped with the runtime."""
+    chips: dict[str, Chip] = Field(default_factory=dict)
+    """Chips that not every driver and compiler in use knows."""
+    forward: Forward | None = None
     windows: dict[str, str] = Field(default_factory=dict)
     """Driver → runtime releases, where the vendor names ranges in numbers that detection does not see."""
     rules: tuple[str, ...] = ()
@@ -100,13 +126,19 @@ class Drivers(Row):
     confidence: Confidence
 
     def floor(self, release: str) -> str | None:
-        """The oldest driver for a runtime release, by the longest key that it starts with."""
-        parts = release.split(".")
-        for length in range(len(parts), 0, -1):
-            found = self.floors.get(".".join(parts[:length]))
-            if found is not None:
-                return found
-        return None
+        """The oldest driver for a runtime release."""
+        return _by_prefix(self.floors, release)
+
+    def newest_known(self, release: str) -> str | None:
+        """The newest driver that a runtime release is documented with."""
+        return _by_prefix(self.newest, release)
+
+
+def _by_prefix(table: dict[str, str], release: str) -> str | None:
+    """The entry with the longest key that a release starts with, part by part."""
+    parts = release.split(".")
+    keys = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((table[key] for key in keys if key in table), None)
 
 
 class ModelType(Row):

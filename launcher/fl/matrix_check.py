@@ -10,7 +10,7 @@ from typing import Final
 from packaging.version import Version
 
 from fl.errors import MatrixError
-from fl.matrix import Flavor, Incompatibility, Matrix, Stack
+from fl.matrix import Drivers, Flavor, Incompatibility, Matrix, Stack
 from fl.matrix_form import Finding, Location, Places, nearest, read_form
 from fl.versions import driver_below, driver_clauses, driver_key, fits, is_specifier, is_version
 
@@ -71,11 +71,12 @@ def _tables(matrix: Matrix) -> Found:
         for name, version in pins.items():
             yield from _exact(("layers", layer, name), version)
     for runtime, table in matrix.drivers.items():
-        for key in ("floors", "shipped"):
+        for key in ("floors", "shipped", "newest"):
             for release, version in getattr(table, key).items():
                 if driver_key(version) is None:
                     path = ("drivers", runtime, key, release)
                     yield path, f"'{version}' is not a driver version", "write numbers with dots, e.g. 580.65.06"
+        yield from _driver_tables(runtime, table)
         yield from _sourced(("drivers", runtime, "source"), table.source)
     for index, entry in matrix.indexes.items():
         yield from _sourced(("indexes", index, "source"), entry.source)
@@ -88,6 +89,19 @@ def _tables(matrix: Matrix) -> Found:
                     yield from _exact(("models", family, "types", name, key), value)
     for number, one in enumerate(matrix.incompatibilities):
         yield from _rule_form(number, one)
+
+
+def _driver_tables(runtime: str, table: Drivers) -> Found:
+    """Chips that not every driver knows, and the package that lifts a runtime over an old driver."""
+    for name, chip in table.chips.items():
+        here: Location = ("drivers", runtime, "chips", name)
+        if not _CHIP.fullmatch(name):
+            yield here, f"'{name}' is not a chip's name", "write e.g. sm_90, gfx942, ascend910b, xe-hpc"
+        yield from _exact((*here, "runtime"), chip.runtime)
+        if driver_key(chip.driver) is None:
+            yield (*here, "driver"), f"'{chip.driver}' is not a driver version", "write numbers with dots, e.g. 580.65.06"
+    if table.forward is not None:
+        yield from _sourced(("drivers", runtime, "forward", "source"), table.forward.source)
 
 
 def _rule_form(number: int, one: Incompatibility) -> Found:

@@ -15,10 +15,11 @@ from packaging.version import Version
 from fl.errors import StackError
 from fl.grants import EngineName
 from fl.hardware import Accelerator, Hardware, LaneName
-from fl.matrix import Flavor, Matrix, Stack
-from fl.versions import driver_clauses, driver_fits, driver_key
+from fl.matrix import Drivers, Flavor, Matrix, Stack
+from fl.versions import driver_above, driver_below, driver_clauses, driver_fits, driver_key
 
 _RANK: Final = {"stable": 3, "lts": 2, "edge": 1, "retired": 0}
+_NO_CODE: Final = "has no code for"
 _SM: Final = re.compile(r"sm_([0-9]+)([0-9])")
 
 
@@ -101,7 +102,7 @@ def _check_chips(stack: Stack, accelerators: Sequence[Accelerator], needs: Needs
         elif runs_on(chip, arches):
             yield _Note("yes", f"has code for {chip}")
         else:
-            yield _Note("no", f"has no code for {chip}{f' ({name})' if name else ''}, only for {', '.join(arches)}")
+            yield _Note("no", f"{_NO_CODE} {chip}{f' ({name})' if name else ''}, only for {', '.join(arches)}")
 
 
 def driver_title(matrix: Matrix, name: str) -> str:
@@ -122,6 +123,38 @@ def _check_driver(matrix: Matrix, stack: Stack, hardware: Hardware) -> Iterator[
             yield _Note("yes", f"{wanted} is there ({version})")
         else:
             yield _Note("no", f"needs {wanted}, this machine has {version}")
+
+
+def _check_windows(matrix: Matrix, stack: Stack, hardware: Hardware, accelerators: Sequence[Accelerator]) -> Iterator[_Note]:
+    """What holds inside the driver's range: chips that it or the compilers do not know, what it must translate, what was documented."""
+    for runtime, release in stack.runtime.items():
+        table = matrix.drivers.get(runtime)
+        if table is None:
+            continue
+        version = hardware.drivers.get(table.driver, {}).get("version")
+        version = version if version is not None and driver_key(version) is not None else None
+        for arch in dict.fromkeys(a.arch for a in accelerators if a.arch):
+            chip = table.chips.get(arch)
+            if chip is not None and version is not None and driver_below(version, chip.driver):
+                yield _Note("no", f"{arch} needs {table.title} >= {chip.driver}, the first that knows it, this machine has {version}")
+            if chip is not None and Version(release) < Version(chip.runtime):
+                first = f"{chip.runtime} is the first"
+                yield _Note("maybe", f"compilers of {runtime} {release} do not know {arch} ({first}): what is compiled in a run may fail")
+        if version is not None:
+            yield from _driver_notes(table, f"{runtime} {release}", release, version)
+
+
+def _driver_notes(table: Drivers, runtime: str, release: str, version: str) -> Iterator[_Note]:
+    shipped, newest, floor = table.shipped.get(release), table.newest_known(release), table.floor(release)
+    allowed = floor is None or not driver_below(version, floor)
+    if table.translates and shipped and allowed and driver_below(version, shipped):
+        yield _Note(
+            "maybe",
+            f"{runtime} runs on {table.title} {version} by minor version compatibility; {table.translates} that the driver must translate "
+            f"needs {shipped}, so what is compiled in a run may fail (error 222)",
+        )
+    if newest is not None and driver_above(version, newest):
+        yield _Note("maybe", f"{runtime} is documented with {table.title} up to {newest}, this machine has {version}")
 
 
 def _check_model(matrix: Matrix, stack: Stack, needs: Needs) -> Iterator[_Note]:
@@ -171,6 +204,7 @@ def _notes(matrix: Matrix, stack: Stack, hardware: Hardware, accelerators: Seque
     yield from _check_platform(stack, needs)
     yield from _check_chips(stack, accelerators, needs)
     yield from _check_driver(matrix, stack, hardware)
+    yield from _check_windows(matrix, stack, hardware, accelerators)
     yield from _check_model(matrix, stack, needs)
     yield from _check_features(stack, needs)
     yield from _check_environment(stack, needs)
@@ -229,9 +263,38 @@ def _remedy(matrix: Matrix, found: Sequence[Verdict], accelerators: Sequence[Acc
                 missing.setdefault(name, []).extend(bound for operator, bound in driver_clauses(specifier) if operator == ">=")
     for name, bounds in missing.items():
         lines.append(f"upgrade the {driver_title(matrix, name)} to {min(bounds, key=lambda b: driver_key(b) or ())} or newer")
+    if missing:
+        lines += _forward(matrix, [v.stack for v in found if not v.fits], accelerators)
+    lines += _without(found, accelerators)
     if accelerators:
         lines.append("--hw cpu, which trains on the processor")
     return "\n".join([*lines, "fl matrix list"])
+
+
+def _without(found: Sequence[Verdict], accelerators: Sequence[Accelerator]) -> list[str]:
+    """`--devices` with those that fit, where the other chips are all that keeps a row from fitting."""
+    for verdict in found:
+        if verdict.of_lane and not verdict.fits and all(reason.startswith(_NO_CODE) for reason in verdict.why):
+            chips = verdict.stack.hosts.arches + tuple(chip for chips in verdict.stack.hosts.arches_on.values() for chip in chips)
+            fit = [str(a.index) for a in accelerators if a.arch is None or runs_on(a.arch, chips)]
+            if 0 < len(fit) < len(accelerators):
+                return [f"--devices {','.join(fit)}, for which {verdict.stack.id} has code"]
+    return []
+
+
+def _forward(matrix: Matrix, stacks: Sequence[Stack], accelerators: Sequence[Accelerator]) -> list[str]:
+    """The package that lifts the oldest of the runtimes over an old driver, where every chosen product is one that it is allowed on."""
+    tables = [(Version(release), matrix.drivers[name].forward, stack) for stack in stacks for name, release in stack.runtime.items()
+              if name in matrix.drivers]  # fmt: skip
+    for release, forward, stack in sorted(tables, key=lambda one: one[0]):
+        if forward is not None and accelerators and all(_is_product(a.name, forward.products) for a in accelerators):
+            package = forward.package.format(major=release.major, minor=release.minor)
+            return [f"or an image of your own with {package} (allowed on data-center GPUs): --stack {stack.id} --force --image REF"]
+    return []
+
+
+def _is_product(name: str | None, products: Sequence[str]) -> bool:
+    return any(word in products for word in re.split(r"[ \-]", name or ""))
 
 
 def choose(

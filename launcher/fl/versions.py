@@ -63,6 +63,14 @@ def driver_below(left: str, right: str) -> bool:
     return _compare(driver_key(left) or (), driver_key(right) or ()) < 0
 
 
+def driver_above(version: str, bound: str) -> bool:
+    """Whether a driver is newer than all that a bound names: 26.2 is above 26.1, 26.1.3 is not. False where it cannot be compared."""
+    key, limit = driver_key(version), driver_key(bound)
+    if key is None or limit is None:
+        return False
+    return _compare(key[: len(limit)], limit) > 0
+
+
 def is_version(text: str) -> bool:
     """Whether the text is a PEP 440 version."""
     try:

@@ -81,6 +81,10 @@ PINS_91 = 'train: {torch: "2.10.0", torch-npu: "2.10.0.post4", deepspeed: "0.19.
 CPU_SOURCES = TEXT[TEXT.index("    pins: "):TEXT.index("  confidence: verified\n")]
 
 BROKEN: dict[str, tuple[str, str, str]] = {
+    "chip of a driver": ("sm_103: {runtime", "H100: {runtime", "'H100' is not a chip's name"),
+    "driver of a chip": ('runtime: "13.0", driver: "570"', 'runtime: "13.0", driver: "R570"', "'R570' is not a driver version"),
+    "newest driver": ('"8.5.0": "25.5"', '"8.5.0": "latest"', "'latest' is not a driver version"),
+    "forward field": ('package: "cuda-compat', 'packages: "cuda-compat', "unknown field 'packages'. Did you mean package?"),
     "unknown field of a row": ("  lane: cuda\n", "  lane: cuda\n  pythons: 3\n", "unknown field 'pythons'. Did you mean python?"),
     "unknown field of hosts": ("    arches: [sm_75,", "    archs: [sm_75,", "unknown field 'archs'. Did you mean arches?"),
     "unknown field of the file": ("schema: 1\n", "schema: 1\nstack: []\n", "unknown field 'stack'. Did you mean stacks?"),
@@ -254,10 +258,20 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "explain")
     assert code == 0
-    assert "cuda130-torch214 (cuda): refused\n  needs NVIDIA driver >= 580.65.06, this machine has 535.54.03" in out
-    assert "cuda128-torch210 (cuda): chosen" in out
-    assert "cpu-torch213 (cpu): chosen" in out
-    assert "rocm72" not in out
+    assert out.startswith("cuda: 1 x NVIDIA H100")
+    assert "  cuda130-torch214: refused\n    needs NVIDIA driver >= 580.65.06, this machine has 535.54.03" in out
+    assert "  cuda128-torch210: chosen" in out
+    assert "note: cuda 12.8 runs on NVIDIA driver 535.54.03 by minor version compatibility" in out
+    assert "  cpu-torch213: chosen" in out
+    assert "rocm: this machine has no AMD device (rocm72-torch210, rocm72-torch214)" in out
+
+
+@pytest.mark.usefixtures("h100")
+def test_explain_has_every_stack(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "explain", "--json")
+    document: dict[str, Any] = json.loads(out)
+    assert {v["stack"] for v in document["verdicts"]} == {stack.id for stack in load().stacks}
+    assert all(v["why"] for v in document["verdicts"])
 
 
 @pytest.mark.usefixtures("h100")

@@ -60,7 +60,15 @@ MACHINES: dict[str, Machine] = {
     "P100": Machine("cuda", ("sm_60",), "580.95.05"),
     "L40S": Machine("cuda", ("sm_89",), "570.124.06"),
     "B300": Machine("cuda", ("sm_103",), "590.48.01"),
+    "B300, CUDA 12 driver": Machine("cuda", ("sm_103",), "575.57.08"),
     "RTX 5090": Machine("cuda", ("sm_120",), "575.57.08"),
+    "B200, driver before Blackwell": Machine("cuda", ("sm_100",), "550.54.15"),
+    "RTX PRO 6000, 570": Machine("cuda", ("sm_120",), "570.124.06"),
+    "GB10, CUDA 12 driver": Machine("cuda", ("sm_121",), "575.57.08", "aarch64"),
+    "Orin": Machine("cuda", ("sm_87",), "540.4.0", "aarch64"),
+    "two chips that fit": Machine("cuda", ("sm_80", "sm_90"), "580.95.05"),
+    "three chips, one old": Machine("cuda", ("sm_90", "sm_61", "sm_90"), "580.95.05"),
+    "a chip of tomorrow": Machine("cuda", ("sm_130",), "615.10.01"),
     "chip unknown": Machine("cuda", (None,), "580.95.05"),
     "MI300X": Machine("rocm", ("gfx942",) * 8, "6.19.14"),
     "MI300X, in-tree driver": Machine("rocm", ("gfx942",)),
@@ -69,13 +77,21 @@ MACHINES: dict[str, Machine] = {
     "Vega 10": Machine("rocm", ("gfx900",)),
     "910B": Machine("ascend", ("ascend910b",) * 8, "25.5.2", "aarch64"),
     "910B on x86": Machine("ascend", ("ascend910b",), "25.2.0"),
+    "910B, HDK 26.1": Machine("ascend", ("ascend910b",), "26.1.0", "aarch64"),
+    "910B, HDK 26.2": Machine("ascend", ("ascend910b",), "26.2.0", "aarch64"),
+    "910 of the first generation": Machine("ascend", ("ascend910",), "25.5.0", "aarch64"),
+    "310P": Machine("ascend", ("ascend310p",), "25.5.0", "aarch64"),
+    "MI355X": Machine("rocm", ("gfx950",) * 8, "6.19.14"),
+    "Strix Halo": Machine("rocm", ("gfx1151",)),
+    "MI300X, driver of ROCm 5": Machine("rocm", ("gfx942",), "5.18.13"),
     "910B, HDK 24.1": Machine("ascend", ("ascend910b",), "24.1.rc3.7", "aarch64"),
     "910B, HDK 24.1.RC1": Machine("ascend", ("ascend910b",), "24.1.RC1", "aarch64"),
     "910B, HDK 25.2 candidate": Machine("ascend", ("ascend910b",), "25.2.rc1", "aarch64"),
     "910B, HDK 23": Machine("ascend", ("ascend910b",), "23.0.5", "aarch64"),
     "A3": Machine("ascend", ("ascend910_93",), "25.5.0", "aarch64"),
     "Max 1550": Machine("xpu", ("xe-hpc",)),
-    "Arc B": Machine("xpu", (None,)),
+    "Arc B": Machine("xpu", ("xe2-hpg",)),
+    "Intel GPU unknown": Machine("xpu", (None,)),
     "laptop": Machine("cpu"),
     "Kunpeng": Machine("cpu", arch="aarch64"),
 }
@@ -117,6 +133,18 @@ PAIRS: list[tuple[str, str, str]] = [
     ("B300", "cuda128-torch210", FITS),
     ("RTX 5090", "cuda130-torch214", "this machine has 575.57.08"),
     ("RTX 5090", "cuda128-torch210", FITS),
+    ("B200, driver before Blackwell", "cuda130-torch214", "this machine has 550.54.15"),
+    ("B200, driver before Blackwell", "cuda128-torch210", "sm_100 needs NVIDIA driver >= 570, the first that knows it"),
+    ("RTX PRO 6000, 570", "cuda128-torch210", FITS),
+    ("RTX PRO 6000, 570", "cuda130-torch214", "this machine has 570.124.06"),
+    ("GB10, CUDA 12 driver", "cuda130-torch214", "this machine has 575.57.08"),
+    ("GB10, CUDA 12 driver", "cuda128-torch210", "is for linux/amd64"),
+    ("Orin", "cuda130-torch214", "this machine has 540.4.0"),
+    ("Orin", "cuda128-torch210", "is for linux/amd64"),
+    ("two chips that fit", "cuda130-torch214", FITS),
+    ("three chips, one old", "cuda130-torch214", "has no code for sm_61 (Card 1)"),
+    ("three chips, one old", "cuda128-torch210", "has no code for sm_61 (Card 1)"),
+    ("a chip of tomorrow", "cuda130-torch214", "has no code for sm_130"),
     ("chip unknown", "cuda130-torch214", FITS),
     ("chip unknown", "cuda128-torch210", FITS),
     ("MI300X", "rocm72-torch210", FITS),
@@ -131,6 +159,16 @@ PAIRS: list[tuple[str, str, str]] = [
     ("Vega 10", "rocm72-torch214", "has no code for gfx900"),
     ("910B", "cann91-torch210", FITS),
     ("910B", "cann82-torch26", FITS),
+    ("910B, HDK 26.1", "cann91-torch210", FITS),
+    ("910B, HDK 26.2", "cann91-torch210", FITS),
+    ("910B, HDK 26.1", "cann82-torch26", FITS),
+    ("910 of the first generation", "cann91-torch210", "has no code for ascend910"),
+    ("310P", "cann91-torch210", "has no code for ascend310p"),
+    ("MI355X", "rocm72-torch210", FITS),
+    ("Strix Halo", "rocm72-torch210", "has no code for gfx1151"),
+    ("Strix Halo", "rocm72-torch214", FITS),
+    ("MI300X, driver of ROCm 5", "rocm72-torch210", FITS),
+    ("Intel GPU unknown", "xpu-torch212", FITS),
     ("910B on x86", "cann91-torch210", FITS),
     ("910B, HDK 24.1", "cann91-torch210", "needs Ascend driver (HDK) >= 25.2, this machine has 24.1.rc3.7"),
     ("910B, HDK 24.1", "cann82-torch26", FITS),
@@ -187,12 +225,58 @@ def test_choice(machine: str, stack: str | None) -> None:
         ("H100, driver unknown", "needs NVIDIA driver >= 580.65.06, this machine's version is not known"),
         ("H100, driver unreadable", "'GRID 580' cannot be compared"),
         ("chip unknown", "the chip of Card 0 is not known"),
-        ("Arc B", "the chip of Card 0 is not known"),
+        ("Intel GPU unknown", "the chip of Card 0 is not known"),
+        ("H100, CUDA 12 driver", "PTX that the driver must translate needs 570.26"),
+        ("B300, CUDA 12 driver", "compilers of cuda 12.8 do not know sm_103 (12.9 is the first)"),
+        ("910B, HDK 26.2", "cann 9.1.0 is documented with Ascend driver (HDK) up to 26.1.0, this machine has 26.2.0"),
     ],
 )
 def test_what_the_data_cannot_tell_is_a_warning(machine: str, warning: str) -> None:
     choice = MACHINES[machine].choose()
     assert warning in "; ".join(choice.warnings)
+
+
+@pytest.mark.parametrize("machine", ["H100, new driver", "L40S", "910B", "910B, HDK 26.1", "MI300X", "MI300X, driver of ROCm 5", "T4"])
+def test_what_is_inside_its_windows_gets_no_warning(machine: str) -> None:
+    assert MACHINES[machine].choose().warnings == ()
+
+
+def test_older_cann_with_a_newer_hdk_is_allowed_and_said() -> None:
+    assert "up to 25.2.0, this machine has 26.1.0" in MACHINES["910B, HDK 26.1"].choose(stack_id="cann82-torch26").warnings[0]
+    assert MACHINES["910B on x86"].choose(stack_id="cann82-torch26").warnings == ()
+
+
+def test_mixed_chips_are_named_with_the_devices_that_fit() -> None:
+    with pytest.raises(StackError) as raised:
+        MACHINES["three chips, one old"].choose()
+    assert "--devices 0,2, for which cuda130-torch214 has code" in raised.value.remedy.splitlines()
+    with pytest.raises(StackError) as raised:
+        MACHINES["P100"].choose()
+    assert "--devices" not in raised.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("NVIDIA H100 80GB HBM3", True),
+        ("NVIDIA A100-SXM4-40GB", True),
+        ("Tesla T4", True),
+        ("NVIDIA GeForce RTX 4090", False),
+        ("NVIDIA RTX A2000", False),
+        (None, False),
+    ],
+)
+def test_forward_compatibility_is_named_where_it_is_allowed(name: str | None, allowed: bool) -> None:
+    hardware = Hardware(
+        os="linux",
+        arch="x86_64",
+        accelerators=(Accelerator(lane="cuda", index=0, name=name, arch="sm_80"),),
+        drivers={"nvidia": {"version": "470.57.02"}},
+    )
+    with pytest.raises(StackError) as raised:
+        choose(MATRIX, hardware, hardware.accelerators, "cuda", Needs(platform="linux/amd64"))
+    assert ("cuda-compat-12-8 (allowed on data-center GPUs): --stack cuda128-torch210" in raised.value.remedy) is allowed
+    assert "upgrade the NVIDIA driver to 525.60.13 or newer" in raised.value.remedy
 
 
 def test_an_unknown_platform_never_refuses() -> None:

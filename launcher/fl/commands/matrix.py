@@ -10,7 +10,9 @@ import click
 from fl import ui
 
 if TYPE_CHECKING:
+    from fl.hardware import Accelerator, Hardware, LaneName
     from fl.matrix import Matrix, Stack
+    from fl.select import Verdict
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
@@ -80,37 +82,79 @@ def check(path: Path | None, as_json: bool) -> None:
 
 
 @matrix.command()
-@click.option("--hw", "hw", metavar="LANE", default="auto", help="A lane, or auto: every lane that has a device, and cpu.")
+@click.option("--hw", "hw", metavar="LANE", default="auto", help="A lane, or auto: all of them.")
 @click.option("--replay", type=click.Path(path_type=Path), help="A host record instead of this machine.")
 @_json
 def explain(hw: str, replay: Path | None, as_json: bool) -> None:
     """Say every stack's verdict for this machine."""
+    import os
+
     from fl.detect import detect, open_host
+    from fl.devices import restrict
     from fl.matrix import load
     from fl.select import Needs, verdicts
 
     loaded = load()
-    hardware = detect(open_host(replay))
+    hardware, notes = restrict(detect(open_host(replay)), os.environ)
     lanes = _lanes(hw, [a.lane for a in hardware.accelerators])
     needs = Needs(platform=hardware.platform)
-    rows = []
-    for lane in lanes:
-        for verdict in verdicts(loaded, hardware, hardware.of_lane(lane), lane, needs):
-            if verdict.of_lane:
-                rows.append((lane, verdict))
+    rows = {lane: [v for v in verdicts(loaded, hardware, _meant(hardware, lane), lane, needs) if v.of_lane] for lane in lanes}
+    absent = [stack for stack in loaded.stacks if stack.lane not in lanes and hw == "auto"]
     if as_json:
-        ui.document({"schema": 1, "platform": hardware.platform, "verdicts": [
+        found = [
             {"lane": lane, "stack": v.stack.id, "chosen": v.chosen, "fits": v.fits, "why": list(v.why), "warnings": list(v.warnings)}
-            for lane, v in rows
-        ]})
+            for lane in lanes for v in rows[lane]
+        ]
+        found += [
+            {"lane": stack.lane, "stack": stack.id, "chosen": False, "fits": False, "why": [_nothing_of(stack.lane)], "warnings": []}
+            for stack in absent
+        ]
+        ui.document({"schema": 1, "platform": hardware.platform, "notes": list(notes), "verdicts": found})
         return
-    for lane, verdict in rows:
-        mark = ui.paint("chosen", "green") if verdict.chosen else "fits" if verdict.fits else ui.paint("refused", "red")
-        ui.out(f"{ui.paint(verdict.stack.id, 'bold')} ({lane}): {mark}")
-        for text in verdict.why:
-            ui.out(f"  {ui.clean(text)}")
-        for text in verdict.warnings:
-            ui.out(f"  {ui.paint('not known:', 'yellow')} {ui.clean(text)}")
+    for note in notes:
+        ui.out(ui.clean(note))
+    for lane in lanes:
+        ui.out(ui.paint(_heading(hardware, lane), "bold"))
+        for verdict in rows[lane]:
+            _print_verdict(verdict)
+    others = {lane: [stack.id for stack in absent if stack.lane == lane] for lane in dict.fromkeys(stack.lane for stack in absent)}
+    for lane, ids in others.items():
+        ui.out(f"{ui.paint(f'{lane}:', 'bold')} {_nothing_of(lane)} ({', '.join(ids)})")
+
+
+def _meant(hardware: Hardware, lane: LaneName) -> list[Accelerator]:
+    """The devices that a run would get, or all where none can be used."""
+    devices = [a for a in hardware.of_lane(lane) if (lane, a.index) not in hardware.withheld]
+    return [a for a in devices if a.usable is not False] or devices
+
+
+def _nothing_of(lane: LaneName) -> str:
+    from fl.lanes import LANES
+
+    return f"this machine has no {LANES[lane].TITLE} device"
+
+
+def _heading(hardware: Hardware, lane: LaneName) -> str:
+    """Devices, driver and platform of a lane in one line."""
+    from fl.hardware import names
+    from fl.lanes import LANES
+
+    module = LANES[lane]
+    devices = _meant(hardware, lane)
+    what = names(devices) if devices else hardware.cpu.model or hardware.arch if module.DRIVER is None else f"no {module.TITLE} device here"
+    version = hardware.drivers.get(module.DRIVER or "", {}).get("version")
+    driver = "" if module.DRIVER is None else f", driver {version or 'of unknown version'}"
+    unusable = " - cannot be used now, `fl hw` says why" if devices and all(a.usable is False for a in devices) else ""
+    return ui.clean(f"{lane}: {what}{driver}, {hardware.platform}{unusable}")
+
+
+def _print_verdict(verdict: Verdict) -> None:
+    mark = ui.paint("chosen", "green") if verdict.chosen else "fits" if verdict.fits else ui.paint("refused", "red")
+    ui.out(f"  {verdict.stack.id}: {mark}")
+    for text in verdict.why:
+        ui.out(f"    {ui.clean(text)}")
+    for text in verdict.warnings:
+        ui.out(f"    {ui.paint('note:', 'yellow')} {ui.clean(text)}")
 
 
 def _lanes(hw: str, present: list[Any]) -> list[Any]:
