@@ -192,12 +192,12 @@ def _follow(started: engines.Started, run: runs.Run, view: View, signals: Signal
 
 def judge(decision: Decision, ended: engines.Ended, signals: Signals) -> FlError | None:
     """What the end of the trainer means; None: it passed."""
-    folder, again = decision.folder, _again(decision)
+    folder = decision.folder
     remedy = f"fl logs {decision.plan.run}"
     if ended.exit_code == 0:
         return None
     if signals.interrupts or signals.terminated:
-        return (Interrupted if signals.interrupts else Terminated)(f"the run was stopped; {again}", remedy)
+        return (Interrupted if signals.interrupts else Terminated)(f"the run was stopped; {_again(decision)}", remedy)
     last = runs.last_error(folder / "events.jsonl")
     code = _told(ended, folder)
     if ended.oom:
@@ -206,7 +206,7 @@ def judge(decision: Decision, ended: engines.Ended, signals: Signals) -> FlError
             f"per_device_train_batch_size=1, a smaller cutoff_len, or a smaller model\n{remedy}",
         )
     if code == 143:
-        return Terminated(f"the training was stopped from outside (SIGTERM); {again}", remedy)
+        return Terminated(f"the training was stopped from outside (SIGTERM); {_again(decision)}", remedy)
     kind = _EXITS.get(code, TrainingError)
     message = last or ended.reason or f"the trainer ended with exit code {code}"
     tail = "" if last else _tail(folder / "log.txt")
