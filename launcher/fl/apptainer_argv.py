@@ -41,16 +41,11 @@ def _arguments(request: Request, environment: Mapping[str, str], binds: tuple[Mo
     yield from grants.flags
     yield from (a for name in grants.cdi for a in ("--device", name))
     yield from ("--home", environment["HOME"], "--workdir", f"{request.folder}/{SCRATCH}")
-    yield from (a for node in grants.devices for a in ("--mount", mount_option(_node(node))))
+    # A node keeps its name: apptainer skips the others without failing, so lanes do not ask for that.
+    yield from (a for node in grants.devices for a in ("--mount", mount_option(Mount(source=node, target=node, read_only=False))))
     yield from (a for mount in binds for a in ("--mount", mount_option(mount)))
     yield from (a for name in sorted(environment) if name != "HOME" for a in ("--env", variable(name, environment[name])))
     yield from ("--pwd", request.folder, request.image.file or "")
-
-
-def _node(device: str) -> Mount:
-    """`/dev/x`, or `/dev/x:/dev/y` where it has another name inside."""
-    source, _, target = device.partition(":")
-    return Mount(source=source, target=target or source, read_only=False)
 
 
 def mount_option(mount: Mount) -> str:

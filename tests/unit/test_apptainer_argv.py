@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fl import apptainer_argv, plan
 from fl.engines import processes
 from fl.grants import EngineFacts, Grants, Mount
+from fl.hardware import Accelerator
 from fl.lanes import LANES
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=20)
@@ -67,9 +68,11 @@ def test_nodes_are_bound_one_by_one() -> None:
     assert "--rocm" not in made.argv and made.options["isolated"] is True and "--containall" in made.argv
 
 
-def test_a_node_with_another_name_inside() -> None:
-    made = plan.make(request("cpu", "cpu-only", [], grants=Grants(devices=("/dev/vdavinci100:/dev/davinci0",))))
-    assert flags(made.argv, "--mount")[0] == "type=bind,source=/dev/vdavinci100,destination=/dev/davinci0"
+def test_a_virtual_card_is_refused_since_apptainer_skips_a_node_with_another_name() -> None:
+    cards = (Accelerator(lane="ascend", index=100, nodes=("/dev/vdavinci100",), usable=True),)
+    grants = LANES["ascend"].grants(cards, recorded("ascend-a2x8-one-busy"), EngineFacts(name="apptainer", nvidia_gpus=False))
+    assert not any(":" in node for node in grants.devices)
+    assert any(p.severity == "error" and "/dev/vdavinci100" in p.message and "docker" in p.remedy for p in grants.problems)
 
 
 def test_nvidia_goes_through_nv_and_the_plan_says_that_it_does_not_isolate() -> None:

@@ -15,7 +15,7 @@ from fl import paths
 from fl.apptainer_argv import MARK, SCRATCH
 from fl.engines import Ended, ImageFacts, Started, apptainer_errors, apptainer_image, cdi, processes
 from fl.engines.host import HostRun, log_of
-from fl.errors import EngineError, ImageError
+from fl.errors import EngineError, HardwareError, ImageError
 from fl.grants import EngineFacts
 from fl.plan import Plan
 
@@ -80,6 +80,11 @@ class ApptainerEngine:
         """Starts the argv in a session of its own; stdout and stderr go to the run's log.txt."""
         if plan.image.file is None or not Path(plan.image.file).exists():
             raise ImageError(f"There is no image {plan.image.file}.", f"fl run makes it from {plan.image.reference}")
+        gone = [node for node in plan.devices if node.startswith("/dev/") and not Path(node).exists()]
+        if gone:  # apptainer warns and starts without
+            raise HardwareError(
+                f"A device of the plan is not there: {', '.join(gone)}", "fl hw shows the devices that this machine has now"
+            )
         log = log_of(plan.run)
         try:
             (log.parent / SCRATCH).mkdir(parents=True, mode=0o700, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fl.errors import EngineError, FlError, HardwareError, ImageError, RecipeError
+from fl.errors import EngineError, FlError, ImageError, RecipeError
 from fl.plan import Plan
 
 FAILED = 255
@@ -22,12 +22,9 @@ def fatal(said: str) -> str | None:
 def explain_start(said: str, plan: Plan) -> FlError:
     """The error behind a failed start."""
     image = plan.image.reference or "the image"
-    if (match := re.search(r"mount source (\S+) doesn't exist|while mounting (/dev/\S+):", said)) is not None:
-        path = match[1] or match[2]
-        if path.startswith("/dev/"):
-            return HardwareError(f"A device of the plan is not there: {path}", "fl hw shows the devices that this machine has now")
-        return RecipeError(f"A path of the plan is not there for apptainer: {path}", f"ls -ld {path}")
-    if re.search(r"executable file not found|no such file or directory.*exec|exec .* failed", said):
+    if (match := re.search(r"mount source (.+?) doesn't exist", said)) is not None:
+        return RecipeError(f"A path of the plan is not there for apptainer: {match[1]}", f"ls -ld {match[1]}")
+    if re.search(r"executable file not found|^stat \S+: no such file|exec .* failed", said):
         return ImageError(f"The image {image} has not what the plan starts: {said}", "--image needs an image of fl: fl images list")
     if re.search(r"network namespace|requires? root|CNI|network none", said, re.I):
         return EngineError(

@@ -42,12 +42,13 @@ def grants(chosen: Sequence[Accelerator], hardware: Hardware, engine: EngineFact
     cards = tuple(dict.fromkeys(path for a in chosen for path in (a.nodes or (f"/dev/davinci{a.index}",))))
     groups = group_grants((*cards, *managers), hardware, engine, "ascend")
     missing = missing_nodes((*cards, *managers), hardware, "ascend", "Load the Ascend driver, or start this container with the nodes.")
+    renamed = _renamed(cards) if engine.name == "apptainer" else ()
     return Grants(
-        devices=(*(_as_seen_inside(path) for path in cards), *managers),
+        devices=(*(cards if engine.name == "apptainer" else map(_as_seen_inside, cards)), *managers),
         groups=groups.groups,
         flags=groups.flags,
         mounts=mounts,
-        problems=groups.problems + missing + absent,
+        problems=groups.problems + missing + absent + renamed,
         notes=_busy_note(chosen),
     )
 
@@ -55,6 +56,21 @@ def grants(chosen: Sequence[Accelerator], hardware: Hardware, engine: EngineFact
 def _as_seen_inside(path: str) -> str:
     """A virtual card's file is renamed in the container, where libraries look for davinciN."""
     return f"{path}:{path.replace('/dev/vdavinci', '/dev/davinci')}" if path.startswith("/dev/vdavinci") else path
+
+
+def _renamed(cards: Sequence[str]) -> tuple[Problem, ...]:
+    """Apptainer binds a node under its own name only, and skips others with a warning."""
+    return tuple(
+        Problem(
+            code="nodes-missing",
+            severity="error",
+            lane="ascend",
+            message=f"{path} is a virtual card, whose node must have another name inside, and apptainer cannot give it one",
+            remedy="use `--engine docker` or `--engine podman`",
+        )
+        for path in cards
+        if path.startswith("/dev/vdavinci")
+    )
 
 
 def _managers(chosen: Sequence[Accelerator], hardware: Hardware) -> tuple[str, ...]:

@@ -35,9 +35,13 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     return make
 
 
-def plan(*command: str, image: str = "/bin/sh") -> Any:
+def plan(*command: str, image: str = "/bin/sh", devices: tuple[str, ...] = ()) -> Any:
     return SimpleNamespace(
-        run=f"r{time.monotonic_ns()}", engine="apptainer", image=SimpleNamespace(reference="fl-train:x", file=image), argv=command
+        run=f"r{time.monotonic_ns()}",
+        engine="apptainer",
+        image=SimpleNamespace(reference="fl-train:x", file=image),
+        argv=command,
+        devices=devices,
     )
 
 
@@ -214,13 +218,16 @@ def test_a_missing_file_is_said_before_the_start() -> None:
         engines.get("apptainer").start(plan("true", image="/none.sif"), {})
 
 
+def test_a_device_that_is_gone_is_said_since_apptainer_would_start_without() -> None:
+    with pytest.raises(HardwareError, match="/dev/no-such-device"):
+        engines.get("apptainer").start(plan("true", devices=("/dev/null", "/dev/no-such-device", "nvidia.com/gpu=0")), {})
+
+
 @pytest.mark.parametrize(
     ("said", "kind", "word"),
     [
         ("container creation failed: mount /no/x->/no/x error: while mounting /no/x: mount source /no/x doesn't exist",
          RecipeError, "/no/x"),
-        ("container creation failed: mount /dev/kfd->/dev/kfd error: while mounting /dev/kfd: mount source /dev/kfd doesn't exist",
-         HardwareError, "/dev/kfd"),
         ('"nonsense": executable file not found in $PATH', ImageError, "nonsense"),
         ("While checking container encryption: could not open image /x.sif: failed to retrieve path for /x.sif", ImageError, "opened"),
         ("container creation failed: network setup: could not create network namespace: operation not permitted", EngineError, "network"),
