@@ -225,7 +225,7 @@ def _ecc(state: State) -> Iterator[Finding]:
     if not state.gpus:
         yield Finding(check="ecc", status="skipped", finding=f"memory errors are not known: {state.missing}")
         return
-    bad = [gpu for gpu in state.gpus if gpu.failed or gpu.pending or gpu.uncorrected or _wanted(gpu)]
+    bad = [gpu for gpu in state.gpus if gpu.failed or gpu.pending or gpu.uncorrected or gpu.action]
     for gpu in bad:
         yield _bad_gpu(gpu)
     if bad:
@@ -241,18 +241,14 @@ def _ecc(state: State) -> Iterator[Finding]:
     )
 
 
-def _wanted(gpu: GpuState) -> str | None:
-    return None if gpu.action in (None, "None") else gpu.action
-
-
 def _bad_gpu(gpu: GpuState) -> Finding:
     reset = f"sudo nvidia-smi -r -i {gpu.index}"
     if gpu.failed:
         text, value = "could not remap a broken row of its memory: the card is to be replaced", "remapped_rows/remapped_row_failure: Yes"
         return _ecc_finding(gpu, "error", text, value, "nvidia-smi -q -d ROW_REMAPPER\n--devices   without it trains on the others")
-    if action := _wanted(gpu):
-        cure = "sudo reboot" if "reboot" in action.lower() else reset
-        return _ecc_finding(gpu, "error", f"its driver asks for: {action}", f"gpu_recovery_action: {action}", cure)
+    if gpu.action:
+        cure = "sudo reboot" if "reboot" in gpu.action.lower() else reset
+        return _ecc_finding(gpu, "error", f"its driver asks for: {gpu.action}", f"gpu_recovery_action: {gpu.action}", cure)
     if gpu.pending:
         return _ecc_finding(gpu, "warning", "a broken part of its memory waits for a reset to be taken out of use", "pending: Yes", reset)
     return _ecc_finding(
