@@ -46,7 +46,7 @@ def merge(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
         if known is None or known.read_only:
             by_target[mount.target] = mount
     kept: list[Mount] = []
-    for mount in sorted(by_target.values(), key=lambda m: (len(PurePosixPath(m.target).parts), m.target)):
+    for mount in sorted(by_target.values(), key=lambda m: PurePosixPath(m.target).parts):
         above = [k for k in kept if PurePosixPath(k.target) in PurePosixPath(mount.target).parents]
         parent = above[-1] if above else None
         covered = parent is not None and _same_tree(parent, mount) and (mount.read_only or not parent.read_only)

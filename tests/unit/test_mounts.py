@@ -36,7 +36,9 @@ def test_two_sources_for_one_place_are_refused() -> None:
         mounts.merge([mount("/data", source="/x"), mount("/data", source="/y")])
 
 
-@pytest.mark.parametrize("path", ["/", "/root", "/opt", "/usr", "/usr/share/models", "/etc", "/opt/venv/lib", "/dev/shm", "/home", "/tmp", "/var"])
+@pytest.mark.parametrize(
+    "path", ["/", "/root", "/opt", "/usr", "/usr/share/models", "/etc", "/opt/venv/lib", "/dev/shm", "/home", "/tmp", "/var"]
+)
 def test_places_of_the_image_itself_are_refused(path: str) -> None:
     with pytest.raises(RecipeError, match="cannot be mounted"):
         mounts.refuse(path)
