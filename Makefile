@@ -27,7 +27,8 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --quiet --numprocesses 2 tests/unit
+	$(BIN)/python -m pytest --quiet tests/training tests/engines
 
 bench: $(STAMP)
 	$(BIN)/python bench/startup.py
