@@ -125,12 +125,14 @@ def _memory(host: Host) -> int | None:
 
 def _folders(host: Host, controller: str) -> list[str]:
     """This process's cgroup and those above it, as seen from here; in a container only the root may exist."""
-    path = ""
+    path, mounted = "", controller
     for line in (host.read("/proc/self/cgroup").text or "").splitlines()[:64]:
         _, _, rest = line.partition(":")
         controllers, _, place = rest.partition(":")
         if controller in controllers.split(",") if controller else controllers == "":
-            path = place.strip().rstrip("/")
+            path, mounted = place.strip().rstrip("/"), controllers
+    if controller and host.exists(f"{_CGROUP}/{mounted}"):
+        controller = mounted  # v1 mounts some together, as cpu,cpuacct; a link with the short name is usual, not certain
     root = f"{_CGROUP}/{controller}" if controller else _CGROUP if host.exists(f"{_CGROUP}/cgroup.controllers") else f"{_CGROUP}/unified"
     folders = [root]
     for part in [part for part in path.split("/") if part not in ("", ".", "..")][:32]:
