@@ -90,6 +90,11 @@ def test_mig_devices_are_named_by_uuid_or_by_place() -> None:
     assert LANES["cuda"].visibility(parts[3:], hardware)["CUDA_VISIBLE_DEVICES"] == "MIG-3"
 
 
+def test_wsl_under_apptainer_needs_its_own_node_and_libraries() -> None:
+    grants = granted(recorded("wsl2-4090"), "cuda", [0], APPTAINER)
+    assert grants.devices == ("/dev/dxg",) and [m.source for m in grants.mounts] == ["/usr/lib/wsl"] and grants.flags == ("--nv",)
+
+
 def test_wsl_has_only_all() -> None:
     hardware = recorded("wsl2-4090")
     assert granted(hardware, "cuda", [0], DOCKER).gpus == "all"

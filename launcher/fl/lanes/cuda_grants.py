@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from fl.grants import EngineFacts, Grants
+from fl.grants import EngineFacts, Grants, Mount
 from fl.hardware import Accelerator, Hardware, Problem
 
 _KIND: Final = "nvidia.com/gpu"
+_DXG: Final = "/dev/dxg"
+_WSL_LIBRARIES: Final = "/usr/lib/wsl"
 _CAPABILITIES: Final = {"NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
 
 
@@ -23,6 +25,8 @@ def grants(chosen: Sequence[Accelerator], hardware: Hardware, engine: EngineFact
         return Grants(cdi=tuple(f"{_KIND}={name}" for name in cdi), environment=_CAPABILITIES)
     if engine.name == "apptainer":
         return Grants(
+            devices=(_DXG,) if _wsl(hardware) else (),
+            mounts=(Mount(source=_WSL_LIBRARIES, target=_WSL_LIBRARIES),) if _wsl(hardware) else (),
             flags=("--nv",),
             environment=visibility(chosen, hardware),
             isolated=False,
@@ -58,7 +62,7 @@ def visibility(chosen: Sequence[Accelerator], hardware: Hardware) -> Mapping[str
 
 
 def _wsl(hardware: Hardware) -> bool:
-    return "/dev/dxg" in hardware.nodes
+    return _DXG in hardware.nodes
 
 
 def _names(accelerator: Accelerator, hardware: Hardware) -> list[str]:
