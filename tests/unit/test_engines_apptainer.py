@@ -115,7 +115,7 @@ def test_an_image_is_a_file_named_by_dockers_id(fake: Fake, monkeypatch: pytest.
     monkeypatch.setattr(apptainer_image, "in_docker", lambda reference: known)
     found = engines.get("apptainer").image("fl-train:x")
     assert found is not None and not found.local and found.labels == {"a": "b"}
-    assert found.file == str(paths.cache_home() / "apptainer" / "fl-train_x-0123456789ab.sif")
+    assert found.file == str(paths.cache_home() / "apptainer" / "fl-train%3Ax" / "0123456789ab.sif")
     Path(found.file).parent.mkdir(parents=True)
     Path(found.file).touch()
     again = engines.get("apptainer").image("fl-train:x")
@@ -131,7 +131,7 @@ def test_an_image_in_the_cache_is_found_without_docker(fake: Fake) -> None:
     found = engines.get("apptainer").image("fl-train:x")
     assert found is not None and found.local and found.file == str(file)
     assert found.labels["fl.lock.sha256"] == "abc" and found.platform == "linux/amd64"
-    assert engines.get("apptainer").image("fl-train:y") is None
+    assert engines.get("apptainer").image("fl-train:y") is None and engines.get("apptainer").image("fl-train") is None
 
 
 def test_image_by_path(fake: Fake, tmp_path: Path) -> None:
@@ -165,11 +165,14 @@ def test_a_pull_leaves_the_file_or_nothing(fake: Fake) -> None:
     fake('case $1 in build) for last; do :; done; echo "$last" > "$3";; *) echo \'{"data":{"attributes":{}}}\';; esac')
     made = engines.get("apptainer").pull("ghcr.io/o/x:1", lambda text: None)
     assert made.file is not None and Path(made.file).read_text() == "docker://ghcr.io/o/x:1\n"
+    older = Path(made.file).with_name("0123456789ab.sif")
+    older.touch()
+    assert engines.get("apptainer").pull("ghcr.io/o/x:1", lambda text: None).file == made.file and not older.exists()
     fake("echo 'FATAL:   While performing build: no space left on device' >&2; exit 255")
     with pytest.raises(ImageError, match="does not fit") as raised:
         engines.get("apptainer").pull("ghcr.io/o/y:1", lambda text: None)
     assert "APPTAINER_TMPDIR" in raised.value.remedy
-    assert [p.name for p in Path(made.file).parent.iterdir()] == [Path(made.file).name]
+    assert [p.name for p in paths.cache_home().joinpath("apptainer").rglob("*") if p.is_file()] == [Path(made.file).name]
 
 
 def test_a_pull_can_be_interrupted(fake: Fake) -> None:
@@ -183,7 +186,7 @@ def test_a_pull_can_be_interrupted(fake: Fake) -> None:
     with pytest.raises(Interrupted):
         engines.get("apptainer").pull("ghcr.io/o/x:1", lambda text: None, check)
     assert time.monotonic() - began < 5
-    assert list((paths.cache_home() / "apptainer").iterdir()) == []
+    assert [p for p in (paths.cache_home() / "apptainer").rglob("*") if not p.is_dir() or p.name.startswith(".")] == []
 
 
 def test_the_programs_own_end_is_its_own(fake: Fake) -> None:

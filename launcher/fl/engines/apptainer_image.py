@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import tempfile
@@ -14,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from fl import paths
 from fl.engines import ImageFacts, apptainer_errors
@@ -27,8 +27,8 @@ _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 def place(reference: str, ident: str | None = None) -> Path:
     """The file of an image. Named by Docker's id where that is known, so that an image that was built again is converted again."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", reference)
-    return paths.cache_home() / "apptainer" / f"{name}-{(ident or 'registry').removeprefix('sha256:')[:12]}.sif"
+    name = f"{(ident or 'registry').removeprefix('sha256:')[:12]}.sif"
+    return paths.cache_home() / "apptainer" / quote(reference, safe="") / name
 
 
 def named(reference: str) -> Path | None:
@@ -45,7 +45,7 @@ def find(reference: str) -> ImageFacts | None:
     if known is not None:
         file = place(reference, known.id)
         return replace(known, file=str(file), local=file.exists())
-    made = sorted(place(reference).parent.glob(place(reference, "*").name), key=lambda p: p.stat().st_mtime)
+    made = sorted(place(reference).parent.glob("*.sif"), key=lambda p: p.stat().st_mtime)
     return inspect(reference, made[-1]) if made else None
 
 
@@ -105,6 +105,8 @@ def fetch(reference: str, report: Callable[[str], None], check: Callable[[], Non
             try:
                 _build(reference, half, source(reference, known is not None), Path(folder), report, check)
                 half.replace(target)
+                for older in set(target.parent.glob("*.sif")) - {target}:  # a container that runs from one keeps it open
+                    older.unlink(missing_ok=True)
             finally:
                 half.unlink(missing_ok=True)
     except OSError as error:
