@@ -89,7 +89,7 @@ def _host(facts: Facts, found: Engines, alone: bool) -> Iterator[Finding]:
                 status="error" if alone else "warning",
                 finding=text,
                 evidence=seen,
-                remedy="uv python install 3.13\nfl matrix list   shows the Python of each stack",
+                remedy=f"uv python install {row.wants}\nfl run --python PATH   uses an interpreter that has torch",
             )
 
 

@@ -59,6 +59,8 @@ class Stacks:
     refused: str = ""
     """Why no row fits."""
     remedy: str = ""
+    wants: str | None = None
+    """The Python of that row."""
     python: str | None = None
     """The Python that the host engine's row needs and has; None: no row has one here."""
     host_stack: str | None = None
@@ -190,11 +192,12 @@ def _stacks(rows: Matrix, hardware: Hardware, lane: LaneName, pythons: Mapping[s
 
     by_image = pick("docker", None)
     by_host = pick("host", frozenset(pythons)) if pythons else None
-    chosen = None if isinstance(by_image, StackError) else by_image.stack.id
+    chosen = None if isinstance(by_image, StackError) else by_image.stack
     here = by_host.stack if isinstance(by_host, select.Choice) else None
     return Stacks(
         lane=lane,
-        stack=chosen,
+        stack=chosen.id if chosen else None,
+        wants=chosen.python if chosen else None,
         refused=by_image.message if isinstance(by_image, StackError) else "",
         remedy=by_image.remedy if isinstance(by_image, StackError) else "",
         python=here.python if here else None,

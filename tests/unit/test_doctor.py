@@ -501,8 +501,10 @@ def test_an_installation_at_work_is_left_alone(tmp_path: Path) -> None:
 
 def test_an_environment_that_a_process_runs_from_is_left_alone(tmp_path: Path) -> None:
     folder = environment(tmp_path, "changed", 1, {"python": "x", "packages": 9})
-    process = subprocess.Popen([str(folder / "bin/python"), "-c", "input()"], stdin=subprocess.PIPE)
+    script = "print(1, flush=True); input()"
+    process = subprocess.Popen([str(folder / "bin/python"), "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        assert process.stdout is not None and process.stdout.readline()  # until then its command line may be empty
         assert doctor_cache.find(tmp_path) == ()
     finally:
         process.communicate(b"\n")
