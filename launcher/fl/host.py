@@ -24,8 +24,8 @@ from fl.hardware import Node
 
 TEXT_LIMIT: Final = 1 << 20
 """Bytes read of one file. Kernel files are small; whatever is longer is cut."""
-OUTPUT_LIMIT: Final = 4 << 20
-"""Bytes kept of a command's stdout. `nvidia-smi -q -x` prints about 25 kB for each GPU."""
+OUTPUT_LIMIT: Final = 2 << 20
+"""Bytes kept of a command's stdout. `nvidia-smi -q -x` prints about 25 kB for each GPU; more costs memory when it is parsed."""
 PATIENCE: Final = 2.0
 """Seconds that all commands of one detection may take together."""
 NVML_COMMAND: Final = "fl-nvml"

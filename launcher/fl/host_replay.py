@@ -13,8 +13,9 @@ from fl.errors import UsageError
 from fl.hardware import Node
 from fl.host import OUTPUT_LIMIT, Ran, Text, read_file
 
-_YAML_LIMIT: Final = 4 << 20
-_COMMANDS_LIMIT: Final = 64 << 20
+_YAML_LIMIT: Final = 256 << 10
+"""About 2500 device nodes; more costs seconds and tens of megabytes."""
+_COMMANDS_LIMIT: Final = 8 << 20
 _LINK_LIMIT: Final = 512
 
 
@@ -31,10 +32,12 @@ class ReplayHost:
         self.arch: str | None = _text(about.get("arch"))
         self._root = os.path.realpath(folder / "root")
         self._nodes = {
-            str(path): _node(str(path), entry) for path, entry in _mapping(folder, "devices.yaml").items() if isinstance(entry, dict)
+            path: _node(path, entry)
+            for path, entry in _mapping(folder, "devices.yaml").items()
+            if isinstance(path, str) and isinstance(entry, dict)
         }
-        self._unreadable = {str(path).strip("/"): str(error) for path, error in _mapping(folder, "unreadable.yaml").items()}
-        self._links = {"/" + str(path).strip("/"): str(target) for path, target in _mapping(folder, "links.yaml").items()}
+        self._unreadable = {path.strip("/"): error for path, error in _texts(folder, "unreadable.yaml").items()}
+        self._links = {"/" + path.strip("/"): target for path, target in _texts(folder, "links.yaml").items()}
         self._commands = _commands(folder / "commands.jsonl")
         self._folders: dict[str, str | None] = {}
 
@@ -129,6 +132,23 @@ def _without_unit(cell: str) -> str:
     return number if unit and number.replace(".", "", 1).isdigit() and " " not in unit else cell
 
 
+def _texts(folder: Path, name: str) -> dict[str, str]:
+    """The entries whose key and value are text."""
+    found = _mapping(folder, name)
+    return {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, str)}
+
+
+def _loader() -> type[Any]:
+    """A safe loader without merge keys: with them a short text can grow without bounds."""
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        def flatten_mapping(self, node: Any) -> None:
+            """Merges nothing; a merge key is then an error."""
+
+    return Loader
+
+
 def _mapping(folder: Path, name: str, required: bool = False) -> Mapping[Any, Any]:
     import yaml
 
@@ -139,7 +159,7 @@ def _mapping(folder: Path, name: str, required: bool = False) -> Mapping[Any, An
     if text.text is None or len(text.text) > _YAML_LIMIT:
         raise UsageError(f"{path} of the host record cannot be read ({text.error or 'too long'})")
     try:
-        value = yaml.load(text.text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        value = yaml.load(text.text, Loader=_loader())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} of the host record is not YAML: {' '.join(str(error).split())[:300]}") from error
     if value is not None and not isinstance(value, dict):
@@ -157,15 +177,17 @@ def _commands(path: Path) -> list[tuple[list[str], Ran]]:
             continue
         try:
             entry = json.loads(line)
-            argv = [str(word) for word in entry["argv"]]
+            argv = [word for word in entry["argv"] if isinstance(word, str)]
             code = int(entry.get("returncode") or 0)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise UsageError(f"{path}, line {number}: not a recorded command ({type(error).__name__})") from error
         if argv:
-            commands.append(
-                (argv, Ran("done", code, str(entry.get("stdout") or "")[:OUTPUT_LIMIT], str(entry.get("stderr") or "")[:OUTPUT_LIMIT]))
-            )
+            commands.append((argv, Ran("done", code, _output(entry.get("stdout")), _output(entry.get("stderr")))))
     return commands
+
+
+def _output(value: Any) -> str:
+    return value[:OUTPUT_LIMIT] if isinstance(value, str) else ""
 
 
 def _text(value: Any) -> str | None:
@@ -182,7 +204,7 @@ def _node(path: str, entry: Mapping[str, Any]) -> Node:
     openable = entry.get("openable")
     return Node(
         path=path,
-        type=str(entry.get("type", "c"))[:1],
+        type=(_text(entry.get("type")) or "c")[:1],
         major=_whole(entry.get("major")),
         minor=_whole(entry.get("minor")),
         mode=int(octal.replace("o", "") or "0", 8) if octal else _whole(mode),

@@ -59,7 +59,7 @@ def error(message: str, remedy: str = "") -> None:
 
 def document(value: Any) -> None:
     """The one JSON document of `--json`."""
-    out(json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False))
+    out(json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False).replace("\x7f", "\\u007f"))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> None:

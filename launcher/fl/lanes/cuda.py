@@ -43,7 +43,7 @@ def detect(host: Host) -> Detection:
     accelerators: list[Accelerator] = []
     for gpu, device in _joined(kernel, answer):
         whole_gpu, more = _accelerator(kernel, answer, gpu, device, len(accelerators))
-        problems += [one for one in more if one not in problems]
+        problems += more
         parts = _partitions(whole_gpu, gpu, len(accelerators))
         accelerators += parts or [whole_gpu]
         if gpu.mig and not parts:
@@ -57,7 +57,7 @@ def detect(host: Host) -> Detection:
             )
     if not accelerators and kernel.tegra:
         accelerators.append(_tegra(host, kernel))
-    problems = unmapped(problems, accelerators) + mixed(accelerators)
+    problems = unmapped(list(dict.fromkeys(problems)), accelerators) + mixed(accelerators)
     max_cuda = None if answer.report.max_cuda is None else ".".join(answer.report.max_cuda.split(".")[:2])
     return Detection(
         accelerators=tuple(accelerators),

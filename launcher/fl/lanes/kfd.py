@@ -10,6 +10,8 @@ from fl.lanes.amd_chips import APUS
 
 _ROOTS: Final = ("/sys/devices/virtual/kfd/kfd", "/sys/class/kfd/kfd")
 _SHIFT: Final = 20
+_NODES: Final = 1024
+_PROCESSES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,7 @@ def scan(host: Host) -> tuple[KfdNode, ...]:
     if root is None:
         return ()
     names = [name for name in host.names(f"{root}/topology/nodes") if name.isascii() and name.isdigit() and len(name) < 6]
-    nodes = [_node(host, f"{root}/topology/nodes/{name}", int(name)) for name in sorted(names, key=int)]
+    nodes = [_node(host, f"{root}/topology/nodes/{name}", int(name)) for name in sorted(names, key=int)[:_NODES]]
     return tuple(node for node in nodes if node is not None)
 
 
@@ -54,7 +56,7 @@ def busy(host: Host) -> dict[int, bool] | None:
     if root is None:
         return None
     held: dict[int, bool] = {}
-    for pid in host.names(root):
+    for pid in host.names(root)[:_PROCESSES]:
         for name in host.names(f"{root}/{pid}"):
             if name.startswith("vram_") and name[5:].isdigit() and len(name) < 20:
                 used = (host.read(f"{root}/{pid}/{name}").text or "0").strip()

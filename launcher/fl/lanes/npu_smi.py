@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
-from fl.lanes.values import bdf, known, version, whole
+from fl.lanes.values import MOST, bdf, known, rows, version, whole
 
 _VERSION: Final = re.compile(r"Version:\s*(\S{1,40})")
 _PAIR: Final = re.compile(r"(\d{1,9})\s*/\s*(\d{1,9})")
@@ -44,16 +44,16 @@ class NpuTable:
 
 def parse(text: str) -> NpuTable:
     """The devices and, where the process table is there, which of them are busy."""
-    lines = text.splitlines()[:20000]
+    lines = rows(text)
     head = next((match for line in lines[:20] if (match := _VERSION.search(line))), None)
     start = next((n for n, line in enumerate(lines) if "Process id" in line), len(lines))
     columns = next((line for line in lines[:start] if re.match(r"\|\s*Chip\b", line)), "")
-    rows = [line for line in lines[:start] if re.match(r"\|\s*\d", line)]
+    table = [line for line in lines[:start] if re.match(r"\|\s*\d", line)]
     npus: list[NpuReport] = []
     bad = 0
     position = 0
-    while position < len(rows):
-        pair = _chip(rows[position], rows[position + 1], columns) if position + 1 < len(rows) else None
+    while position < len(table) and len(npus) < MOST:
+        pair = _chip(table[position], table[position + 1], columns) if position + 1 < len(table) else None
         position += 2 if pair else 1
         bad += pair is None
         if pair and all(pair.index != npu.index for npu in npus):
@@ -70,7 +70,7 @@ def parse(text: str) -> NpuTable:
 def parse_mapping(text: str) -> NpuTable:
     """`npu-smi info -m`: NPU ID, Chip ID, Chip Logic ID, Chip Name. The rows of the management chip (Mcu) have no logic id."""
     npus: list[NpuReport] = []
-    for line in text.splitlines()[:2000]:
+    for line in rows(text)[:2000]:
         words = line.split(None, 3)
         ids = [whole(word, 6) for word in words[:3]]
         if (

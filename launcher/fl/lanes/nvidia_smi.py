@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from fl.lanes.nvidia_report import GpuReport, MigReport, Report
-from fl.lanes.values import bdf, hexadecimal, known, mebibytes, version, whole
+from fl.lanes.values import MOST, bdf, hexadecimal, known, mebibytes, rows, version, whole
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -28,8 +28,9 @@ QUERY: Final = (
     "driver_model.current",
     "fabric.state",
 )
+_XML_ELEMENTS: Final = 200_000
 _BROKEN: Final = re.compile(r"requires reset|is lost|ERR!|Unknown Error", re.I)
-_LISTED: Final = re.compile(r"GPU (\d{1,4}): (.*?)\s*(?:\(UUID: (\S{4,80})\))?\s*$")
+_LISTED: Final = re.compile(r"GPU (\d{1,4}): (.*)$")
 _UUID: Final = re.compile(r"GPU-[0-9a-fA-F-]{4,64}")
 _LISTED_MIG: Final = re.compile(r"\s+MIG (\S{1,32})\s+Device\s+(\d{1,3}): \(UUID: (MIG-[0-9a-zA-Z/-]{4,96})\)")
 _PROFILE: Final = re.compile(r"(?:\d+c\.)?\d+g\.\d+gb(?:[+-][a-z.]+)*")
@@ -40,6 +41,8 @@ def parse_xml(text: str) -> Report:
     from xml.etree import ElementTree
 
     source = "nvidia-smi -q -x"
+    if text.count("<") > _XML_ELEMENTS:
+        return Report(source=source, malformed="its XML is too long")
     if "<!ENTITY" in text:
         return Report(source=source, malformed="its XML declares entities")
     try:
@@ -48,7 +51,9 @@ def parse_xml(text: str) -> Report:
         return Report(source=source, malformed=f"its XML is broken ({known(str(error), 100)})")
     driver = version(root.findtext("kmd_version")) or version(root.findtext("driver_version"))
     cuda = version(root.findtext("cuda_umd_version")) or version(root.findtext("cuda_version"))
-    return Report(source=source, driver=driver, max_cuda=cuda, gpus=tuple(_xml_gpu(n, gpu) for n, gpu in enumerate(root.findall("gpu"))))
+    return Report(
+        source=source, driver=driver, max_cuda=cuda, gpus=tuple(_xml_gpu(n, gpu) for n, gpu in enumerate(root.findall("gpu")[:MOST]))
+    )
 
 
 def _xml_gpu(index: int, gpu: Element) -> GpuReport:
@@ -66,7 +71,7 @@ def _xml_gpu(index: int, gpu: Element) -> GpuReport:
         minor=whole(gpu.findtext("minor_number"), 4),
         memory_mib=mebibytes(memory),
         mig=None if mode is None else mode == "Enabled",
-        migs=tuple(_xml_mig(n, mig) for n, mig in enumerate(gpu.findall("mig_devices/mig_device"))),
+        migs=tuple(_xml_mig(n, mig) for n, mig in enumerate(gpu.findall("mig_devices/mig_device")[:MOST])),
         busy=compute if counted and model is None else None,
         busy_instances=instances,
         compute_mode=known(gpu.findtext("compute_mode")),
@@ -105,7 +110,9 @@ def parse_csv(text: str, fields: tuple[str, ...]) -> Report:
     """`nvidia-smi --query-gpu=FIELDS --format=csv,noheader,nounits`."""
     gpus: list[GpuReport] = []
     driver, bad = None, 0
-    for line in text.splitlines():
+    for line in rows(text):
+        if len(gpus) >= MOST:
+            break
         cells = [cell.strip() for cell in line.split(", ")]
         row = dict(zip(fields, cells, strict=False))
         index = whole(row.get("index", str(len(gpus))), 4)
@@ -140,21 +147,23 @@ def parse_csv(text: str, fields: tuple[str, ...]) -> Report:
 
 def parse_apps(text: str) -> frozenset[str]:
     """UUIDs of GPUs that `--query-compute-apps=gpu_uuid,pid` lists a process for."""
-    rows = [line.split(", ") for line in text.splitlines()]
-    return frozenset(row[0].strip() for row in rows if len(row) == 2 and row[0].startswith(("GPU-", "MIG-")))
+    table = [line.split(", ") for line in rows(text)]
+    return frozenset(row[0].strip() for row in table if len(row) == 2 and row[0].startswith(("GPU-", "MIG-")))
 
 
 def parse_list(text: str) -> Report:
     """`nvidia-smi -L`. Behind a site's wrapper it may print several machines: indices restart, and only the first list counts."""
     gpus: list[GpuReport] = []
     restarted = False
-    for line in text.splitlines():
+    for line in rows(text):
+        if len(gpus) >= MOST:
+            break
         if match := _LISTED.match(line):
-            index = int(match[1])
+            index, (name, _, end) = int(match[1]), match[2].rstrip().partition(" (UUID: ")
             restarted = restarted or any(gpu.index == index for gpu in gpus)
             if not restarted:
-                uuid = match[3] if match[3] and _UUID.fullmatch(match[3]) else None
-                gpus.append(GpuReport(index=index, name=known(match[2]), uuid=uuid))
+                uuid = end.removesuffix(")")
+                gpus.append(GpuReport(index=index, name=known(name), uuid=uuid if _UUID.fullmatch(uuid) else None))
         elif (match := _LISTED_MIG.match(line)) and gpus and not restarted:
             profile = match[1] if _PROFILE.fullmatch(match[1]) else None
             mig = MigReport(number=int(match[2]), uuid=match[3], profile=profile)
@@ -171,8 +180,10 @@ def parse_text(text: str) -> Report:
     head: dict[str, str] = {}
     gpus: list[dict[str, list[str]]] = []
     path: list[tuple[int, str]] = []
-    for line in text.splitlines():
+    for line in rows(text):
         if re.match(r"GPU [0-9a-fA-F]{4,8}:", line):
+            if len(gpus) >= MOST:
+                break
             gpus.append({"id": [line[4:].strip()]})
             path = []
             continue
@@ -237,6 +248,6 @@ def _text_processes(gpu: dict[str, list[str]]) -> tuple[bool | None, frozenset[t
     kinds = [value for key, values in gpu.items() if key.startswith("Processes/") and key.endswith("/Type") for value in values]
     instances = [whole(value, 4) for value in gpu.get("Processes/GPU instance ID", [])]
     parts = [whole(value, 4) for value in gpu.get("Processes/Compute instance ID", [])]
-    rows = zip(kinds, instances, parts, strict=True) if len(kinds) == len(instances) == len(parts) else ()
-    busy = [(number, part) for kind, number, part in rows if "C" in kind and number is not None]
+    table = zip(kinds, instances, parts, strict=True) if len(kinds) == len(instances) == len(parts) else ()
+    busy = [(number, part) for kind, number, part in table if "C" in kind and number is not None]
     return any("C" in kind for kind in kinds), frozenset(busy)

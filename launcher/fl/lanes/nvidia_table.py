@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from fl.lanes.nvidia_report import GpuReport, Report
-from fl.lanes.values import bdf, known, mebibytes, version
+from fl.lanes.values import MOST, bdf, known, mebibytes, rows, squeezed, version
 
 _DRIVER: Final = re.compile(r"(?:Driver|KMD) Version:\s*(\S{1,40})")
 _CUDA: Final = re.compile(r"CUDA (?:UMD )?Version:\s*(\S{1,40})")
@@ -24,7 +24,9 @@ def parse_table(text: str) -> Report:
     driver, cuda = _DRIVER.search(text), _CUDA.search(text)
     head, _, processes = text.partition("Processes:")
     gpus: list[GpuReport] = []
-    for line in head.splitlines():
+    for line in map(squeezed, rows(head)):
+        if len(gpus) >= MOST:
+            break
         if match := _GPU.match(line):
             model = match[3] if match[3] in ("WDDM", "TCC", "MCDM") else None
             name = known(match[2].removesuffix("...").strip())
@@ -32,7 +34,7 @@ def parse_table(text: str) -> Report:
         elif gpus and gpus[-1].memory_mib is None and (memory := _MEMORY.search(line)):
             gpus[-1] = replace(gpus[-1], memory_mib=mebibytes(memory[1]))
     if processes:
-        busy = {int(row[1]) for line in processes.splitlines() if (row := _PROCESS.match(line)) and "C" in row[3]}
+        busy = {int(row[1]) for line in rows(processes) if (row := _PROCESS.match(squeezed(line))) and "C" in row[3]}
         gpus = [gpu if gpu.model else replace(gpu, busy=gpu.index in busy) for gpu in gpus]
     return Report(
         source="nvidia-smi", driver=version(driver[1]) if driver else None, max_cuda=version(cuda[1]) if cuda else None, gpus=tuple(gpus)

@@ -11,10 +11,11 @@ from fl.host import NVML_COMMAND, Host, Ran
 from fl.lanes.nvidia_report import GpuReport, MigReport, Report, merge
 from fl.lanes.nvidia_smi import QUERY, parse_apps, parse_csv, parse_list, parse_text, parse_xml
 from fl.lanes.nvidia_table import parse_table
-from fl.lanes.values import bdf, known, version
+from fl.lanes.values import MOST, bdf, known, version
 
 Failure = Literal["missing", "slow", "mismatch", "no-driver", "no-library", "failed"]
 _FORMAT: Final = "--format=csv,noheader,nounits"
+_LARGEST: Final = 1 << 40
 _IDLE_MIB: Final = 1024
 """The driver itself holds up to about 500 MiB of an idle H100."""
 _WSL_TOOL: Final = "/usr/lib/wsl/lib/nvidia-smi"
@@ -47,7 +48,7 @@ def _ask_nvml(host: Host) -> Answer:
         return Answer(empty, _failure(ran), known(ran.stderr) or "")
     try:
         report = parse_nvml(json.loads(ran.stdout))
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError, OverflowError):
         return Answer(Report(source="NVML", malformed="its answer is not the expected JSON"), "missing")
     return Answer(report)
 
@@ -58,7 +59,7 @@ def parse_nvml(value: dict[str, Any]) -> Report:
         source="NVML",
         driver=version(value["driver"]),
         max_cuda=version(value["max_cuda"]),
-        gpus=tuple(_nvml_gpu(gpu) for gpu in value["gpus"]),
+        gpus=tuple(_nvml_gpu(gpu) for gpu in value["gpus"][:MOST]),
     )
 
 
@@ -71,27 +72,32 @@ def _nvml_gpu(gpu: dict[str, Any]) -> GpuReport:
         pci=bdf(gpu.get("pci")),
         name=known(gpu.get("name")),
         uuid=known(gpu.get("uuid")),
-        device=gpu.get("device"),
-        capability=gpu.get("capability"),
-        minor=gpu.get("minor"),
-        memory_mib=gpu.get("memory_mib"),
-        mig=gpu.get("mig"),
+        device=_int(gpu, "device"),
+        capability=known(gpu.get("capability")),
+        minor=_int(gpu, "minor"),
+        memory_mib=_int(gpu, "memory_mib"),
+        mig=bool(gpu["mig"]) if gpu.get("mig") is not None else None,
         migs=tuple(
             MigReport(
                 number=int(m["number"]),
-                instance=m.get("instance"),
-                compute=m.get("compute"),
-                uuid=m.get("uuid"),
-                profile=m.get("profile"),
-                memory_mib=m.get("memory_mib"),
+                instance=_int(m, "instance"),
+                compute=_int(m, "compute"),
+                uuid=known(m.get("uuid")),
+                profile=known(m.get("profile")),
+                memory_mib=_int(m, "memory_mib"),
             )
-            for m in migs
+            for m in migs[:MOST]
         ),
-        busy=_busy(processes, gpu.get("used_mib")),
-        busy_instances=frozenset((p["instance"], p.get("compute")) for p in processes or [] if p.get("instance") is not None),
-        compute_mode=gpu.get("compute_mode"),
-        fabric=gpu.get("fabric"),
+        busy=_busy(processes, _int(gpu, "used_mib")),
+        busy_instances=frozenset((i, _int(p, "compute")) for p in processes or [] if (i := _int(p, "instance")) is not None),
+        compute_mode=known(gpu.get("compute_mode")),
+        fabric=known(gpu.get("fabric")),
     )
+
+
+def _int(values: dict[str, Any], key: str) -> int | None:
+    value = values.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST else None
 
 
 def _busy(processes: list[Any] | None, used_mib: int | None) -> bool | None:

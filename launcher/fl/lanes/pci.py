@@ -15,6 +15,8 @@ DISPLAY: Final = 0x0300
 COMPUTE: Final = 0x1200
 _CLASSES: Final = frozenset({DISPLAY, 0x0302, 0x0380, COMPUTE})
 """VGA, 3D and other display controllers, processing accelerators: no NVSwitch, audio, USB, network."""
+_FUNCTIONS: Final = 8192
+_DEVICES: Final = 512
 _ROOT: Final = "/sys/bus/pci/devices"
 
 
@@ -49,8 +51,8 @@ def scan(host: Host) -> tuple[PciDevice, ...]:
 def _scan(host: Hashable) -> tuple[PciDevice, ...]:
     """Read once for all lanes; a host object is one look at a machine."""
     machine = cast("Host", host)
-    found = [device for name in machine.names(_ROOT) if (device := _device(machine, name)) is not None]
-    return tuple(sorted(found, key=lambda device: device.place))
+    found = [device for name in machine.names(_ROOT)[:_FUNCTIONS] if (device := _device(machine, name)) is not None]
+    return tuple(sorted(found, key=lambda device: device.place)[:_DEVICES])
 
 
 def of_vendor(host: Host, vendor: int) -> tuple[PciDevice, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fl.host import Host
-from fl.lanes.values import bdf, hexadecimal, known, version, whole
+from fl.lanes.values import MOST, bdf, hexadecimal, known, rows, squeezed, version, whole
 
 _BLOCK: Final = re.compile(r"GPU\[(\d{1,4})\]\s*:\s*([^:]{1,60}?)\s*:\s*(.*\S)\s*$")
 _ARCH: Final = re.compile(r"gfx[0-9a-f]{3,5}")
@@ -79,7 +79,7 @@ def parse_amd_smi(text: str) -> tuple[AmdReport, ...]:
     """`amd-smi static --json`: a bare list up to 6.x, `{"gpu_data": [...]}` in 7.x; keys in upper case in places."""
     value = _document(text)
     entries = value.get("gpu_data", []) if isinstance(value, dict) else value
-    return tuple(_amd_smi_gpu(n, _lower(entry)) for n, entry in enumerate(entries) if isinstance(entry, dict))
+    return tuple(_amd_smi_gpu(n, _lower(entry)) for n, entry in enumerate(entries[:MOST]) if isinstance(entry, dict))
 
 
 def _amd_smi_gpu(place: int, entry: dict[str, Any]) -> AmdReport:
@@ -128,7 +128,7 @@ def parse_rocm_smi_json(text: str) -> tuple[AmdReport, ...]:
     system = value.get("system")
     driver = version(str(system.get("driver version", ""))) if isinstance(system, dict) else None
     cards = [(int(key[4:]), card) for key, card in value.items() if re.fullmatch(r"card\d{1,4}", key) and isinstance(card, dict)]
-    return tuple(_card(index, card, driver) for index, card in sorted(cards, key=lambda pair: pair[0]))
+    return tuple(_card(index, card, driver) for index, card in sorted(cards, key=lambda pair: pair[0])[:MOST])
 
 
 def _card(index: int, card: dict[str, Any], driver: str | None) -> AmdReport:
@@ -154,7 +154,7 @@ def _card(index: int, card: dict[str, Any], driver: str | None) -> AmdReport:
 def parse_rocm_smi_text(text: str) -> tuple[AmdReport, ...]:
     """Block format: `GPU[0] : Card Series: AMD Radeon RX 7600`. Warnings and ruler lines have no such head."""
     cards: dict[int, dict[str, Any]] = {}
-    for line in text.splitlines():
+    for line in map(squeezed, rows(text)):
         if match := _BLOCK.match(line):
             cards.setdefault(int(match[1]), {}).setdefault(match[2].lower(), match[3])
-    return tuple(_card(index, card, None) for index, card in sorted(cards.items()))
+    return tuple(_card(index, card, None) for index, card in sorted(cards.items())[:MOST])

@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from fl.lanes.rocm_smi import AmdReport
-from fl.lanes.values import hexadecimal, known
+from fl.lanes.values import MOST, hexadecimal, known, rows
 
 _AGENT: Final = re.compile(r"^Agent \d{1,4}\s*$", re.M)
 _CHIP: Final = re.compile(r"\d{1,9}\((0x[0-9a-fA-F]{1,8})\)")
@@ -17,9 +17,9 @@ _ARCH: Final = re.compile(r"gfx[0-9a-f]{3,5}")
 def parse_rocminfo(text: str) -> tuple[AmdReport, ...]:
     """The agents of type GPU, in order."""
     found: list[AmdReport] = []
-    for block in _AGENT.split(text)[1:4097]:
+    for block in _AGENT.split(text)[1 : MOST + 1]:
         fields: dict[str, str] = {}
-        for line in block.splitlines()[:2000]:
+        for line in rows(block):
             key, colon, value = line.partition(":")
             if colon:
                 fields.setdefault(key.strip(), value.strip())

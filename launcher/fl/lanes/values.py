@@ -19,6 +19,22 @@ _MEMORY: Final = re.compile(r"(\d{1,9})(?:\.\d{1,6})?\s*(?:MiB|MB)?")
 _MEMORY_ANY: Final = 1 << 30
 
 
+MOST: Final = 256
+"""Devices that one source may name: more than any machine has, few enough for broken input to cost nothing."""
+_LINES: Final = 20000
+_WIDTH: Final = 500
+
+
+def rows(text: str) -> list[str]:
+    """The lines of a table made for eyes, cut to a sane number and width."""
+    return [line[:_WIDTH] for line in text.splitlines()[:_LINES]]
+
+
+def squeezed(line: str) -> str:
+    """A line with single spaces."""
+    return " ".join(line.split())
+
+
 def known(text: str | None, limit: int = 200) -> str | None:
     """The text without control characters; None for empty, masked and not-available values."""
     value = clean(" ".join((text or "").split()))[:limit]

@@ -13,7 +13,7 @@ from fl.host import Host
 from fl.lanes import pci
 from fl.lanes.groups import group_grants, missing_nodes
 from fl.lanes.pci import PciDevice
-from fl.lanes.values import bdf, known, version
+from fl.lanes.values import bdf, known, rows, version
 from fl.lanes.xpu_visible import HIERARCHY, restriction
 
 __all__ = ["DRIVER", "EXCLUSIVE", "PARTITIONS_TOGETHER", "TITLE", "detect", "grants", "restriction", "visibility"]
@@ -109,7 +109,7 @@ def parse_discovery(text: str) -> dict[str, dict[str, str]]:
     """The table's `Key: value` cells, by PCI address."""
     found: dict[str, dict[str, str]] = {}
     fields: dict[str, str] = {}
-    for line in text.splitlines():
+    for line in rows(text):
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if len(cells) != 2:
             continue
