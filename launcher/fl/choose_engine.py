@@ -130,6 +130,9 @@ def _automatic(question: Question) -> Chosen:
         except (EngineError, ImageError) as error:
             passed.append(f"{name}: {_first_line(error.message)}")
             continue
+        if found.image_platform not in (None, question.hardware.platform):
+            passed.append(f"{name}: answers, but image {found.image.reference} is for {found.image_platform}")
+            continue
         if found.image.source in ("local", "pull"):
             return _with_notes(found, (*passed, f"{name}: answers, and image {found.image.reference} is {_where(found.image.source)}"))
         passed.append(f"{name}: answers, but image {found.image.reference} is not here and no registry is configured")

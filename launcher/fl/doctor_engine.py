@@ -60,7 +60,9 @@ def _silent(name: str, error: EngineError, other: bool) -> Finding:
 def _answering(answer: EngineFacts) -> Finding:
     from fl.plan import refuse_engine
 
-    words = f"{answer.name} {answer.version or ''}".strip() + f", {'rootless' if answer.rootless else 'rootful'}, cgroup v{answer.cgroup}"
+    words = ", ".join(
+        [f"{answer.name} {answer.version or ''}".strip(), *(["rootless"] if answer.rootless else []), f"cgroup v{answer.cgroup}"]
+    )
     seen = (Evidence(f"{answer.name} info", words),)
     try:
         refuse_engine(answer)

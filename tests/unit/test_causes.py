@@ -13,7 +13,7 @@ import pytest
 from fl import launch
 from fl.causes import _KNOWN, explain
 from fl.engines import Ended
-from fl.engines.docker_errors import explain_start
+from fl.engines.docker_errors import explain_pull, explain_start
 from fl.errors import EngineError, HardwareError, ImageError, TrainingError
 from fl.lanes import LANES
 
@@ -182,3 +182,9 @@ def test_a_start_that_fails_names_the_cause(said: str, kind: type[Exception], wo
     error = explain_start(said, plan)
     assert isinstance(error, kind)
     assert word in error.message
+
+
+def test_a_pull_that_fails_names_the_cause() -> None:
+    error = explain_pull("Error response from daemon: Get https://r/v2/: x509: certificate signed by unknown authority", "r/fl:x", "docker")
+    assert isinstance(error, ImageError)
+    assert "authority" in error.message and "update-ca-certificates" in error.remedy

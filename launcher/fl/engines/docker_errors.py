@@ -38,6 +38,8 @@ def explain_pull(said: str, reference: str, engine: str) -> ImageError:
         return ImageError(f"The registry refuses {reference}: {_message(said)}", f"{engine} login {reference.split('/')[0]}")
     if re.search(r"digest|verification failed|filesystem layer", text, re.I):
         return ImageError(f"{reference} arrived damaged: {_message(said)}", "pull again; if it stays, the copy in the registry is broken")
+    if (cause := explain(text)) is not None:
+        return ImageError(f"{reference} cannot be pulled: {_message(said)}\ncause: {cause.cause}", cause.cure)
     return ImageError(
         f"{reference} cannot be pulled: {_message(said)}",
         "fl images build makes the image here; fl run --engine host needs none; HTTPS_PROXY of the daemon may be missing",
