@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 from fl.errors import EngineError, FlError, HardwareError, ImageError
 from fl.grants import EngineFacts, Grants
 from fl.hardware import Accelerator, Hardware, LaneName, Problem, Severity
-from fl.lanes.checks import COMPANIONS, QUICK
 
 if TYPE_CHECKING:
     from fl.plan import Image
@@ -105,6 +104,10 @@ def _grants(facts: Facts) -> Iterator[Problem]:
 
 def _nodes(facts: Facts) -> Iterator[Problem]:
     """Nodes that this user may not open. A rootful daemon opens them for the container when it may be given their group."""
+    if not facts.chosen:
+        return
+    from fl.lanes.checks import COMPANIONS
+
     own = [path for a in facts.chosen for path in a.nodes]
     for path in dict.fromkeys((*COMPANIONS.get(facts.lane, ()), *own, *facts.grants.devices)):
         node = facts.hardware.nodes.get(path.partition(":")[0])
@@ -130,8 +133,12 @@ def _nodes(facts: Facts) -> Iterator[Problem]:
 
 def _quick(facts: Facts) -> Iterator[Problem]:
     """The lane's own checks of what detection saw, for processes of this machine."""
+    if not facts.chosen or facts.engine.name != "host":
+        return
+    from fl.lanes.checks import QUICK
+
     check = QUICK.get(facts.lane)
-    for finding in check(facts.hardware, facts.inside) if check and facts.engine.name == "host" else ():
+    for finding in check(facts.hardware, facts.inside) if check else ():
         if finding.status in ("warning", "error") and not any(
             e.source in facts.hardware.nodes for e in finding.evidence
         ):  # else told above

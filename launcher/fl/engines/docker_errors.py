@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from fl.causes import explain
 from fl.errors import EngineError, FlError, HardwareError, ImageError, RecipeError
 from fl.plan import Plan
+
+if TYPE_CHECKING:
+    from fl.causes import Cause
 
 
 class NameInUse(EngineError):
@@ -22,7 +25,7 @@ def explain_start(said: str, plan: Plan) -> FlError:
     for pattern, build in _CAUSES:
         if (match := re.search(pattern, text, re.I)) is not None:
             return build(match, shown, image, engine)
-    if (cause := explain(text)) is not None:
+    if (cause := _cause(text)) is not None:
         return cause.error(f"{engine} could not start the container: {shown}\ncause: {cause.cause}", cause.cure)
     return EngineError(f"{engine} could not start the container: {shown}", f"fl run --print-command … shows the command; {engine} info")
 
@@ -38,12 +41,19 @@ def explain_pull(said: str, reference: str, engine: str) -> ImageError:
         return ImageError(f"The registry refuses {reference}: {_message(said)}", f"{engine} login {reference.split('/')[0]}")
     if re.search(r"digest|verification failed|filesystem layer", text, re.I):
         return ImageError(f"{reference} arrived damaged: {_message(said)}", "pull again; if it stays, the copy in the registry is broken")
-    if (cause := explain(text)) is not None:
+    if (cause := _cause(text)) is not None:
         return ImageError(f"{reference} cannot be pulled: {_message(said)}\ncause: {cause.cause}", cause.cure)
     return ImageError(
         f"{reference} cannot be pulled: {_message(said)}",
         "fl images build makes the image here; fl run --engine host needs none; HTTPS_PROXY of the daemon may be missing",
     )
+
+
+def _cause(text: str) -> Cause | None:
+    """A known text; the table is loaded when something failed."""
+    from fl.causes import explain
+
+    return explain(text)
 
 
 def _message(said: str) -> str:
