@@ -33,6 +33,7 @@ test: lint
 bench: $(STAMP)
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/detection.py
+	$(BIN)/python bench/doctor.py
 	$(BIN)/python bench/first_step.py
 	$(BIN)/python bench/determinism.py
 	$(BIN)/python bench/overhead.py

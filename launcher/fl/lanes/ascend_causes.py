@@ -8,6 +8,7 @@ from fl.causes_form import known
 from fl.errors import EngineError, HardwareError
 
 _DRIVER_FILES: Final = "ls /usr/local/Ascend/driver/lib64/driver   on the host; a container gets them with `fl run --engine docker`"
+_LIBRARIES: Final = r"(libc_sec\.so|libdrvdsmi\w*(?:\.so)?|libascend_hal\.so|libmmpa\.so|libdcmi\.so)"
 
 CAUSES: Final = (
     known(
@@ -38,8 +39,9 @@ CAUSES: Final = (
         "driver-files",
         "ascend",
         EngineError,
-        r"(libc_sec\.so|libdrvdsmi\w*\.so|libascend_hal\.so|libmmpa\.so|libdcmi\.so)[^\n]{0,80}(cannot open|no such file|not found)",
-        "{0} is not found: the driver's lib64 of the host is not mounted into this container, or not on its library path",
+        rf"{_LIBRARIES}[^\n]{{0,80}}(?:cannot open|no such file|not found|missing)"
+        rf"|(?:missing|not find|can't find)[^\n]{{0,40}}?{_LIBRARIES}",
+        "{0}{1} is not found: the driver's lib64 of the host is not mounted into this container, or not on its library path",
         _DRIVER_FILES,
     ),
     known(

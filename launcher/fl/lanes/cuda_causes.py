@@ -54,7 +54,8 @@ CAUSES: Final = (
         "no-toolkit",
         "cuda",
         EngineError,
-        r"could not select device driver|unknown or invalid runtime name: nvidia|nvidia-container-runtime-hook[^\n]{0,80}not found",
+        r"could not select device driver|failed to discover GPU vendor from CDI"
+        r"|unknown or invalid runtime name: nvidia|nvidia-container-runtime-hook[^\n]{0,80}(?:not found|no such file)",
         "Docker has nothing that passes NVIDIA GPUs into containers: nvidia-container-toolkit is not installed, or not registered",
         "install nvidia-container-toolkit, then: sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker\n"
         "--engine host   needs no toolkit",
@@ -148,7 +149,8 @@ CAUSES: Final = (
         "driver-too-old",
         "cuda",
         HardwareError,
-        r"driver on your system is too old|CUDA driver version is insufficient for CUDA runtime|CUDA_ERROR_INSUFFICIENT_DRIVER",
+        r"driver on your system is too old|CUDA driver version is insufficient for CUDA runtime|CUDA_ERROR_INSUFFICIENT_DRIVER|"
+        + _number(35),
         "the driver is older than this CUDA allows",
         "fl matrix explain   shows which stack fits this driver",
     ),
@@ -164,7 +166,7 @@ CAUSES: Final = (
         "no-uvm",
         "cuda",
         HardwareError,
-        r"CUDA unknown error - this may be due to an incorrectly set up environment|cudaErrorUnknown|CUDA_ERROR_UNKNOWN",
+        r"CUDA unknown error - this may be due to an incorrectly set up environment|cudaErrorUnknown|CUDA_ERROR_UNKNOWN|" + _number(999),
         "CUDA cannot start although the driver is loaded: mostly /dev/nvidia-uvm "
         "is missing or closed, as after a suspend or in a container",
         "sudo nvidia-modprobe -u -c=0\nls -l /dev/nvidia-uvm",
@@ -173,7 +175,7 @@ CAUSES: Final = (
         "no-device",
         "cuda",
         HardwareError,
-        r"no CUDA-capable device is detected|No CUDA GPUs are available|CUDA_ERROR_NO_DEVICE",
+        r"no CUDA-capable device is detected|No CUDA GPUs are available|CUDA_ERROR_NO_DEVICE|" + _number(100),
         "CUDA sees no GPU: none was passed into this container, or CUDA_VISIBLE_DEVICES names none that is here",
         "fl hw   shows what is here\nunset CUDA_VISIBLE_DEVICES",
     ),

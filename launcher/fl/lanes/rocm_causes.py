@@ -50,6 +50,14 @@ CAUSES: Final = (
         "fl matrix explain   shows which stack has code for it",
     ),
     known(
+        "no-device-amd",
+        "rocm",
+        HardwareError,
+        r"No HIP GPUs are available|hipErrorNoDevice|no ROCm-capable device is detected",
+        "ROCm sees no GPU: none was passed into this container, or ROCR_VISIBLE_DEVICES or HIP_VISIBLE_DEVICES names none that is here",
+        "fl hw   shows what is here\nunset ROCR_VISIBLE_DEVICES HIP_VISIBLE_DEVICES",
+    ),
+    known(
         "group-by-name",
         "rocm",
         EngineError,
