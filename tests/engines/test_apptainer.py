@@ -172,6 +172,7 @@ def test_a_run_is_found_again_and_killed(engine: engines.Engine, box: str) -> No
     adopted.kill()
     assert wait(started).exit_code == 137 and wait(adopted).exit_code == engines.UNKNOWN_EXIT
     adopted.remove()
+    assert not (paths.runs_home() / what.run / "apptainer").exists()
     assert engine.adopt(started.ident) is None and not processes.marked(what.run)
 
 
@@ -281,20 +282,32 @@ def test_sigterm_saves_a_checkpoint(tmp_path: Path, trained: str) -> None:
     assert list((tmp_path / "out").glob("checkpoint-*"))
 
 
+def test_a_killed_launcher_leaves_a_run_that_stop_ends(fl: Fl, tmp_path: Path, trained: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fl", "run", "--engine", "apptainer", "tiny-sft", "max_steps=100000", f"output_dir={tmp_path}/out"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(lambda: any('"step"' in p.read_text() for p in paths.runs_home().glob("*/events.jsonl")), 120)
+    process.kill()
+    process.communicate(timeout=30)
+    (run,) = paths.runs_home().iterdir()
+    assert [(r["run"], r["state"]) for r in json.loads(fl("ps", "--json").stdout)["runs"]] == [(run.name, "running")]
+    stopped = fl("stop", run.name, timeout=120)
+    assert stopped.returncode == 0, stopped.stderr
+    assert not processes.marked(run.name) and not (run / "apptainer").exists()
+    assert list((tmp_path / "out").glob("checkpoint-*"))
+
+
 def test_auto_takes_it_inside_a_slurm_job_and_says_why(fl: Fl, tmp_path: Path, trained: str) -> None:
-    for name in ("apptainer", "python3.11"):
-        if (place := shutil.which(name)) is not None:
-            (tmp_path / name).symlink_to(place)
-    done = fl(
-        "run",
-        "--dry-run",
-        "--json",
-        "tiny-sft",
-        f"output_dir={tmp_path}/out",
-        env={"SLURM_JOB_ID": "7", "PATH": f"{tmp_path}:/bin:/usr/sbin"},
-    )
+    """Docker is there and has the image; podman is not."""
+    if apptainer_image.in_docker(trained) is None:
+        pytest.skip("no docker daemon that auto would take outside of a job")
+    (tmp_path / "apptainer").symlink_to(str(shutil.which("apptainer")))
+    (tmp_path / "docker").symlink_to(str(shutil.which("docker")))
+    done = fl("run", "--dry-run", "--json", "tiny-sft", f"output_dir={tmp_path}/out", env={"SLURM_JOB_ID": "7", "PATH": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     why = " ".join(reason["why"] for reason in made["reasons"])
-    assert "docker: its daemon would start the run outside this Slurm job" in why
-    assert made["engine"] in ("podman", "apptainer") and made["engine"] != "docker"
+    assert made["engine"] == "apptainer" and "docker: its daemon would start the run outside this Slurm job" in why
+    outside = fl("run", "--dry-run", "--json", "tiny-sft", f"output_dir={tmp_path}/out", env={"PATH": str(tmp_path)})
+    assert json.loads(outside.stdout)["engine"] == "docker"

@@ -235,6 +235,7 @@ def test_a_device_that_is_gone_is_said_since_apptainer_would_start_without() -> 
         ("While checking container encryption: could not open image /x.sif: failed to retrieve path for /x.sif", ImageError, "opened"),
         ("container creation failed: network setup: could not create network namespace: operation not permitted", EngineError, "network"),
         ("while mounting image /x.sif: squashfuse: /dev/fuse: permission denied", EngineError, "mount the image"),
+        ("while extracting /x.sif: root filesystem extraction failed: extract command failed", EngineError, "mount the image"),
         ("Failed to create user namespace: user namespace disabled", EngineError, "as this user"),
         ("anything else", EngineError, "anything else"),
     ],
@@ -245,6 +246,11 @@ def test_what_it_says_becomes_what_to_do(said: str, kind: type[FlError], word: s
     assert type(error) is kind and word in error.message and error.remedy
 
 
-def test_the_last_line_alone_is_its_last_word() -> None:
-    assert apptainer_errors.fatal("FATAL: x\nmore\n") is None
+def test_its_last_word() -> None:
+    assert (
+        apptainer_errors.fatal("INFO:    a\nFATAL:   x failed: command failed\n: exit status 1\n")
+        == "x failed: command failed : exit status 1"
+    )
+    assert apptainer_errors.fatal("FATAL:   x\n" + "the trainer's own\n" * 4) is None
+    assert apptainer_errors.fatal("FATAL: a program's own way to say it\n") is None
     assert apptainer_errors.fatal("") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import re
@@ -37,6 +38,15 @@ def child_environment(base: Mapping[str, str], secrets: Mapping[str, str], run: 
     """The caller's, without settings that would bind, pass or set what the plan does not say. Pure."""
     settings = re.compile(rf"(APPTAINER|SINGULARITY)(ENV_|_(?!({'|'.join(_KEPT)})$))")
     return {**{k: v for k, v in base.items() if not settings.match(k)}, **secrets, MARK: run}
+
+
+def run_of(session: int) -> str | None:
+    """The run of a session, by the mark of any process in it: apptainer's own first process does away with its environment."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getsid(int(folder.name)) == session and (mark := processes.mark_of(int(folder.name))):
+                return mark
+    return None
 
 
 class ApptainerEngine:
@@ -105,7 +115,7 @@ class ApptainerEngine:
     def adopt(self, ident: str) -> Started | None:
         """The processes of a launcher that died; None when the first of them is gone."""
         pid = processes.alive(ident)
-        return None if pid is None else ApptainerRun(ident, processes.mark_of(pid))
+        return None if pid is None else ApptainerRun(ident, run_of(pid))
 
 
 class ApptainerRun(HostRun):

@@ -9,14 +9,17 @@ from fl.plan import Plan
 
 FAILED = 255
 """apptainer's exit code for its own failures; a program may have it too."""
+_LAST = 4
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def fatal(said: str) -> str | None:
-    """Its last word, where the last line that it wrote says that it gave up; None: it did not."""
-    lines = [line.strip() for line in _COLOUR.sub("", said).splitlines() if line.strip()]
-    match = re.match(r"(?:FATAL|ERROR):\s+(.*)", lines[-1]) if lines else None
-    return match[1] if match else None
+    """Its last word, where that says that it gave up; None: it did not. Lines of a command that it called may follow."""
+    lines = [line.strip() for line in _COLOUR.sub("", said).splitlines() if line.strip()][-_LAST:]
+    for at in reversed(range(len(lines))):
+        if (match := re.match(r"FATAL: {3}(.*)", lines[at])) is not None:
+            return " ".join((match[1], *lines[at + 1 :]))
+    return None
 
 
 def explain_start(said: str, plan: Plan) -> FlError:
@@ -31,7 +34,7 @@ def explain_start(said: str, plan: Plan) -> FlError:
             f"apptainer may not start a container without a network here: {said}",
             "let it share this machine's network: fl: {network: host} in the recipe",
         )
-    if re.search(r"fuse|squashfs|loop device|could not mount image|while mounting image", said, re.I):
+    if re.search(r"fuse|squashfs|loop device|could not mount image|while mounting image|while extracting", said, re.I):
         return EngineError(
             f"apptainer cannot mount the image file: {said}",
             "a user without rights needs squashfuse and /dev/fuse\n"
