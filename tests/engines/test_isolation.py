@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -195,16 +195,19 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         yield made
 
 
-def planned(own: Machine, *flags: str, user: int = NOBODY, groups: tuple[int, ...] = (RENDER_GID,)) -> dict[str, object]:
+def planned(
+    own: Machine, *flags: str, user: int = NOBODY, groups: tuple[int, ...] = (RENDER_GID,), engine: str = "docker", **more: str
+) -> dict[str, object]:
     """The plan that fl makes there for a user."""
     home = own.folder / f"home-{user}"
     home.mkdir(exist_ok=True)
     os.chown(home, user, user)
     done = own.run(
-        sys.executable, "-m", "fl", "run", "--dry-run", "--json", "--engine", "docker", "--image", BOX, *flags,
+        sys.executable, "-m", "fl", "run", "--dry-run", "--json", "--engine", engine, "--image", BOX, *flags,
         "tiny-sft", f"output_dir={home}/out",
         user=user, groups=groups, HOME=str(home), PYTHONPATH=f"{ROOT}/launcher:{ROOT}/trainers", XDG_STATE_HOME=f"{home}/state",
         XDG_CACHE_HOME=f"{home}/cache", XDG_CONFIG_HOME=f"{home}/config", PYTHONDONTWRITEBYTECODE="1",
+        **more,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found: dict[str, object] = json.loads(done.stdout)
@@ -363,6 +366,48 @@ def test_a_stale_cdi_spec_does_not_count_and_the_hook_is_used(own: Machine) -> N
     done = own.docker(*flags, BOX, "true")
     assert done.returncode == 0, done.stderr
     assert "NVIDIA_VISIBLE_DEVICES=1,3" in (own.folder / "asked").read_text()
+
+
+@pytest.fixture(scope="module")
+def podman(own: Machine) -> dict[str, str]:
+    """Podman with a store of its own in that machine: the variables that make it so."""
+    from fl.engines.podman import environment
+
+    if shutil.which("podman") is None:
+        pytest.skip("no podman")
+    store = own.folder / "storage.conf"
+    store.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{own.folder}/store"\nrunroot = "{own.folder}/run"\n')
+    own.shared.pop("DOCKER_CONFIG", None)
+    variables = {"CONTAINERS_STORAGE_CONF": str(store), **{k: v for k, v in environment().items() if k == "CONTAINERS_CONF"}}
+    loaded = own.run("podman", "load", "--input", f"{own.folder}/box.tar", **variables)
+    probe = own.run("podman", "run", "--rm", "--network", "none", BOX, "true", **variables)
+    if loaded.returncode or probe.returncode:
+        pytest.skip(f"this podman starts nothing: {(loaded.stderr + probe.stderr).strip()[-300:]}")
+    return variables
+
+
+def test_podman_passes_the_chosen_ones_only(own: Machine, podman: dict[str, str]) -> None:
+    """As root, whom no group keeps out: the device cgroup does."""
+    made = planned(own, "--hw", "rocm", "--devices", "1,3", user=0, groups=(), engine="podman", **podman)
+    flags = device_part(made["argv"])  # type: ignore[arg-type]
+    assert flags[flags.index("--group-add") + 1] == str(RENDER_GID) and "--gpus" not in flags
+    nodes = " ".join(["/dev/kfd", *(f"/dev/dri/renderD{n}" for n in RENDER)])
+    make = "; ".join(f"mknod /tmp/{minor} c {a} {b}; (exec 3<>/tmp/{minor}) && echo {minor}" for minor, (a, b) in RENDER.items())
+    done = own.run("podman", *flags, BOX, "sh", "-c", f"{OPEN.format(nodes=nodes)}; id -G; {make}", **podman)
+    lines = done.stdout.splitlines()
+    assert lines[:5] == [
+        "/dev/kfd open", "/dev/dri/renderD128 absent", "/dev/dri/renderD129 open", "/dev/dri/renderD130 absent", "/dev/dri/renderD131 open",
+    ], done.stderr  # fmt: skip
+    assert str(RENDER_GID) in lines[5].split()
+    assert lines[6:] == ["129", "131"] and done.stderr.count("Operation not permitted") == 2
+
+
+def test_what_podman_says_of_a_cdi_device_that_it_does_not_know(own: Machine, podman: dict[str, str]) -> None:
+    """And does not start without it, as it does for `--gpus` by its Docker API."""
+    done = own.run("podman", "run", "--rm", "--network", "none", "--device", "nvidia.com/gpu=77", BOX, "true", **podman)
+    assert done.returncode != 0
+    error = docker_errors.explain_start(done.stderr, replace(bare(), engine="podman"))
+    assert type(error) is EngineError and "nvidia.com/gpu=77" in error.message and "nvidia-ctk" in error.remedy
 
 
 def bare() -> plan.Plan:
