@@ -104,12 +104,9 @@ def machine(
     try:
         wait_for(lambda: (folder / "docker.sock").exists() and answers(folder), process, folder)
         (folder / "docker.sock").chmod(0o666)
-        inside = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
-        yield Machine(folder, inside, {**os.environ, "PATH": f"{os.environ['PATH']}:{search}"})
+        yield Machine(folder, first(process), {**os.environ, "PATH": f"{os.environ['PATH']}:{search}"})
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGTERM)
-        with_child(process)
+        end(process)
         log.close()
         for group in Path("/sys/fs/cgroup").glob(f"**/{cgroup}"):
             for left in sorted((p for p in group.rglob("*") if p.is_dir()), reverse=True):
@@ -119,14 +116,20 @@ def machine(
         assert not folder.exists()
 
 
-def with_child(process: subprocess.Popen[bytes]) -> None:
-    """unshare takes its child with it, and the child is the first of its namespace: the kernel ends the rest."""
+def first(process: subprocess.Popen[bytes]) -> int:
+    """The first process of the namespace: the daemon."""
+    return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """The end of the first process is the end of all in its namespace."""
     try:
-        process.wait(20)
+        with contextlib.suppress(OSError, IndexError):
+            os.kill(first(process), signal.SIGTERM)
+        process.wait(15)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait(20)
-    time.sleep(0.2)
+        process.wait(15)
 
 
 def answers(folder: Path) -> bool:
