@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fl import engines, paths
+from fl import choose_engine, engines, paths
 from fl.engines import Ended, ImageFacts, apptainer, apptainer_errors, apptainer_image, cdi
 from fl.errors import EngineError, FlError, HardwareError, ImageError, Interrupted, RecipeError
 
@@ -254,3 +254,21 @@ def test_its_last_word() -> None:
     assert apptainer_errors.fatal("FATAL:   x\n" + "the trainer's own\n" * 4) is None
     assert apptainer_errors.fatal("FATAL: a program's own way to say it\n") is None
     assert apptainer_errors.fatal("") is None
+
+
+@pytest.mark.parametrize(("job", "asked"), [(None, ["docker", "podman", "apptainer"]), ("7", ["podman", "apptainer"])])
+def test_auto_does_not_ask_docker_inside_a_slurm_job(job: str | None, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def ask(name: str) -> EngineError:
+        seen.append(name)
+        return EngineError(f"no {name}", "")
+
+    monkeypatch.setattr(engines, "ask", ask)
+    monkeypatch.setattr(choose_engine, "_host", lambda question, notes: notes)
+    if job is not None:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    question: Any = SimpleNamespace(hardware=SimpleNamespace(replayed=False))
+    notes: Any = choose_engine._automatic(question)
+    assert seen == asked
+    assert notes[0].startswith("docker: its daemon would start the run outside" if job else "docker: no docker")

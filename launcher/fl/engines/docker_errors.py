@@ -81,7 +81,10 @@ def _old_driver(match: re.Match[str], shown: str, image: str, engine: str) -> Fl
 
 
 def _cdi(match: re.Match[str], shown: str, image: str, engine: str) -> FlError:
-    return EngineError(f"{engine} knows no such device: {shown}", "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml")
+    remedy = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+    if engine == "podman":
+        remedy += "\ngrep cdiVersion /etc/cdi/* /var/run/cdi/*   podman 4.3 reads specs up to 0.5.0"
+    return EngineError(f"{engine} knows no such device: {shown}", remedy)
 
 
 def _gone(match: re.Match[str], shown: str, image: str, engine: str) -> FlError:
