@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fl.settings import Settings
 
 CONTAINERS: tuple[EngineName, ...] = ("docker", "podman", "apptainer")
+_ESCAPES = "its daemon would start the run outside this Slurm job, whose limits and devices then do not hold"
 IMAGE_PYTHON = "/opt/venv/bin/python"
 ASSUMED = {
     "docker": EngineFacts(name="docker"),
@@ -102,7 +103,7 @@ def choose_engine(
 
         raise UsageError(f"--python names an interpreter of this machine, --engine {name} uses its image's", "use `--engine host`")
     if name in CONTAINERS:
-        return _container(question, name, ())
+        return _container(question, name, (f"docker: asked for, although {_ESCAPES}",) if name == "docker" and _in_slurm() else ())
     if name == "host" or options.python is not None:
         return _host(question, ())
     return _automatic(question)
@@ -118,8 +119,8 @@ def _automatic(question: Question) -> Chosen:
     from fl import engines
 
     passed: list[str] = []
-    if "SLURM_JOB_ID" in os.environ:
-        passed.append("docker: its daemon would start the run outside this Slurm job, whose limits and devices then do not hold")
+    if _in_slurm():
+        passed.append(f"docker: {_ESCAPES}")
     for name in CONTAINERS[1:] if passed else CONTAINERS:
         answer = engines.ask(name)
         if isinstance(answer, EngineError):
@@ -137,6 +138,10 @@ def _automatic(question: Question) -> Chosen:
             return _with_notes(found, (*passed, f"{name}: answers, and image {found.image.reference} is {_where(found.image.source)}"))
         passed.append(f"{name}: answers, but image {found.image.reference} is not here and no registry is configured")
     return _host(question, (*passed, "host: a virtual environment from the same lock"))
+
+
+def _in_slurm() -> bool:
+    return "SLURM_JOB_ID" in os.environ
 
 
 def _where(source: str) -> str:

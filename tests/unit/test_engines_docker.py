@@ -190,9 +190,9 @@ PLAN: Any = SimpleNamespace(run="r", engine="docker", image=SimpleNamespace(refe
         ("docker: … nvidia-container-cli: requirement error: unsatisfied condition: cuda>=12.8", HardwareError, "too old"),
         ("docker: … CDI device injection failed: unresolvable CDI devices nvidia.com/gpu=9.", EngineError, "gpu=9"),
         (
-            'docker: … error mounting "/usr/lib/libcuda.so.1.2.3" to rootfs at "/lib/libcuda.so.1": stat /usr/lib/libcuda.so.1.2.3: no such file',
+            'docker: … error mounting "/lib/libcuda.so.1.2" to rootfs at "/lib/libcuda.so.1": stat /lib/libcuda.so.1.2: no such file',
             EngineError,
-            "CDI spec names /usr/lib/libcuda.so.1.2.3",
+            "CDI spec names /lib/libcuda.so.1.2",
         ),
         ("docker: … error setting rlimit type 8: operation not permitted: unknown.", EngineError, "type 8"),
         ('docker: … invalid mount config for type "bind": bind source path does not exist: /d.', RecipeError, "/d"),
