@@ -31,7 +31,9 @@ def image() -> str:
     if isinstance(answer, EngineError):
         pytest.skip(f"no podman: {answer.message}")
     reference = tags.reference(STACK)
-    if podman("image", "exists", reference).returncode:
+    theirs = subprocess.run(["docker", "image", "inspect", "--format", "{{.Id}}", reference], capture_output=True, text=True, check=False)
+    known = engines.get("podman").image(reference)
+    if known is None or (theirs.returncode == 0 and theirs.stdout.strip().removeprefix("sha256:") != known.id.removeprefix("sha256:")):
         save = subprocess.Popen(["docker", "save", reference], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         loaded = subprocess.run(
             ["podman", "load"], env=environment(), stdin=save.stdout, capture_output=True, text=True, timeout=600, check=False
