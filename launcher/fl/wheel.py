@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -116,38 +117,36 @@ def pack(folder: Path) -> Path:
 def unpack_code(cache: Path) -> Path:
     """A folder `cache/code/SHA16` that holds the package fl_trainers and nothing else: PYTHONPATH of a host environment.
 
-    Made once, whole or not at all; a folder whose content was changed since is made again.
+    Made once, whole or not at all; a folder whose content was changed since is made again. Several at once wait for each other.
     """
     files = _trainer_files()
     digest = _digest(files)
     target = cache / "code" / digest[:16]
-    package = target / "fl_trainers"
-    if package.is_dir() and _digest(_files(package)) == digest:
+    if _is_whole(target, digest):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{digest[:16]}.", dir=target.parent))
+    with (cache / "code.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _is_whole(target, digest):
+            _write_code(files, target)
+    return target
+
+
+def _is_whole(target: Path, digest: str) -> bool:
+    package = target / "fl_trainers"
+    return package.is_dir() and _digest(_files(package)) == digest
+
+
+def _write_code(files: Mapping[str, Path], target: Path) -> None:
+    """Beside the target, then renamed; what was there goes first."""
+    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     for name, path in files.items():
         copy = part / "fl_trainers" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
     part.chmod(0o755)
-    _move_into_place(part, target)
-    return target
-
-
-def _move_into_place(part: Path, target: Path) -> None:
-    """Renames; another process that was faster with the same content wins."""
     if target.exists():
         stale = Path(tempfile.mkdtemp(prefix=".stale.", dir=target.parent))
-        try:
-            target.rename(stale / target.name)
-        except FileNotFoundError:
-            pass
-        finally:
-            shutil.rmtree(stale, ignore_errors=True)
-    try:
-        part.rename(target)
-    except OSError:
-        shutil.rmtree(part, ignore_errors=True)
-        if not target.is_dir():
-            raise
+        target.rename(stale / target.name)
+        shutil.rmtree(stale, ignore_errors=True)
+    part.rename(target)
