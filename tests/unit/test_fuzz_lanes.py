@@ -190,6 +190,12 @@ def test_a_broken_record_is_a_usage_error_or_an_answer(tmp_path: Path, name: str
     assert time.process_time() - begin < 2
 
 
+def test_a_kernel_drivers_name_is_one_clean_word(tmp_path: Path) -> None:
+    machine = next(m for m in seeds(tmp_path) if any(target.endswith("/nvidia") for target in m.links.values()))
+    links = dict.fromkeys(machine.links, "../../drivers/vfio\t-pci\n\x1b[2J")
+    check(MemoryHost(files=machine.files, nodes=machine.nodes, links=links))
+
+
 def test_every_accident_changes_something() -> None:
     text = SAMPLES[2][1]
     for change in (*CHANGES, *RARE):

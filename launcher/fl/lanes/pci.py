@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Final, cast
 
 from fl.host import Host
-from fl.lanes.values import bdf, hexadecimal
+from fl.lanes.values import bdf, hexadecimal, known
 
 DISPLAY: Final = 0x0300
 COMPUTE: Final = 0x1200
@@ -75,7 +75,7 @@ def _device(host: Host, name: str) -> PciDevice | None:
         vendor=vendor,
         device=device,
         kind=kind >> 8,
-        driver=posixpath.basename(driver.rstrip("/")) if driver else None,
+        driver=known(posixpath.basename(driver.rstrip("/")), 40) if driver else None,
         numa_node=int(numa) if numa.isdigit() and len(numa) < 5 else None,
     )
 
