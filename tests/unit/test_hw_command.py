@@ -107,3 +107,11 @@ def test_the_corpus_passes() -> None:
     failed = [line for line in done.stdout.splitlines() if not line.startswith("pass")]
     last = failed[-1].split()
     assert last[0] == last[2] and int(last[0]) >= 36, "\n".join(failed)
+
+
+def test_what_the_environment_withholds_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    monkeypatch.setattr("fl.detect.detect", lambda host: replace(recorded("h100x8-driver580"), replayed=False))
+    _, out = run(CUDA_VISIBLE_DEVICES="2,5")
+    assert out.splitlines()[-1] == "CUDA_VISIBLE_DEVICES=2,5 leaves devices 2, 5 of the lane cuda" and len(out.splitlines()) > 9

@@ -46,7 +46,13 @@ def hw(as_json: bool, record: Path | None, keep_ids: bool, replay: Path | None) 
     if as_json:
         ui.document(hardware.to_json())
     else:
+        import os
+
+        from fl.devices import restrict
+
         screen(hardware)
+        for note in restrict(hardware, os.environ)[1]:
+            ui.out(ui.clean(note))
 
 
 def screen(hardware: Hardware) -> None:
