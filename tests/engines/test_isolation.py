@@ -383,7 +383,7 @@ def podman(own: Machine) -> dict[str, str]:
     own.shared.pop("DOCKER_CONFIG", None)
     variables = {"CONTAINERS_STORAGE_CONF": str(store), **{k: v for k, v in environment().items() if k == "CONTAINERS_CONF"}}
     loaded = own.run("podman", "load", "--input", f"{own.folder}/box.tar", **variables)
-    probe = own.run("podman", "run", "--rm", "--network", "none", BOX, "true", **variables)
+    probe = own.run("podman", "run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024", BOX, "true", **variables)
     if loaded.returncode or probe.returncode:
         pytest.skip(f"this podman starts nothing: {(loaded.stderr + probe.stderr).strip()[-300:]}")
     return variables
