@@ -115,3 +115,21 @@ def test_what_the_environment_withholds_is_said(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("fl.detect.detect", lambda host: replace(recorded("h100x8-driver580"), replayed=False))
     _, out = run(CUDA_VISIBLE_DEVICES="2,5")
     assert out.splitlines()[-1] == "CUDA_VISIBLE_DEVICES=2,5 leaves devices 2, 5 of the lane cuda" and len(out.splitlines()) > 9
+
+
+def test_the_record_of_a_real_h100_says_what_nvidia_smi_said() -> None:
+    """Beside it: `nvidia-smi --query-gpu=index,name,memory.total,pci.bus_id,driver_version,compute_cap,mig.mode.current,numa`."""
+    found = recorded("h100-live")
+    (gpu,) = found.accelerators
+    index, name, memory, address, driver, capability, mig = (
+        "0, NVIDIA H100 80GB HBM3, 81559 MiB, 00000000:00:06.0, 580.159.04, 9.0, Disabled".split(", ")
+    )
+    assert gpu.index == int(index)
+    assert gpu.name == name
+    assert f"{gpu.memory_mib} MiB" == memory
+    assert gpu.pci == address.removeprefix("0000")
+    assert found.drivers["nvidia"] == {"version": driver, "max_cuda": "13.0"}
+    assert gpu.arch == "sm_" + capability.replace(".", "")
+    assert gpu.partition is None and mig == "Disabled"
+    assert (gpu.usable, gpu.busy) == (True, False)
+    assert found.problems == ()
