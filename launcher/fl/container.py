@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fl import mounts
+from fl import mounts, paths
 from fl.grants import EngineFacts, Mount
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ _LOG_OPTIONS = {
     "docker": ("--log-driver", "json-file", "--log-opt", "max-size=20m", "--log-opt", "max-file=3"),
     "podman": ("--log-driver", "k8s-file", "--log-opt", "max-size=20mb"),
 }
+MEMORY_POLICY = paths.IMAGES / "common" / "seccomp-memory-policy.json"
+"""Refuses what docker's own profile refuses of an ordinary user, but for the memory policy calls."""
 _SHM_MIB = 16384
 """Shared memory for data loaders and collectives; half of the memory where that is less (docker's own 64 MB is not enough)."""
 
@@ -43,6 +45,8 @@ def describe(request: Request, environment: Mapping[str, str]) -> Box:
     limits = ulimits(request.engine)
     shm = f"{min(_SHM_MIB, (request.hardware.cpu.memory_mib or 2 * _SHM_MIB) // 2)}m"
     security = ["no-new-privileges", *request.grants.security]
+    if request.grants.memory_policy and request.engine.name == "docker":  # podman's own profile allows these calls
+        security.append(f"seccomp={MEMORY_POLICY}")
     if request.engine.selinux:
         security.append("label=disable")  # relabelling the user's folders would outlive the run
     options: dict[str, object] = {

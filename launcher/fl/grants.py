@@ -63,6 +63,8 @@ class Grants:
     environment: Mapping[str, str] = field(default_factory=dict)
     security: tuple[str, ...] = ()
     """Values of `--security-opt`."""
+    memory_policy: bool = False
+    """The runtime places memory by NUMA node (mbind, set_mempolicy), which docker's own seccomp profile refuses."""
     ipc: str | None = None
     flags: tuple[str, ...] = ()
     """Engine flags that fit nowhere else, e.g. apptainer's `--nv`."""

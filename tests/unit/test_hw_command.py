@@ -121,9 +121,15 @@ def test_the_record_of_a_real_h100_says_what_nvidia_smi_said() -> None:
     """Beside it: `nvidia-smi --query-gpu=index,name,memory.total,pci.bus_id,driver_version,compute_cap,mig.mode.current,numa`."""
     found = recorded("h100-live")
     (gpu,) = found.accelerators
-    index, name, memory, address, driver, capability, mig = (
-        "0, NVIDIA H100 80GB HBM3, 81559 MiB, 00000000:00:06.0, 580.159.04, 9.0, Disabled".split(", ")
-    )
+    index, name, memory, address, driver, capability, mig = [
+        "0",
+        "NVIDIA H100 80GB HBM3",
+        "81559 MiB",
+        "00000000:00:06.0",
+        "580.159.04",
+        "9.0",
+        "Disabled",
+    ]
     assert gpu.index == int(index)
     assert gpu.name == name
     assert f"{gpu.memory_mib} MiB" == memory

@@ -174,7 +174,12 @@ def test_a_missing_node_is_a_preflight_error() -> None:
             [1],
             {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "GPU-00000002-0000-4000-8000-000000000002"},
         ),
-        ("mi300x8-spx", "rocm", [1, 3], {"ROCR_VISIBLE_DEVICES": "GPU-1111222233330001,GPU-1111222233330003", "HIP_VISIBLE_DEVICES": "0,1"}),
+        (
+            "mi300x8-spx",
+            "rocm",
+            [1, 3],
+            {"ROCR_VISIBLE_DEVICES": "GPU-1111222233330001,GPU-1111222233330003", "HIP_VISIBLE_DEVICES": "0,1"},
+        ),
         ("mi300x-cpx", "rocm", [1, 7], {"ROCR_VISIBLE_DEVICES": "1,7", "HIP_VISIBLE_DEVICES": "0,1"}),
         ("ascend-a2x8-one-busy", "ascend", [2, 5], {"ASCEND_RT_VISIBLE_DEVICES": "2,5"}),
         ("intel-max1100x2", "xpu", [1], {"ZE_AFFINITY_MASK": "1", "ZE_FLAT_DEVICE_HIERARCHY": "COMPOSITE"}),

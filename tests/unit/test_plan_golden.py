@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.conftest import HOSTS, ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "plans"
@@ -56,8 +55,7 @@ def normal(text: str, plan: dict[str, Any], replacements: dict[str, str]) -> str
     for key in ("matrix_sha256", "recipe_sha256", "lock_sha256", "trainer_sha256"):
         if plan[key]:
             text = text.replace(plan[key], key.upper()).replace(plan[key][:12], f"{key.upper()}-12")
-    text = re.sub(r"/environments/[0-9a-f]{16}", "/environments/LOCK-16", text)
-    return text
+    return re.sub(r"/environments/[0-9a-f]{16}", "/environments/LOCK-16", text)
 
 
 def ordered(text: str) -> str:

@@ -372,7 +372,8 @@ def grants(chosen: Sequence[Accelerator], hardware: Hardware, engine: EngineFact
         if not a.nodes
     )
     missing = missing_nodes(devices, hardware, "rocm", "Load the driver (`sudo modprobe amdgpu`), or start this container with its nodes.")
-    return Grants(devices=devices, groups=groups.groups, flags=groups.flags, problems=groups.problems + nameless + missing)
+    problems = groups.problems + nameless + missing
+    return Grants(devices=devices, groups=groups.groups, flags=groups.flags, memory_policy=True, problems=problems)
 
 
 def visibility(chosen: Sequence[Accelerator], hardware: Hardware) -> Mapping[str, str]:
