@@ -14,7 +14,7 @@ from typing import Any, Final
 from fl import __version__, engines, paths
 from fl.errors import EngineError, FlError
 
-_PACKAGES: Final = ("click", "docker", "jinja2", "nvidia-ml-py", "packaging", "pydantic", "PyYAML", "rich", "uv")
+_PACKAGES: Final = ("click", "docker", "jinja2", "packaging", "pydantic", "PyYAML", "rich", "uv")
 _SHOWN: Final = re.compile(
     r"(FL_|XDG_|OMP_|CUDA_|ROCR_|HIP_|HSA_|ASCEND_|ZE_|ONEAPI_|NCCL_|HCCL_|SLURM_JOB|HF_HOME$|HF_HUB_|HF_ENDPOINT$|DOCKER_CONTEXT$|TMPDIR$|LANG$)"
 )

@@ -26,7 +26,7 @@ REFERENCE = tags.reference(STACK)
 VENDOR = "fl-test:vendor"
 OF_TORCH = "torch filelock fsspec jinja2 markupsafe networkx sympy mpmath setuptools typing-extensions numpy"
 OF_FL = (
-    "annotated-types certifi charset-normalizer click docker idna markdown-it-py mdurl nvidia-ml-py packaging pydantic pydantic-core "
+    "annotated-types certifi charset-normalizer click docker idna markdown-it-py mdurl packaging pydantic pydantic-core "
     "pygments pyyaml requests rich typing-inspection urllib3 uv"
 )
 SITE = "/opt/venv/lib/python3.11/site-packages"
