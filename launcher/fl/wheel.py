@@ -65,12 +65,15 @@ def requirements() -> list[str]:
     from importlib import metadata
 
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     try:
         lines: Iterable[str] = metadata.requires("fl") or ()
     except metadata.PackageNotFoundError:
         lines = _project_requirements(paths.MATRIX.with_name("pyproject.toml"))
-    parsed = (Requirement(line) for line in lines)
+    parsed = [Requirement(line) for line in lines]
+    for one in parsed:
+        one.name = canonicalize_name(one.name)  # as build backends write it
     return sorted(str(one) for one in parsed if "extra" not in str(one.marker or ""))
 
 

@@ -66,7 +66,7 @@ def test_the_metadata_agree_with_the_project_file(packed: Path) -> None:
         text = archive.read(f"fl-{__version__}.dist-info/METADATA").decode()
         scripts = archive.read(f"fl-{__version__}.dist-info/entry_points.txt").decode()
     required = [line.removeprefix("Requires-Dist: ") for line in text.splitlines() if line.startswith("Requires-Dist: ")]
-    assert sorted(required) == sorted(told["dependencies"])
+    assert sorted(required) == sorted(line.lower() for line in told["dependencies"])
     assert f"Requires-Python: {told['requires-python']}" in text
     assert scripts == "[console_scripts]\n" + "".join(f"{name} = {target}\n" for name, target in told["scripts"].items())
 
