@@ -247,7 +247,12 @@ def test_only_bound_nodes_are_there_and_the_callers_group_opens_them(box: str, t
 
 @pytest.fixture(scope="module")
 def trained() -> str:
-    """The CPU row's image; made into a file once, which takes minutes, and kept in the cache."""
+    """The CPU row's image of this version; made into a file once, which takes minutes, and kept in the cache."""
+    base = os.environ.get("FL_TEST_BASE", "flpy:bookworm")
+    if shutil.which("docker") and subprocess.run(["docker", "image", "inspect", base], capture_output=True, check=False).returncode == 0:
+        build = [sys.executable, "-m", "fl", "images", "build", STACK, "--base", base]
+        built = subprocess.run(build, capture_output=True, text=True, check=False)
+        assert built.returncode == 0, built.stderr[-3000:]
     engine, reference = engines.get("apptainer"), tags.reference(STACK)
     found = engine.image(reference)
     if found is None:
