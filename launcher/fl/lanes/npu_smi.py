@@ -25,7 +25,7 @@ class NpuReport:
     index: int
     name: str | None = None
     masked: bool = False
-    """The table has a name, but not one that says anything (xxx)."""
+    """The table has a name, but not one that says anything (masked or empty)."""
     health: str | None = None
     pci: str | None = None
     memory_mib: int | None = None
