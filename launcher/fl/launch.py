@@ -37,7 +37,10 @@ class Signals:
 
 @contextmanager
 def caught() -> Iterator[Signals]:
-    """Turns SIGINT and SIGTERM into values while a run goes on."""
+    """Turns SIGINT and SIGTERM into values while a run goes on.
+
+    After an interrupt SIGINT stays ignored: what is left is writing down how the run ended, and Python's own end, which would die of it.
+    """
     seen = Signals()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -51,7 +54,7 @@ def caught() -> Iterator[Signals]:
         yield seen
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if seen.interrupts and number == signal.SIGINT else handler)
 
 
 def preflight(decision: Decision) -> None:
