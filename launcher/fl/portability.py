@@ -226,6 +226,22 @@ def _optimizer(case: _Case) -> Iterator[Change]:
     raise RecipeError(f"optim: {name} needs the package {package}, which {case.stack.id} does not have.", "optim: adamw_torch")
 
 
+def _own_optimizer(case: _Case) -> Iterator[Change]:
+    """Those with a package of their own, which stacks may lack."""
+    method = case.config.method
+    kinds = {"badam": method.badam is not None, "adam_mini": method.use_adam_mini}
+    name = method.low_rank.kind if method.low_rank is not None else next((name for name, wanted in kinds.items() if wanted), None)
+    if name is None:
+        return
+    package = {"galore": "galore-torch", "apollo": "apollo-torch", "badam": "badam", "adam_mini": "adam-mini"}[name]
+    if case.without(package):
+        raise RecipeError(
+            f"use_{name} needs the package {package}, which {case.stack.id} does not have.",
+            f"fl run --engine host --python PATH RECIPE, with {package} in that environment; or without use_{name}",
+        )
+    yield from ()
+
+
 _RULES: Final[tuple[Callable[[_Case], Iterator[Change]], ...]] = (
-    _attention, _precision, _quantization, _sharding, _liger, _remote_code, _trackers, _optimizer,
+    _attention, _precision, _quantization, _sharding, _liger, _remote_code, _trackers, _optimizer, _own_optimizer,
 )  # fmt: skip

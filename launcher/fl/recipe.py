@@ -168,6 +168,8 @@ def _depending(values: dict[str, Any], notes: dict[str, KeyNote]) -> tuple[dict[
 
     for name in values:
         needs = all_keys()[name].needs
+        if name == "freeze_trainable_layers" and kept.get("use_llama_pro"):
+            continue  # with an adapter too it says how many layers were added
         if needs is not None and values.get(needs[0], all_keys()[needs[0]].default) not in needs[1]:
             drop(name, f"only with {needs[2]}")
     if "warmup_ratio" in kept and kept.get("warmup_steps", 0) > 0:

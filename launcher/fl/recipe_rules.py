@@ -67,8 +67,8 @@ def _weights(get: Get) -> Iterator[tuple[str, str]]:
             yield "train_from_scratch", "random weights are not quantized"
         if len(adapters) > 1 or (adapters and get("create_new_adapter")):
             yield "adapter_name_or_path", "adapters cannot be merged into a quantized model; continue a single one"
-    if adapters and kind != "lora":
-        yield "adapter_name_or_path", f"adapters are continued with `finetuning_type: lora`, not {kind}"
+    if adapters and kind not in ("lora", "oft"):
+        yield "adapter_name_or_path", f"adapters are continued with `finetuning_type: lora` or `oft`, not {kind}"
     for name in ("loraplus_lr_ratio", "pissa_init", "use_dora", "use_rslora"):
         if get(name) and kind != "lora":
             yield name, f"only with `finetuning_type: lora`, not {kind}"
@@ -78,6 +78,35 @@ def _weights(get: Get) -> Iterator[tuple[str, str]]:
         yield "oft_block_size", "exactly one of oft_rank and oft_block_size must be other than 0"
     if kind == "freeze" and get("freeze_trainable_layers") == 0:
         yield "freeze_trainable_layers", "0 trains no layer: n trains the last n, -n the first n"
+    elif get("use_llama_pro") and get("freeze_trainable_layers") < 1:
+        yield "freeze_trainable_layers", "with use_llama_pro the number of layers that were added"
+
+
+_OWN_OPTIMIZERS: Final = ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon")
+_OWN_LOSSES: Final = ("use_dft_loss", "use_asft_loss", "use_eaft_loss")
+
+
+def _methods(get: Get) -> Iterator[tuple[str, str]]:
+    """Optimizers and losses of which there can be one."""
+    asked = [name for name in (*_OWN_OPTIMIZERS, "loraplus_lr_ratio") if get(name)]
+    if len(asked) > 1:
+        yield asked[-1], f"one optimizer: not together with {asked[0]}"
+    kind = get("finetuning_type")
+    for name in asked:
+        if name in ("use_galore", "use_apollo", "use_badam") and kind in ("lora", "oft"):
+            yield name, f"saves the optimizer's memory of whole matrices; an adapter has none: `finetuning_type: full`, not {kind}"
+        elif name in _OWN_OPTIMIZERS and (get("deepspeed") or get("fsdp")):
+            yield name, f"needs whole matrices: not together with {'deepspeed' if get('deepspeed') else 'fsdp'}"
+    for name in ("galore", "apollo"):
+        if get(f"use_{name}") and get(f"{name}_layerwise") and get("gradient_accumulation_steps") != 1:
+            yield f"{name}_layerwise", "steps inside the backward pass: `gradient_accumulation_steps: 1`"
+    losses = [name for name in _OWN_LOSSES if get(name)]
+    if len(losses) > 1:
+        yield losses[-1], f"one loss: not together with {losses[0]}"
+    if losses and get("stage") == "sft" and (get("enable_liger_kernel") or get("use_liger_kernel")):
+        yield "enable_liger_kernel" if get("enable_liger_kernel") else "use_liger_kernel", f"its fused loss keeps no logits for {losses[0]}"
+    if losses and get("label_smoothing_factor"):
+        yield "label_smoothing_factor", f"not together with {losses[0]}, which is a loss of its own"
 
 
 def _numbers(get: Get) -> Iterator[tuple[str, str]]:
@@ -85,6 +114,8 @@ def _numbers(get: Get) -> Iterator[tuple[str, str]]:
         yield "fp16", "one of bf16 and fp16, not both"
     if get("pure_bf16") and get("fp16"):
         yield "fp16", "not together with pure_bf16"
+    if get("pure_bf16") and get("upcast_layernorm"):
+        yield "upcast_layernorm", "not together with pure_bf16: without autocast the layers behind a float32 norm cannot take its output"
     if get("deepspeed") and get("fsdp"):
         yield "fsdp", "one of deepspeed and fsdp, not both"
 
@@ -117,4 +148,4 @@ def _shapes(get: Get) -> Iterator[tuple[str, str]]:
         yield "fsdp", "wanted true, or options such as `full_shard auto_wrap`"
 
 
-RULES: Final[tuple[Rule, ...]] = (_work, _stage, _data, _weights, _numbers, _evaluation, _shapes)
+RULES: Final[tuple[Rule, ...]] = (_work, _stage, _data, _weights, _methods, _numbers, _evaluation, _shapes)

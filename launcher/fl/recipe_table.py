@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from fl.recipe_keys import Key, words
+from fl.recipe_methods import METHODS
 
 TEMPLATES: Final = words(
     "alpaca bailing bailing_v2 breeze chatglm3 chatml chatml_de cohere cpm4 dbrx deepseek deepseek3 deepseekr1 hy3 deepseekcoder "
@@ -46,6 +47,7 @@ _MODEL: Final = (
     Key(name="disable_gradient_checkpointing", kind="bool", default=False, about="Keep all activations: faster, more memory."),
     Key(name="use_reentrant_gc", kind="bool", default=True, about="Reentrant gradient checkpointing."),
     Key(name="upcast_layernorm", kind="bool", default=False, about="Layer norms in fp32."),
+    Key(name="upcast_lmhead_output", kind="bool", default=False, about="Logits in fp32."),
     Key(name="train_from_scratch", kind="bool", default=False, about="Random weights of the model's shape."),
     Key(name="use_unsloth_gc", kind="bool", default=False, verdict="translated",
         note="ordinary gradient checkpointing: same numbers, more device memory",
@@ -77,6 +79,7 @@ _DATA: Final = (
     Key(name="val_size", kind="float", default=0.0, low=0, about="Rows held back for evaluation: a share below 1, or a number."),
     Key(name="eval_on_each_dataset", kind="bool", default=False, about="Evaluate each data set by itself."),
     Key(name="eval_num_beams", kind="int", low=1, verdict="translated", note="generation_num_beams", about="Beams in evaluation."),
+    Key(name="ignore_pad_token_for_loss", kind="bool", default=True, about="Padding does not count in the loss."),
     Key(name="packing", kind="bool", null=True, about="Several rows in one sequence; by default only in pre-training."),
     Key(name="neat_packing", kind="bool", default=False, about="Packing without attention between rows."),
     Key(name="default_system", kind="str", about="System message where a row has none."),
@@ -90,10 +93,6 @@ _METHOD: Final = (
         about="What is trained: pt (plain text) or sft (instructions) in this version."),
     Key(name="finetuning_type", kind="str", default="lora", choices=("lora", "oft", "freeze", "full"), about="Which weights are trained."),
     Key(name="pure_bf16", kind="bool", default=False, about="Weights and optimizer in bf16, without autocast."),
-    Key(name="asft_alpha", kind="float", default=0.1, low=0, needs=("use_asft_loss", (True,), "use_asft_loss: true"),
-        about="Weight of the anchor."),
-    Key(name="eaft_alpha", kind="float", default=1.0, needs=("use_eaft_loss", (True,), "use_eaft_loss: true"),
-        about="Power of the entropy weight."),
     Key(name="compute_accuracy", kind="bool", default=False, about="Token accuracy in evaluation."),
     Key(name="early_stopping_steps", kind="int", low=1, about="Stop after so many evaluations without progress."),
     Key(name="plot_loss", kind="bool", default=False, about="Draw training_loss.png."),
@@ -104,7 +103,7 @@ _METHOD: Final = (
     Key(name="lora_alpha", kind="int", low=1, needs=_LORA, about="Scale; twice the rank if not set."),
     Key(name="lora_dropout", kind="float", default=0.0, low=0, below=1, needs=_LORA, about="Dropout."),
     Key(name="lora_target", kind="names", default=("all",), needs=_LORA, about="Modules, or all linear ones."),
-    Key(name="additional_target", kind="names", needs=_LORA, about="Modules trained in full beside the adapter."),
+    Key(name="additional_target", kind="names", needs=_ADAPTER, about="Modules trained in full beside the adapter."),
     Key(name="loraplus_lr_ratio", kind="float", above=0, about="LoRA+: learning rate of B over that of A."),
     Key(name="loraplus_lr_embedding", kind="float", default=1e-6, low=0, needs=_LORA, about="LoRA+: learning rate of embeddings."),
     Key(name="use_rslora", kind="bool", default=False, about="Rank-stabilized LoRA."),
@@ -112,6 +111,8 @@ _METHOD: Final = (
     Key(name="pissa_init", kind="bool", default=False, about="Start from the principal components."),
     Key(name="pissa_iter", kind="int", default=16, low=-1, needs=("pissa_init", (True,), "pissa_init: true"),
         about="Iterations of the fast SVD; -1: full SVD."),
+    Key(name="pissa_convert", kind="bool", default=False, needs=("pissa_init", (True,), "pissa_init: true"),
+        about="Save what was learned as an ordinary LoRA too, in pissa_converted."),
     Key(name="create_new_adapter", kind="bool", default=False, needs=_ADAPTER,
         about="A new adapter instead of going on with the last one."),
     Key(name="oft_rank", kind="int", default=0, low=0, needs=_OFT, about="Number of blocks; 0: by block size."),
@@ -133,4 +134,4 @@ _GENERATION: Final = (
     Key(name="skip_special_tokens", kind="bool", default=True, needs=_PREDICT, about="Leave special tokens out of the text."),
 )
 
-HANDLED: Final = (*_MODEL, *_DATA, *_METHOD, *_GENERATION)
+HANDLED: Final = (*_MODEL, *_DATA, *_METHOD, *METHODS, *_GENERATION)

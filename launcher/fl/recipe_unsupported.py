@@ -41,14 +41,6 @@ _MEGATRON = "belongs to Megatron-Bridge, which this version does not have"
 _KT = "belongs to KTransformers, which this version does not have"
 
 _OPTIMIZERS: Final = (
-    *_family("use_galore", "GaLore", "galore_layerwise galore_proj_type galore_rank galore_scale galore_target galore_update_interval"),
-    *_family("use_apollo", "APOLLO", "apollo_layerwise apollo_proj apollo_proj_type apollo_rank apollo_scale apollo_scale_front "
-        "apollo_scale_type "
-             "apollo_target apollo_update_interval"),
-    *_family("use_badam", "BAdam", "badam_mask_mode badam_mode badam_start_block badam_switch_interval badam_switch_mode "
-        "badam_update_ratio badam_verbose"),
-    *_family("use_adam_mini", "Adam-mini", ""),
-    *_family("use_muon", "Muon", ""),
     *_family("fp8", "FP8 training", "fp8_backend fp8_enable_fsdp_float8_all_gather"),
 )
 
@@ -81,8 +73,8 @@ _BACKENDS: Final = (
 
 _MODEL: Final = (
     *_refused("LongLoRA's shifted attention needs transformers below 4.48", "bool", shift_attn=False),
-    *_refused("this version does not have mixture of depths", "any", mixture_of_depths=None),
-    *_refused("this version does not expand layers (LLaMA Pro)", "bool", use_llama_pro=False),
+    *_refused("mixture of depths replaces the model's layers by those of the package mixture-of-depth, which no stack has, and what it "
+              "saves loads nowhere without that package", "any", mixture_of_depths=None),
     *_refused("this version adds no auxiliary loss of its own; set router_aux_loss_coef in the model's config.json",
               "float", moe_aux_loss_coef=None),
     *_refused("this version initializes new tokens with noise only",
@@ -107,12 +99,8 @@ _LATER: Final = (
     *_refused("this version reads all rows before it trains", "bool", streaming=False),
     *_refused("this version tokenizes anew each time", "str", tokenized_path=None),
     *_refused("this version evaluates by loss only", "bool", predict_with_generate=False, do_predict=False),
-    *_refused("this version trains with the ordinary loss", "bool", use_dft_loss=False, use_asft_loss=False, use_eaft_loss=False),
-    *_refused("logits are computed in the model's own type", "bool", upcast_lmhead_output=False),
-    *_refused("padding never counts in this version", "bool", ignore_pad_token_for_loss=True),
     *_ignored("rows are tokenized anew each time", "bool", "overwrite_cache"),
     *_ignored("rows are tokenized in one process, by the tokenizer's own threads", "int", "preprocessing_num_workers"),
-    *_ignored("the changed base model is saved beside the adapter instead", "bool", "pissa_convert"),
 )
 
 _OTHER: Final = (

@@ -16,6 +16,7 @@ from fl.recipe import Recipe, parse
 from fl.recipe_arguments import arguments, gradient_checkpointing, reentrant
 from fl.recipe_keys import nearest
 from fl.recipe_yaml import MAX_BYTES
+from fl.resolve_method import method_fields
 from fl.resolve_model import absolute, check_adapters, check_model, locate, locate_adapters
 
 if TYPE_CHECKING:
@@ -190,6 +191,7 @@ def _data(recipe: Recipe, train: tuple[Dataset, ...], evaluation: tuple[Dataset,
         default_system=get("default_system"),
         enable_thinking=get("enable_thinking"),
         cutoff_len=get("cutoff_len"),
+        ignore_pad_token_for_loss=get("ignore_pad_token_for_loss"),
         train_on_prompt=get("train_on_prompt"),
         mask_history=get("mask_history"),
         packing=packing or get("neat_packing"),
@@ -224,6 +226,7 @@ def _method(recipe: Recipe) -> Method:
             dora=get("use_dora"),
             pissa_init=get("pissa_init"),
             pissa_iter=get("pissa_iter"),
+            pissa_convert=get("pissa_convert"),
             loraplus_lr_ratio=get("loraplus_lr_ratio"),
             loraplus_lr_embedding=get("loraplus_lr_embedding"),
             create_new_adapter=get("create_new_adapter"),
@@ -234,6 +237,7 @@ def _method(recipe: Recipe) -> Method:
             trainable_modules=get("freeze_trainable_modules"),
             extra_modules=get("freeze_extra_modules") or (),
         ),
+        **method_fields(get),
         pure_bf16=get("pure_bf16"),
         use_dft_loss=get("use_dft_loss"),
         use_asft_loss=get("use_asft_loss"),

@@ -167,7 +167,7 @@ def test_the_schema_knows_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(document["properties"]["fl"]["properties"]) == set(LAUNCHER_KEYS)
     assert all(entry["description"] for entry in document["properties"].values())
     assert document["properties"]["lora_rank"] == {"type": ["integer", "null"], "description": "Rank.", "default": 8, "minimum": 1}
-    assert document["properties"]["use_galore"]["deprecated"] is True
+    assert document["properties"]["use_mca"]["deprecated"] is True
     assert "sft" in document["properties"]["stage"]["enum"]
 
 

@@ -153,9 +153,8 @@ def _refuse_unknown(config: Config) -> None:
     """Keys of the config that other stages and later versions use; silence would be worse than refusal."""
     asked = {
         "streaming": config.data.streaming, "do_predict": config.training.do_predict,
-        "predict_with_generate": config.training.predict_with_generate, "use_dft_loss": config.method.use_dft_loss,
-        "use_asft_loss": config.method.use_asft_loss, "use_eaft_loss": config.method.use_eaft_loss,
-        "upcast_lmhead_output": config.model.upcast_lmhead_output, "tokenized_path": config.data.tokenized_path is not None,
+        "predict_with_generate": config.training.predict_with_generate,
+        "tokenized_path": config.data.tokenized_path is not None,
     }  # fmt: skip
     wanted = [key for key, value in asked.items() if value]
     if wanted:

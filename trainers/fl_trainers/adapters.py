@@ -5,32 +5,33 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from fl_trainers import freeze, precision, quantization
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError
 from fl_trainers.model import checkpoint_activations
 from fl_trainers.progress import log
 
 
+def check(config: Config) -> None:
+    """What of the method cannot be, found before the model is loaded."""
+    kind = config.method.finetuning_type
+    if config.model.adapters and kind not in ("lora", "oft"):
+        raise InputError(f"adapter_name_or_path with finetuning_type: {kind}", "adapters are continued by lora or oft")
+    quantization.check(config)
+    precision.check(config)
+
+
 def apply(config: Config, model: Any) -> Any:
     """Freezes and wraps the model as finetuning_type says. Trained weights become float32 unless pure_bf16 keeps them small."""
     kind = config.method.finetuning_type
-    if config.model.quantization is not None:
-        if kind not in ("lora", "oft"):
-            raise InputError(f"finetuning_type: {kind} cannot train quantized weights", "use lora or oft, or leave quantization_bit out")
-        from peft import prepare_model_for_kbit_training
-
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    check(config)
+    precision.upcast(config, model)
     checkpoint_activations(config, model)
     if kind in ("lora", "oft"):
         model = _adapter(config, model)
     elif kind == "freeze":
-        _freeze(config, model)
-    if config.model.adapters and kind not in ("lora", "oft"):
-        raise InputError(f"adapter_name_or_path with finetuning_type: {kind}", "adapters are continued by lora or oft")
-    if not config.method.pure_bf16:
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        freeze.apply(config, model)
+    precision.keep_masters(config, model)
     return model
 
 
@@ -40,7 +41,7 @@ def count(model: Any) -> tuple[int, int]:
     for parameter in model.parameters():
         number = parameter.numel()
         if type(parameter).__name__ == "Params4bit":
-            number *= 2
+            number *= 2 * parameter.element_size()
         total += number
         trained += number if parameter.requires_grad else 0
     return total, trained
@@ -55,52 +56,82 @@ def linear_names(model: Any) -> list[str]:
     return sorted(names - {"lm_head", "output_layer", "score", "v_head"})
 
 
-def _targets(model: Any, wanted: tuple[str, ...]) -> list[str]:
+def targets(model: Any, key: str, wanted: tuple[str, ...]) -> list[str]:
     """The modules named, or all linear ones. Raises InputError with the nearest name the model has."""
     if "all" in wanted:
         return linear_names(model)
     parts = {part for name, _ in model.named_modules() for part in (name, name.rsplit(".", 1)[-1])}
+    known = linear_names(model)
     for name in wanted:
         if name not in parts and not any(part.endswith("." + name) for part in parts):
-            near = difflib.get_close_matches(name, linear_names(model), 1, 0.4)
-            raise InputError(
-                f"the model has no module {name}", f"did you mean {near[0]}? all: {', '.join(linear_names(model))}" if near else ""
-            )
+            near = difflib.get_close_matches(name, known if key != "additional_target" else sorted(parts), 1, 0.4)
+            every = ", ".join(known)
+            raise InputError(f"{key}: the model has no module {name}", f"did you mean {near[0]}? Linear layers: {every}" if near else every)
     return list(wanted)
 
 
 def _adapter(config: Config, model: Any) -> Any:
-    from peft import PeftModel, get_peft_model
+    from peft import get_peft_model
 
-    lora = config.method.lora
     merged = list(config.model.adapters)
     continued = None
-    if merged and not lora.create_new_adapter and config.model.quantization is None:
-        continued = merged.pop()
-    elif merged and config.model.quantization is not None:
-        if len(merged) > 1 or lora.create_new_adapter:
-            raise InputError("an adapter cannot be merged into quantized weights", "give one adapter, which is then continued")
+    if config.model.quantization is not None and merged and (len(merged) > 1 or config.method.lora.create_new_adapter):
+        raise InputError("an adapter cannot be merged into quantized weights", "give one adapter, which is then continued")
+    if merged and not config.method.lora.create_new_adapter:
         continued = merged.pop()
     for path in merged:
-        model = _load(PeftModel, model, path, trainable=False).merge_and_unload()
+        model = _load(config, model, path, trainable=False).merge_and_unload()
         log.info("merged adapter %s", path)
     if continued is not None:
-        return _load(PeftModel, model, continued, trainable=True)
+        return _cast(config, _load(config, model, continued, trainable=True))
     settings = _lora(config, model) if config.method.finetuning_type == "lora" else _oft(config, model)
-    made = get_peft_model(model, settings, autocast_adapter_dtype=not config.method.pure_bf16)
+    return _cast(config, get_peft_model(model, settings, autocast_adapter_dtype=not config.method.pure_bf16))
+
+
+def _cast(config: Config, model: Any) -> Any:
+    """pure_bf16: the adapter too."""
     if config.method.pure_bf16:
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.data = parameter.data.to(model.dtype)
-    return made
+                parameter.data = parameter.data.to(model.get_base_model().dtype)
+    return model
 
 
-def _load(peft_model: Any, model: Any, path: str, *, trainable: bool) -> Any:
+def _load(config: Config, model: Any, path: str, *, trainable: bool) -> Any:
+    """An adapter on this model. InputError for one of another kind, or that was trained on a model of another shape."""
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    remedy = "a folder with adapter_config.json, trained on this base"
     try:
-        return peft_model.from_pretrained(model, path, is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"adapter {path} cannot be loaded: {first}", "a folder with adapter_config.json, trained on this base") from error
+        settings = PeftConfig.from_pretrained(path)
+        kind = str(getattr(settings.peft_type, "value", settings.peft_type)).lower()
+        if trainable and kind != config.method.finetuning_type:
+            raise InputError(
+                f"adapter {path} is of type {kind}, the recipe says {config.method.finetuning_type}", f"finetuning_type: {kind}"
+            )
+        remedy = f"it was trained on {settings.base_model_name_or_path}; {remedy}"
+        loaded = PeftModel.from_pretrained(model, path, is_trainable=trainable, autocast_adapter_dtype=not config.method.pure_bf16)
+        apart = set(load_peft_weights(path, device="cpu")) ^ set(get_peft_model_state_dict(loaded))
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        found = next((line for line in lines if "size mismatch" in line), lines[0])
+        raise InputError(f"adapter {path} does not fit model {config.model.name}: {found}", remedy) from error
+    if apart:
+        names = f"{len(apart)} weights stand on one side only, {sorted(apart)[0]} among them"
+        raise InputError(f"adapter {path} does not fit model {config.model.name}: {names}", remedy)
+    log.info("adapter %s: %s", path, "continued, with the shape it has" if trainable else "loaded")
+    return loaded
+
+
+def _saved_whole(config: Config, model: Any) -> list[str] | None:
+    """Modules trained in full beside the adapter; a vocabulary that may grow brings its embeddings."""
+    wanted = config.method.lora.additional_target
+    if not wanted and config.model.resize_vocab:
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        wanted = tuple(sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if any(module is end for end in ends)}))
+        log.info("resize_vocab: %s are trained in full", ", ".join(wanted))
+    return targets(model, "additional_target", wanted) or None
 
 
 def _lora(config: Config, model: Any) -> Any:
@@ -110,9 +141,12 @@ def _lora(config: Config, model: Any) -> Any:
     start: bool | str = True
     if lora.pissa_init:
         start = "pissa" if lora.pissa_iter == -1 else f"pissa_niter_{lora.pissa_iter}"
+    modules = targets(model, "lora_target", lora.target)
+    if config.method.use_llama_pro:
+        modules = freeze.expanded(model, modules, config.method.freeze)
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM, r=lora.rank, lora_alpha=lora.alpha or 2 * lora.rank, lora_dropout=lora.dropout,
-        target_modules=_targets(model, lora.target), modules_to_save=list(lora.additional_target) or None,
+        target_modules=modules, modules_to_save=_saved_whole(config, model),
         use_rslora=lora.rslora, use_dora=lora.dora, init_lora_weights=start,
     )  # fmt: skip
 
@@ -123,25 +157,6 @@ def _oft(config: Config, model: Any) -> Any:
     oft = config.method.oft
     return OFTConfig(
         task_type=TaskType.CAUSAL_LM, r=oft.rank, oft_block_size=oft.block_size if not oft.rank else 0,
-        target_modules=_targets(model, oft.target), module_dropout=oft.module_dropout,
+        target_modules=targets(model, "oft_target", oft.target), modules_to_save=_saved_whole(config, model),
+        module_dropout=oft.module_dropout,
     )  # fmt: skip
-
-
-def _freeze(config: Config, model: Any) -> None:
-    """Trains some layers: the last n, or with a negative number the first n; within them all modules or the named ones."""
-    freeze = config.method.freeze
-    layers = getattr(model.config, "num_hidden_layers", None)
-    if not layers:
-        raise InputError("finetuning_type: freeze: the model's config has no num_hidden_layers")
-    wanted = freeze.trainable_layers
-    chosen = range(max(layers - wanted, 0), layers) if wanted > 0 else range(min(-wanted, layers))
-    places = [f".{index}." for index in chosen]
-    trained = 0
-    for name, parameter in model.named_parameters():
-        inside = any(place in name for place in places)
-        named = "all" in freeze.trainable_modules or any(module in name for module in freeze.trainable_modules)
-        extra = any(module in name for module in freeze.extra_modules)
-        parameter.requires_grad_((inside and named) or extra)
-        trained += parameter.requires_grad
-    if not trained:
-        raise InputError(f"finetuning_type: freeze: nothing matches {', '.join(freeze.trainable_modules)} in layers {list(chosen)}")

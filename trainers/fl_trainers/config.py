@@ -180,6 +180,33 @@ class Freeze(Part):
     extra_modules: tuple[str, ...] = ()
 
 
+class LowRank(Part):
+    """GaLore or APOLLO: the optimizer's moments of the chosen matrices are kept in few dimensions."""
+
+    kind: Literal["galore", "apollo"]
+    target: tuple[str, ...] = ("all",)
+    rank: int = Field(default=16, ge=1)
+    update_interval: int = Field(default=200, ge=1)
+    scale: float = 2.0
+    proj_type: Literal["std", "reverse_std", "right", "left", "full"] = "std"
+    layerwise: bool = False
+    proj: Literal["svd", "random"] = "random"
+    scale_type: Literal["channel", "tensor"] = "channel"
+    scale_front: bool = False
+
+
+class Badam(Part):
+    """BAdam: one block of layers is trained at a time."""
+
+    mode: Literal["layer", "ratio"] = "layer"
+    start_block: int | None = None
+    switch_mode: Literal["ascending", "descending", "random", "fixed"] = "ascending"
+    switch_interval: int = Field(default=50, ge=1)
+    update_ratio: float = Field(default=0.05, gt=0, le=1)
+    mask_mode: Literal["adjacent", "scatter"] = "adjacent"
+    verbose: int = 0
+
+
 class Method(Part):
     """What is trained of the model, and towards what."""
 
@@ -188,6 +215,12 @@ class Method(Part):
     lora: Lora = Lora()
     oft: Oft = Oft()
     freeze: Freeze = Freeze()
+    use_llama_pro: bool = False
+    """Freeze and LoRA act on the layers that an expansion added."""
+    low_rank: LowRank | None = None
+    badam: Badam | None = None
+    use_adam_mini: bool = False
+    use_muon: bool = False
     pure_bf16: bool = False
     use_dft_loss: bool = False
     use_asft_loss: bool = False

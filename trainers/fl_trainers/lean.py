@@ -20,6 +20,8 @@ def needed(config: Config) -> set[str]:
     optimizer = str(arguments.get("optim", ""))
     if config.model.quantization is not None or "8bit" in optimizer or "paged" in optimizer or "bnb" in optimizer:
         names |= {"bitsandbytes", "scipy"}
+    if config.method.low_rank is not None:  # its package imports it
+        names |= {"bitsandbytes", "scipy"}
     if arguments.get("deepspeed"):
         names.add("deepspeed")
     if config.model.liger or arguments.get("use_liger_kernel"):

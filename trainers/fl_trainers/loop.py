@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from fl_trainers import losses, optimizers
 from fl_trainers.config import Config
 from fl_trainers.device import BACKENDS, Device, memory_mib
 from fl_trainers.errors import InputError, TrainingError
@@ -55,7 +56,14 @@ class Loop(Trainer):  # type: ignore[misc]
         self.device_of_run = device
         self.tokens_seen = 0
         self._bad_step: Any = None
+        method = config.method
+        if method.stage == "sft":
+            kwargs.setdefault("compute_loss_func", losses.chosen(config))
         super().__init__(**kwargs)
+        self.anchor: Any = None
+        if method.use_asft_loss and method.stage == "sft":
+            beside = method.finetuning_type in ("lora", "oft") and not method.lora.pissa_init
+            self.anchor = losses.Anchor(self.model, adapter=beside)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         self.tokens_seen += int(inputs.pop("num_tokens", 0))
@@ -97,16 +105,20 @@ class Loop(Trainer):  # type: ignore[misc]
         return self._flops_a_token * int(inputs["input_ids"].numel())
 
     def create_optimizer(self, model: Any = None) -> Any:
-        ratio = self.config_of_run.method.lora.loraplus_lr_ratio
-        if self.optimizer is None and ratio is not None and self.config_of_run.method.finetuning_type == "lora":
-            from peft.optimizers import create_loraplus_optimizer
-
-            kind, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            kwargs["loraplus_lr_embedding"] = self.config_of_run.method.lora.loraplus_lr_embedding
-            self.optimizer = create_loraplus_optimizer(
-                model=self.model, optimizer_cls=kind, loraplus_lr_ratio=ratio, loraplus_weight_decay=self.args.weight_decay, **kwargs
-            )
+        if self.optimizer is None:
+            self.optimizer = optimizers.create(self, self.config_of_run)
         return super().create_optimizer(model)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None, **more: Any
+    ) -> Any:
+        """ASFT looks at the batch with the model as it was before."""
+        if self.anchor is not None:
+            before, alpha = self.anchor.logits(inputs), self.config_of_run.method.asft_alpha
+            self.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: losses.asft(
+                outputs["logits"], before, labels, num_items_in_batch, alpha
+            )
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **more)
 
 
 def bad_loss(value: float, step: int) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fl_trainers import tiny
+from fl_trainers import quantization, tiny
 from fl_trainers.config import Config
 from fl_trainers.data import templates
 from fl_trainers.device import Device
@@ -92,15 +92,14 @@ def load_model(config: Config, source: str, tokenizer: Any, device: Device) -> t
     model = config.model
     if model.kind == "tiny":
         made = tiny.model(model.path, len(tokenizer), int(config.training.arguments.get("seed", 42)))
-        made = made.to(dtype=device.dtype)
+        made = quantization.built_in(config, device, made.to(dtype=device.dtype))
     else:
         common: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
         settings = _explained(config, lambda: AutoConfig.from_pretrained(source, **common))
         settings = getattr(settings, "text_config", None) or settings if not _generates(settings) else settings
         _scale_rope(config, settings)
         options: dict[str, Any] = {**common, "config": settings, "dtype": device.dtype, "attn_implementation": ATTENTION[model.attention]}
-        if model.quantization is not None:
-            options |= _quantized(config, device)
+        options |= quantization.options(config, device, settings)
         if model.train_from_scratch:
             made = AutoModelForCausalLM.from_config(settings, dtype=device.dtype, trust_remote_code=model.trust_remote_code)
         else:
@@ -110,10 +109,6 @@ def load_model(config: Config, source: str, tokenizer: Any, device: Device) -> t
         made.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
     made.config.use_cache = False
     _align_tokens(made, tokenizer)
-    if model.upcast_layernorm:
-        for name, parameter in made.named_parameters():
-            if parameter.ndim == 1 and "norm" in name:
-                parameter.data = parameter.data.float()
     return made, digest
 
 
@@ -166,22 +161,6 @@ def _scale_rope(config: Config, settings: Any) -> None:
     settings.rope_parameters = parameters
     settings.max_position_embeddings = int(longest * factor)
     log.info("rope scaling %s by %g: %d positions", kind, factor, settings.max_position_embeddings)
-
-
-def _quantized(config: Config, device: Device) -> dict[str, Any]:
-    from transformers import BitsAndBytesConfig
-
-    wanted = config.model.quantization
-    if wanted is None:
-        raise AssertionError("asked for a quantization that the config has not")
-    if wanted.bits == 8:
-        made = BitsAndBytesConfig(load_in_8bit=True)
-    else:
-        made = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type=wanted.type, bnb_4bit_use_double_quant=wanted.double, bnb_4bit_compute_dtype=device.dtype
-        )
-    place = "cpu" if device.type == "cpu" else f"{device.type}:{os.environ.get('LOCAL_RANK', '0')}"
-    return {"quantization_config": made, "device_map": {"": place}}
 
 
 def _explained(config: Config, load: Any) -> Any:

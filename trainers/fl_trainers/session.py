@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fl_trainers import adapters, artefacts, compare, model, record
+from fl_trainers import adapters, artefacts, compare, model, optimizers, pissa, record
 from fl_trainers.config import Config
 from fl_trainers.data import pipeline
 from fl_trainers.data.collator import Collator
+from fl_trainers.data.encode import IGNORE
 from fl_trainers.data.formats import Report
 from fl_trainers.device import Device
 from fl_trainers.errors import InputError, Stopped
@@ -57,13 +58,17 @@ def open_model(session: Session) -> None:
     """Tokenizer and weights, frozen and wrapped as the recipe says."""
     config = session.config
     start = time.monotonic()
+    adapters.check(config)
+    optimizers.check(config)
     source = model.folder_of(config)
     session.tokenizer = model.load_tokenizer(config, source, pipeline.texts(session.items[0]), session.events)
     plain, digest = model.load_model(config, source, session.tokenizer, session.device)
-    if config.model.kind == "tiny" and session.adapter:
+    if config.model.kind == "tiny" and config.method.finetuning_type in ("lora", "oft"):
         _keep_base(session, plain)
     whole, _ = adapters.count(plain)
     session.model = adapters.apply(config, plain)
+    if _converts(config):
+        pissa.keep_initial(session.model, session.folder)
     session.counts = (whole, adapters.count(session.model)[1])
     session.facts = record.model_facts(config, plain, session.counts, digest)
     session.events.emit(
@@ -109,12 +114,13 @@ def build_loop(session: Session, *, apart: bool = False, **more: Any) -> Any:
         raise InputError("eval_strategy is set, but there are no rows to evaluate on", "`val_size:` or `eval_dataset:` in the recipe")
     session.follow = Follow(session.events, session.device, session.folder)
     pad = session.tokenizer.pad_token_id
+    filler = IGNORE if session.config.data.ignore_pad_token_for_loss else pad
     multiple = 1 if session.device.type == "cpu" else 8
     held: Any = next(iter(prepared.eval.values())) if len(prepared.eval) == 1 else (prepared.eval or None)
     loop = Loop(
         config=session.config, device=session.device, model=session.model, args=session.arguments,
         train_dataset=prepared.train or None, eval_dataset=held, processing_class=session.tokenizer,
-        data_collator=Collator(pad, multiple, apart), callbacks=[session.follow], **more,
+        data_collator=Collator(pad, multiple, apart, filler), callbacks=[session.follow], **more,
     )  # fmt: skip
     loop.remove_callback(PrinterCallback)
     if session.config.method.early_stopping_steps is not None:
@@ -212,7 +218,15 @@ def save_all(session: Session, loop: Any) -> None:
         )  # fmt: skip
         (folder / "README.md").write_text(card, encoding="utf-8")
         _compare(session)
+        if _converts(config) and config.training.do_train:
+            pissa.convert(session.model, session.folder)
     session.metrics |= {key: value for key, value in held.items() if key == "eval_loss"}
+
+
+def _converts(config: Config) -> bool:
+    """Whether a new PiSSA adapter is to be saved as an ordinary one too. (One that is continued starts from no SVD.)"""
+    lora, fresh = config.method.lora, not config.model.adapters or config.method.lora.create_new_adapter
+    return config.method.finetuning_type == "lora" and lora.pissa_init and lora.pissa_convert and fresh
 
 
 def _draw(session: Session, loop: Any) -> None:

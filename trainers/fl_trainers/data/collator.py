@@ -19,6 +19,8 @@ class Collator:
     pad: int
     multiple: int = 1
     apart: bool = False
+    filler: int = IGNORE
+    """Label of the padding: `ignore_pad_token_for_loss: false` counts it."""
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         import torch
@@ -26,7 +28,7 @@ class Collator:
         longest = max(len(row["input_ids"]) for row in rows)
         width = -(-longest // self.multiple) * self.multiple
         ids = torch.full((len(rows), width), self.pad, dtype=torch.long)
-        labels = torch.full((len(rows), width), IGNORE, dtype=torch.long)
+        labels = torch.full((len(rows), width), self.filler, dtype=torch.long)
         mask = torch.zeros((len(rows), width), dtype=torch.long)
         positions = torch.zeros((len(rows), width), dtype=torch.long)
         tokens = 0

@@ -1,0 +1,249 @@
+"""Every method takes steps, and shows in the model what it is for. One process trains them all: method_runs.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trainer_harness import HERE, environment
+
+pytestmark = pytest.mark.training
+Facts = dict[str, Any]
+LAYER = ["input_layernorm", "mlp.down_proj", "mlp.gate_proj", "mlp.up_proj", "post_attention_layernorm", "self_attn.k_proj",
+         "self_attn.o_proj",
+         "self_attn.q_proj", "self_attn.v_proj"]  # fmt: skip
+
+
+EXTRAS = ("galore-torch==1.0", "apollo-torch==1.0.3", "badam==1.4", "adam-mini==1.1.1")
+"""Small packages of one optimizer each, which no stack has: a user brings them, and so does this test."""
+
+
+@pytest.fixture(scope="module")
+def runs(train_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Facts:
+    folder = tmp_path_factory.mktemp("methods")
+    extras = tmp_path_factory.mktemp("extras")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:", "--target", extras, *EXTRAS]
+    subprocess.run(install, capture_output=True, timeout=120, check=False)  # without them the tests of these optimizers skip
+    around = environment()
+    around["PYTHONPATH"] += f":{extras}"
+    done = subprocess.run(
+        [train_python, HERE / "method_runs.py", folder], env=around, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads(done.stdout))
+
+
+@pytest.fixture
+def facts(request: pytest.FixtureRequest, runs: Facts) -> Facts:
+    """What the run of this test's name left."""
+    found: Facts = runs[request.node.name.removeprefix("test_").split("[")[0]]
+    assert "error" not in found, found.get("trace")
+    return found
+
+
+def learns(facts: Facts) -> None:
+    assert facts["last"] < facts["first"] - 0.1
+
+
+def test_freeze_last(facts: Facts) -> None:
+    learns(facts)
+    assert facts["moved"] == [f"1.{name}.weight" for name in LAYER]
+
+
+def test_freeze_first_modules_and_extra(facts: Facts) -> None:
+    learns(facts)
+    assert facts["moved"] == ["0.mlp.down_proj.weight", "0.mlp.gate_proj.weight", "0.mlp.up_proj.weight", "lm_head.weight"]
+
+
+def test_unknown_modules(facts: Facts) -> None:
+    near = {"freeze": "self_attn", "extra": "embed_tokens", "lora": "q_proj", "additional": "embed_tokens", "oft": "gate_proj"}
+    for key, name in near.items():
+        assert facts[key]["exit"] == 5
+        assert facts[key]["remedy"].startswith(f"did you mean {name}?")
+
+
+def test_llama_pro(facts: Facts) -> None:
+    learns(facts)
+    assert facts["moved"] == [f"1.{name}.weight" for name in LAYER]
+    assert len(facts["adapter"]) == 14 and all(name.startswith("1.") and "lora_" in name for name in facts["adapter"])
+    assert facts["odd"]["exit"] == 5 and facts["odd"]["remedy"] == "freeze_trainable_layers: one of 1, 2"
+
+
+def test_expanded_model(facts: Facts) -> None:
+    assert facts["layers"] == 4 and facts["apart"] == 0.0
+    assert facts["fresh"] == [1, 3] and facts["after"] < facts["before"] - 0.1
+    assert facts["odd"] == 5
+
+
+def packed(facts: Facts, kind: str, stored: str) -> None:
+    """All 14 linear layers are quantized still, none of them moved, and what is trained is float32."""
+    learns(facts)
+    assert kind in facts["kinds"] and facts["stored"] == [stored] and facts["packed"] == 14
+    assert facts["moved_base"] == [] and facts["trained"] == ["torch.float32"]
+
+
+def test_qlora_4(facts: Facts) -> None:
+    packed(facts, "Linear4bit", "torch.uint8")
+    assert (facts["type"], facts["nested"]) == ("nf4", True)
+
+
+def test_qlora_fp4_single(facts: Facts) -> None:
+    packed(facts, "Linear4bit", "torch.uint8")
+    assert (facts["type"], facts["nested"]) == ("fp4", False)
+
+
+def test_qlora_8(facts: Facts) -> None:
+    packed(facts, "Linear8bitLt", "torch.int8")
+
+
+def test_qoft(facts: Facts) -> None:
+    packed(facts, "Linear4bit", "torch.uint8")
+
+
+def test_qdora_bf16(facts: Facts) -> None:
+    packed(facts, "Linear4bit", "torch.uint8")
+
+
+def test_quantized_refusals(facts: Facts) -> None:
+    assert [facts[key]["exit"] for key in ("full", "pissa", "two")] == [5, 5, 5]
+
+
+def test_rslora(facts: Facts) -> None:
+    learns(facts)
+    assert facts["scaling"] == 8 / 4**0.5
+
+
+def test_dora(facts: Facts) -> None:
+    learns(facts)
+    assert facts["magnitudes"] == facts["linear"] == 14
+
+
+def test_loraplus(facts: Facts) -> None:
+    learns(facts)
+    assert facts["lora_A"] == [0.001] and facts["lora_B"] == [pytest.approx(0.016)]
+
+
+def test_pissa(facts: Facts) -> None:
+    learns(facts)
+    assert facts["start"] == pytest.approx(facts["plain"], abs=1e-4)
+    assert facts["large"] > 0.01  # B begins as components of the weights, not as zeros
+    assert facts["apart"] < 1e-4 < 0.01 < facts["untrained"]  # the converted adapter, on the base as it was
+    assert facts["rank"] == 16 and facts["start_of_converted"] is True
+
+
+def test_target_all_and_additional(facts: Facts) -> None:
+    learns(facts)
+    assert facts["targets"] == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert facts["saved"] == ["base_model.model.model.embed_tokens.modules_to_save.default.weight"]
+
+
+def test_several_adapters(facts: Facts) -> None:
+    learns(facts["one"])
+    assert facts["two"] < facts["base"] - 0.1
+    assert facts["went_on"] < 1e-4 and facts["fresh"] < 1e-4 < 0.01 < facts["bare"]
+    assert facts["rank"] == 2 and facts["zero"]
+
+
+def test_a_continued_adapter_on_quantized_weights(facts: Facts) -> None:
+    learns(facts)
+    assert facts["first"] < facts["new"] - 0.3
+
+
+def test_a_continued_oft_adapter(facts: Facts) -> None:
+    assert facts["continued"] < facts["first"] - 0.1
+
+
+def test_adapters_that_do_not_fit(facts: Facts) -> None:
+    words = {
+        "wide": "size mismatch",
+        "deep": "stand on one side only",
+        "empty": "adapter_config.json",
+        "kind": "is of type lora",
+        "full": "finetuning_type: full",
+    }
+    for key, said in words.items():
+        assert facts[key]["exit"] == 5 and said in facts[key]["message"]
+    assert "it was trained on" in facts["wide"]["remedy"]
+
+
+def test_oft(facts: Facts) -> None:
+    learns(facts)
+    assert facts["base"] == []
+
+
+def test_neftune(facts: Facts) -> None:
+    assert facts["apart"] > 1e-3 and facts["steps"] == 2
+    assert facts["same_after"]
+
+
+def test_hand_losses(facts: Facts) -> None:
+    del facts["seconds"]
+    assert len(facts) == 6
+    for made, wanted in facts.values():
+        assert made == pytest.approx(wanted, abs=1e-6)
+
+
+def test_losses_in_training(facts: Facts) -> None:
+    learns(facts["plain"])
+    learns(facts["eaft"])
+    assert facts["dft"]["first"] < 0.01 * facts["plain"]["first"]  # weighted by probabilities of about 1 in 300
+    for name in ("asft", "asft_full", "asft_pissa"):
+        assert facts[name]["first"] == pytest.approx(facts["dft"]["first"], abs=1e-5)  # nothing has moved away from the anchor yet
+    assert facts["anchored"] < 0.8 * facts["free"]
+
+
+def test_padding_counts(facts: Facts) -> None:
+    assert facts["pads"][0] > 0 and facts["pads"][1] == 0
+    assert abs(facts["counted"] - facts["ignored"]) > 1e-3
+
+
+def test_muon(facts: Facts) -> None:
+    learns(facts)
+    assert facts["moved"] == facts["all"] == 21
+    assert facts["matrices"] == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert facts["rest"] == ["embed_tokens", "input_layernorm", "lm_head", "norm", "post_attention_layernorm"]
+    assert facts["kept_state"] == ["momentum_buffer"]
+    assert facts["orthogonal"] < 0.6  # all directions of a step are about as long: AdamW's differ by more than ten
+
+
+def test_ordinary_optimizers(facts: Facts) -> None:
+    missing = facts.pop("stable_adamw")
+    assert missing.get("exit", 0) in (0, 5)
+    del facts["seconds"]
+    for name, made in facts.items():
+        assert made.get("moved") == 21 and made["last"] < made["first"], (name, made)
+
+
+SPECIAL = ("galore", "galore_layerwise", "apollo", "apollo_layerwise", "badam", "badam_ratio", "adam_mini")
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_special_optimizers(facts: Facts, name: str) -> None:
+    made = facts[name]
+    assert "error" not in made, made
+    if "exit" in made:
+        assert made["exit"] == 5 and "needs the package" in made["message"] and "--python" in made["remedy"]
+        pytest.skip(made["message"])
+    learns(made)
+    assert len(made["moved"]) == made["all"] or name.startswith("badam")
+    if "smallest" in made:
+        assert made["smallest"] == 4  # moments of rank 4
+
+
+def test_precisions(facts: Facts) -> None:
+    full, half = ["torch.float32"], ["torch.bfloat16"]
+    wanted = {
+        "fp32": (full, full, full), "bf16": (half, full, half), "bf16_full": ([], full, full), "pure": (half, half, half),
+        "pure_full": ([], half, half),
+        "norms": (half, full, full), "head": (half, half, half),
+    }  # fmt: skip
+    for name, (frozen, trained, norm) in wanted.items():
+        learns(facts[name])
+        assert (facts[name]["frozen"], facts[name]["trained"], facts[name]["norm"]) == (frozen, trained, norm), name
+    assert facts["pure"]["logits"] == "torch.bfloat16" and facts["head"]["logits"] == "torch.float32"
+    assert facts["fp16"]["exit"] == 5 and "CPU" in facts["fp16"]["message"]
+    assert facts["pure_norms"]["exit"] == 5

@@ -1,0 +1,230 @@
+"""Optimizers that TrainingArguments has not: LoRA+, Muon, GaLore, APOLLO, BAdam, Adam-mini. The last four need a package of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import types
+from typing import Any
+
+from fl_trainers.config import Config, LowRank
+from fl_trainers.errors import InputError
+
+PACKAGES = {"galore": ("galore_torch", "galore-torch"), "apollo": ("apollo_torch", "apollo-torch"), "badam": ("badam", "badam"),
+            "adam_mini": ("adam_mini", "adam-mini")}  # fmt: skip
+"""Import name and distribution of each optional optimizer."""
+
+OTHERS = (
+    ("galore", "galore_torch"), ("apollo", "apollo_torch"), ("lomo", "lomo_optim"), ("adalomo", "lomo_optim"), ("grokadamw", "grokadamw"),
+    ("schedule_free", "schedulefree"), ("stable_adamw", "optimi"), ("adamw_anyprecision", "torchdistx"), ("adamw_torch_4bit", "torchao"),
+    ("adamw_torch_8bit", "torchao"),
+)  # fmt: skip
+"""What `optim` needs, by the beginning of its name."""
+BITSANDBYTES = ("8bit", "paged_", "rmsprop_bnb", "lion_32bit", "ademamix")
+
+
+def name_of(config: Config) -> str | None:
+    """Which of them the recipe asks for; None: one of TrainingArguments."""
+    method = config.method
+    if method.low_rank is not None:
+        return method.low_rank.kind
+    asked = {
+        "badam": method.badam is not None, "adam_mini": method.use_adam_mini, "muon": method.use_muon,
+        "loraplus": method.lora.loraplus_lr_ratio is not None and method.finetuning_type == "lora",
+    }  # fmt: skip
+    return next((name for name, wanted in asked.items() if wanted), None)
+
+
+def check(config: Config) -> None:
+    """Before the model is loaded: the package is there, and torch has the optimizer. This imports torch."""
+    name = name_of(config)
+    _check_optim(str(config.training.arguments.get("optim", "")))
+    if name in PACKAGES:
+        module, package = PACKAGES[name]
+        if importlib.util.find_spec(module) is None:
+            raise InputError(f"use_{name} needs the package {package}, which this environment does not have",
+                             f"an environment that has it: `fl run --engine host --python PATH`, or leave use_{name} out")  # fmt: skip
+    if name == "muon":
+        import torch
+
+        if not hasattr(torch.optim, "Muon"):
+            raise InputError(f"use_muon needs torch.optim.Muon; torch {torch.__version__} does not have it", "a stack with a newer torch")
+    accumulated = int(config.training.arguments.get("gradient_accumulation_steps", 1)) != 1
+    if config.method.low_rank is not None and config.method.low_rank.layerwise and accumulated:
+        raise InputError(f"{name}_layerwise steps inside the backward pass: no gradients are accumulated",
+                         f"gradient_accumulation_steps: 1, or {name}_layerwise: false")  # fmt: skip
+
+
+def _check_optim(name: str) -> None:
+    """The package behind a value of `optim`."""
+    module = next((module for beginning, module in OTHERS if name.startswith(beginning)), None)
+    if module is None and any(part in name for part in BITSANDBYTES):
+        module = "bitsandbytes"
+    if module is not None and importlib.util.find_spec(module) is None:
+        raise InputError(f"optim: {name} needs the package {module}, which this environment does not have", "optim: adamw_torch")
+
+
+def create(loop: Any, config: Config) -> Any:
+    """The optimizer for the Trainer's model, or None where it makes its own."""
+    name = name_of(config)
+    if name is None:
+        return None
+    if name in PACKAGES:
+        check(config)
+    made = {"loraplus": _loraplus, "muon": _muon, "galore": _low_rank, "apollo": _low_rank, "badam": _badam, "adam_mini": _adam_mini}
+    return made[name](loop, config)
+
+
+def _groups(loop: Any, model: Any, but: set[int] = frozenset()) -> list[dict[str, Any]]:  # type: ignore[assignment]
+    """Trained parameters with and without weight decay, those in `but` left out."""
+    decayed = set(loop.get_decay_parameter_names(model))
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in but]
+    groups = [
+        {"params": [parameter for name, parameter in named if name in decayed], "weight_decay": loop.args.weight_decay},
+        {"params": [parameter for name, parameter in named if name not in decayed], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _loraplus(loop: Any, config: Config) -> Any:
+    """B of each adapter learns `loraplus_lr_ratio` times as fast as A."""
+    from peft.optimizers import create_loraplus_optimizer
+
+    lora = config.method.lora
+    kind, options = loop.get_optimizer_cls_and_kwargs(loop.args, loop.model)
+    return create_loraplus_optimizer(
+        model=loop.model, optimizer_cls=kind, loraplus_lr_ratio=lora.loraplus_lr_ratio, loraplus_weight_decay=loop.args.weight_decay,
+        loraplus_lr_embedding=lora.loraplus_lr_embedding, **options,
+    )  # fmt: skip
+
+
+def _muon(loop: Any, config: Config) -> Any:
+    """Matrices inside the layers by Muon, with steps as large as AdamW's; embeddings, head and vectors by AdamW."""
+    from fl_trainers.muon import MuonAndAdamW
+
+    args, model = loop.args, loop.model
+    matrices = [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+    ]
+    muon = {"params": [parameter for _, parameter in matrices], "weight_decay": args.weight_decay, "muon": True}
+    rest = [{**group, "muon": False} for group in _groups(loop, model, {id(parameter) for _, parameter in matrices})]
+    return MuonAndAdamW(
+        [group for group in (muon, *rest) if group["params"]],
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+    )
+
+
+def _low_rank(loop: Any, config: Config) -> Any:
+    """GaLore and APOLLO: moments of the chosen matrices are kept in few dimensions."""
+    import torch
+
+    from fl_trainers import adapters
+
+    wanted = config.method.low_rank
+    if wanted is None:
+        raise AssertionError("asked for a low-rank optimizer that the config has not")
+    names = set(adapters.targets(loop.model, f"{wanted.kind}_target", wanted.target))
+    chosen = [
+        parameter
+        for name, module in loop.model.named_modules()
+        if isinstance(module, torch.nn.Linear) and (name in names or names & set(name.split(".")))
+        for parameter in module.parameters(recurse=False)
+        if parameter.requires_grad and parameter.ndim == 2
+    ]
+    if not chosen:
+        raise InputError(f"{wanted.kind}_target: no matrix that is trained is among {', '.join(sorted(names))}", "finetuning_type: full")
+    kind, options = _low_rank_class(loop, wanted), _adam(loop)
+    special = {"params": chosen, "weight_decay": loop.args.weight_decay, **_low_rank_group(wanted)}
+    groups = [special, *_groups(loop, loop.model, {id(parameter) for parameter in chosen})]
+    return _layerwise(kind, groups, options) if wanted.layerwise else kind(groups, **options)
+
+
+def _adam(loop: Any) -> dict[str, Any]:
+    args = loop.args
+    if str(getattr(args.optim, "value", args.optim)) == "adafactor":
+        return {"lr": args.learning_rate, "scale_parameter": False, "relative_step": False}
+    return {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+
+
+def _low_rank_class(loop: Any, wanted: LowRank) -> Any:
+    """The package's class for `optim`."""
+    optim = str(getattr(loop.args.optim, "value", loop.args.optim))
+    known: dict[str, Any]
+    if wanted.kind == "apollo":
+        from apollo_torch import APOLLOAdamW
+
+        known = dict.fromkeys(("adamw_torch", "adamw_torch_fused"), APOLLOAdamW)
+    else:
+        from galore_torch import GaLoreAdafactor, GaLoreAdamW, GaLoreAdamW8bit
+
+        known = {
+            **dict.fromkeys(("adamw_torch", "adamw_torch_fused"), GaLoreAdamW), "adafactor": GaLoreAdafactor,
+            **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit"), GaLoreAdamW8bit),
+        }  # fmt: skip
+    if optim not in known:
+        raise InputError(f"use_{wanted.kind} with optim: {optim}", f"optim: one of {', '.join(known)}")
+    return known[optim]
+
+
+def _low_rank_group(wanted: LowRank) -> dict[str, Any]:
+    common = {"rank": wanted.rank, "update_proj_gap": wanted.update_interval, "scale": wanted.scale, "proj_type": wanted.proj_type}
+    if wanted.kind == "galore":
+        return common
+    return {**common, "proj": wanted.proj, "scale_type": wanted.scale_type, "scale_front": wanted.scale_front}
+
+
+def _layerwise(kind: Any, groups: list[dict[str, Any]], options: dict[str, Any]) -> Any:
+    """One optimizer a parameter, which steps as soon as its gradient is there, so that no two gradients are held at once."""
+    from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
+
+    each: dict[Any, Any] = {}
+
+    def step(parameter: Any) -> None:
+        if parameter.grad is not None:
+            each[parameter].step()
+            each[parameter].zero_grad()
+
+    for group in groups:
+        for parameter in group["params"]:
+            each[parameter] = kind([{**group, "params": [parameter]}], **options)
+            parameter.register_post_accumulate_grad_hook(step)
+    return LayerWiseDummyOptimizer(optimizer_dict=each, lr=options["lr"])
+
+
+def _badam(loop: Any, config: Config) -> Any:
+    """One block of layers at a time."""
+    from badam import BAdamCallback, BlockOptimizer, BlockOptimizerRatio, clip_grad_norm_old_version
+
+    wanted = config.method.badam
+    if wanted is None:
+        raise AssertionError("asked for BAdam that the config has not")
+    kind, options = loop.get_optimizer_cls_and_kwargs(loop.args, loop.model)
+    named = list(loop.model.named_parameters())
+    loop.accelerator.clip_grad_norm_ = types.MethodType(clip_grad_norm_old_version, loop.accelerator)
+    loop.add_callback(BAdamCallback)
+    groups = _groups(loop, loop.model)
+    if wanted.mode == "ratio":
+        return BlockOptimizerRatio(
+            param_groups=groups, named_parameters_list=named, update_ratio=wanted.update_ratio, mask_mode=wanted.mask_mode,
+            verbose=wanted.verbose, include_embedding=False, lr=loop.args.learning_rate, betas=(loop.args.adam_beta1, loop.args.adam_beta2),
+            eps=loop.args.adam_epsilon,
+        )  # fmt: skip
+    return BlockOptimizer(
+        base_optimizer=kind(groups, **options), named_parameters_list=named, block_prefix_list=None,
+        switch_block_every=wanted.switch_interval, start_block=wanted.start_block, switch_mode=wanted.switch_mode, verbose=wanted.verbose,
+    )  # fmt: skip
+
+
+def _adam_mini(loop: Any, config: Config) -> Any:
+    """One learning rate for each block of a matrix in place of one for each weight."""
+    from adam_mini import Adam_mini
+
+    args, settings = loop.args, getattr(loop.model.config, "text_config", None) or loop.model.config
+    return Adam_mini(
+        named_parameters=loop.model.named_parameters(), lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon, weight_decay=args.weight_decay, dim=getattr(settings, "hidden_size", None),
+        n_heads=getattr(settings, "num_attention_heads", None), n_kv_heads=getattr(settings, "num_key_value_heads", None), verbose=False,
+    )  # fmt: skip

@@ -1,0 +1,58 @@
+"""The base model in 4 or 8 bits (QLoRA, QOFT), by bitsandbytes, on any device that it has kernels for, the CPU among them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from typing import Any
+
+from fl_trainers.config import Config
+from fl_trainers.device import Device
+from fl_trainers.errors import InputError
+from fl_trainers.progress import log
+
+
+def check(config: Config) -> None:
+    """Before anything is loaded: the method fits, and the library is there."""
+    if config.model.quantization is None:
+        return
+    kind = config.method.finetuning_type
+    if kind not in ("lora", "oft"):
+        raise InputError(f"finetuning_type: {kind} cannot train quantized weights", "use lora or oft, or leave quantization_bit out")
+    if config.method.lora.pissa_init and kind == "lora":
+        raise InputError("pissa_init needs the weights as they are: not together with quantization_bit", "leave one of the two out")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError("quantization_bit needs the package bitsandbytes, which is not installed here", "leave quantization_bit out")
+
+
+def options(config: Config, device: Device, settings: Any) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained`. settings: the model's own config; one that is quantized already stays as it is."""
+    from transformers import BitsAndBytesConfig
+
+    wanted = config.model.quantization
+    if wanted is None:
+        return {}
+    found = getattr(settings, "quantization_config", None)
+    if found:
+        method = found.get("quant_method", "unknown") if isinstance(found, dict) else type(found).__name__
+        log.warning("quantization_bit: %d has no effect: the checkpoint is quantized already (%s)", wanted.bits, method)
+        return {}
+    if wanted.bits == 8:
+        made = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        made = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type=wanted.type, bnb_4bit_use_double_quant=wanted.double,
+            bnb_4bit_compute_dtype=device.dtype, bnb_4bit_quant_storage=device.dtype if config.training.arguments.get("fsdp") else "uint8",
+        )  # fmt: skip
+    place = "cpu" if device.type == "cpu" else f"{device.type}:{os.environ.get('LOCAL_RANK', '0')}"
+    return {"quantization_config": made, "device_map": {"": place}}
+
+
+def built_in(config: Config, device: Device, model: Any) -> Any:
+    """A model that was made in memory, quantized: bitsandbytes quantizes while it reads files."""
+    if config.model.quantization is None:
+        return model
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return type(model).from_pretrained(folder, dtype=device.dtype, **options(config, device, model.config))
