@@ -43,7 +43,7 @@ def config(name: str, *, arguments: dict[str, Any] | None = None, **parts: Any) 
     made: dict[str, Any] = {
         "schema": 1,
         "run": {"name": name, "lane": "cpu", "stack": "cpu-torch213", "events": str(folder / "events.jsonl")},
-        "model": {"name": "builtin/tiny-llama", "path": "builtin/tiny-llama", "kind": "tiny", "gradient_checkpointing": False},
+        "model": {"name": "builtin/tiny-llama", "path": "builtin/tiny-llama", "kind": "tiny"},
         "data": {"train": [{"name": "sums", "source": "file", "path": str(data)}], "cutoff_len": 64},
         "method": {"stage": "sft", "finetuning_type": "lora"},
         "training": {"output_dir": str(folder / "out"), "plot_loss": False},

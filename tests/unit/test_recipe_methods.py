@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from fl.hardware import Cpu
 from fl.matrix import Base, Hosts, Stack
 from fl.portability import Precision, adapt, precision
 from fl.recipe import Recipe, parse
+from fl.recipe_methods import METHODS
 from fl_trainers.config import Config
 
 BASE = "model_name_or_path: builtin/tiny-llama\ndo_train: true\noutput_dir: o\ndataset: a\n"
@@ -123,6 +126,19 @@ def test_a_precision_the_device_lacks_is_adapted_before_the_model_is_loaded(line
     made, notes = adapt(config(lines), STACK, precision((), Cpu(model="x", cores=1, memory_mib=1, features=())))
     assert [(note.key, note.before, note.after, note.effect) for note in notes] == [(field, True, False, "numerics")]
     assert not made.training.arguments.get(field) and not made.method.pure_bf16
+
+
+EXAMPLES = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "methods.md").read_text("utf-8"), re.DOTALL)
+
+
+def test_the_examples_of_the_page_are_recipes() -> None:
+    assert len(EXAMPLES) > 20
+    for text in EXAMPLES:
+        recipe = read(text)
+        assert not recipe.refused, text
+        assert {note.verdict for note in recipe.keys} == {"handled"}, text
+    written = {line.split(":")[0] for text in EXAMPLES for line in text.splitlines()}
+    assert {key.name for key in METHODS if key.name.startswith("use_")} <= written
 
 
 CHECKED: dict[str, dict[str, Any]] = {

@@ -131,12 +131,13 @@ def checkpoint_activations(config: Config, model: Any) -> None:
     """Gradient checkpointing as LLaMA-Factory has it: on unless the recipe says otherwise."""
     if not config.model.gradient_checkpointing:
         return
-    kwargs = {"use_reentrant": config.model.use_reentrant_gc}
+    reentrant = config.model.use_reentrant_gc and config.method.badam is None  # BAdam's layers come and go, and need no gradient below
+    kwargs = {"use_reentrant": reentrant}
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
-    if config.model.use_reentrant_gc:
+    if reentrant:
         model.enable_input_require_grads()
 
 

@@ -196,7 +196,7 @@ def _layerwise(kind: Any, groups: list[dict[str, Any]], options: dict[str, Any])
 
 def _badam(loop: Any, config: Config) -> Any:
     """One block of layers at a time."""
-    from badam import BAdamCallback, BlockOptimizer, BlockOptimizerRatio, clip_grad_norm_old_version
+    from badam import BlockOptimizer, BlockOptimizerRatio, clip_grad_norm_old_version
 
     wanted = config.method.badam
     if wanted is None:
@@ -204,7 +204,6 @@ def _badam(loop: Any, config: Config) -> Any:
     kind, options = loop.get_optimizer_cls_and_kwargs(loop.args, loop.model)
     named = list(loop.model.named_parameters())
     loop.accelerator.clip_grad_norm_ = types.MethodType(clip_grad_norm_old_version, loop.accelerator)
-    loop.add_callback(BAdamCallback)
     groups = _groups(loop, loop.model)
     if wanted.mode == "ratio":
         return BlockOptimizerRatio(
