@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fl.recipe_keys import Key
 from fl.recipe_values import WrongValueError, coerce
@@ -30,6 +30,7 @@ LAUNCHER_KEYS: Final = {
         Key(name="env", kind="any", about="Environment of the training, name to value."),
         Key(name="network", kind="str", choices=("none", "bridge", "host"), about="Network of the container."),
         Key(name="dialect", kind="str", default=DIALECT, choices=(DIALECT,), about="Language of the recipe's other keys."),
+        Key(name="speed", kind="str", default="auto", choices=("auto", "off", "memory", "speed"), about="How steps are computed."),
         Key(name="prompts", kind="any", about="Questions answered before and after training."),
     )
 }
@@ -50,6 +51,7 @@ class Launcher:
     """(path, writable), as written; relative ones are relative to the caller's folder."""
     env: Mapping[str, str] = field(default_factory=dict)
     network: str | None = None
+    speed: Literal["auto", "off", "memory", "speed"] = "auto"
     dialect: str = DIALECT
     prompts: tuple[str, ...] = ()
 
@@ -66,6 +68,8 @@ def read_one(name: str, value: object) -> tuple[Any, str]:
         return _environment(value), ""
     if name == "network" and value is False:
         return "none", "read as 'none'"
+    if name == "speed" and value is False:
+        return "off", "read as 'off'"
     return coerce(LAUNCHER_KEYS[name], value)
 
 

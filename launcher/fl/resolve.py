@@ -204,6 +204,7 @@ def _data(recipe: Recipe, train: tuple[Dataset, ...], evaluation: tuple[Dataset,
         streaming=get("streaming"),
         buffer_size=get("buffer_size"),
         preprocessing_batch_size=get("preprocessing_batch_size"),
+        preprocessing_num_workers=get("preprocessing_num_workers"),
         tokenized_path=str(absolute(get("tokenized_path"), cwd)) if get("tokenized_path") else None,
         shuffle=not get("disable_shuffling"),
     )
@@ -263,6 +264,7 @@ def _training(recipe: Recipe, files: Mapping[str, Mapping[str, Any]], cwd: Path,
         do_predict=get("do_predict"),
         predict_with_generate=get("predict_with_generate"),
         plot_loss=get("plot_loss"),
+        speed=recipe.launcher.speed,
         arguments=arguments(recipe, files),
     )
 

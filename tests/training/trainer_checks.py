@@ -121,3 +121,116 @@ def bare_model_folder(path: str, texts: list[str]) -> None:
     tokenizer.chat_template = None
     tiny.model("builtin/tiny-llama", len(tokenizer), 3).save_pretrained(path)
     tokenizer.save_pretrained(path)
+
+
+def _tiny_rows() -> tuple[Any, list[dict[str, Any]], Any]:
+    """A small Qwen3 in float32, three rows of different lengths, and torch."""
+    from array import array
+
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    torch.manual_seed(0)
+    settings = Qwen3Config(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    rows = []
+    for length in (5, 9, 3):
+        ids = torch.randint(0, 300, (length,)).tolist()
+        rows.append({"input_ids": array("i", ids), "labels": array("i", [-100, -100, *ids[2:]])})
+    return AutoModelForCausalLM.from_config(settings), rows, torch
+
+
+def flat_and_padded() -> dict[str, float]:
+    """Loss and largest gradient difference of a padding-free batch against the padded one, and of what one document sees of another."""
+    from fl_trainers.fast.flat import Flat
+    from fl_trainers.fast.step import Step
+
+    made, rows, torch = _tiny_rows()
+    batch = Collator(0)(rows)
+    batch.pop("num_tokens")
+    count = (batch["labels"][:, 1:] != -100).sum()
+    padded = made(**batch, num_items_in_batch=count).loss
+    padded.backward()
+    gradients = {name: weight.grad.clone() for name, weight in made.named_parameters()}
+    made.zero_grad()
+    step = Step(made, None)
+    assert step.fits()
+    loss = step.run(Flat()(rows), count)
+    differences = [float((gradients[name] - weight.grad).abs().max()) for name, weight in made.named_parameters()]
+    seen: dict[str, Any] = {}
+    handle = made.get_input_embeddings().register_forward_hook(lambda module, given, out: seen.update(out=out) or out.retain_grad())
+    alone = Flat()(rows)
+    alone["labels"][0, :5] = alone["labels"][0, 14:] = -100  # only the second document counts
+    step.run(alone, 1)
+    handle.remove()
+    others = torch.cat([seen["out"].grad[0, :5], seen["out"].grad[0, 14:]])
+    return {
+        "loss": abs(float(loss) - float(padded.detach())), "gradient": max(differences), "strangers": float(others.abs().max()),
+        "own": float(seen["out"].grad[0, 5:14].abs().max()),
+    }  # fmt: skip
+
+
+def head_losses() -> list[dict[str, float]]:
+    """The chunked head against torch's cross-entropy, in small chunks, with ignored rows, and with nothing but them."""
+    import torch
+
+    from fl_trainers.fast import head
+
+    head.CHUNK["cpu"] = 64 * 50  # 64 rows at a time
+    torch.manual_seed(0)
+    found = []
+    for ignored in (0, 40, 200):
+        hidden, weight = torch.randn(200, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
+        targets = torch.randint(0, 50, (200,))
+        targets[:ignored] = -100
+        count = max(200 - ignored, 1)
+        wanted = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum") / count
+        wanted.backward()
+        before = (hidden.grad.clone(), weight.grad.clone())
+        hidden.grad = weight.grad = None
+        loss = head.loss(hidden, weight, targets, torch.tensor(1 / count))
+        loss.backward()
+        found.append({
+            "loss": abs(float(loss) - float(wanted)), "hidden": float((hidden.grad - before[0]).abs().max()),
+            "weight": float((weight.grad - before[1]).abs().max()),
+        })  # fmt: skip
+    return found
+
+
+def lora_layers() -> dict[str, Any]:
+    """Fused LoRA layers against peft's own: loss, gradients; off with a switched-off adapter, with DoRA and with dropout."""
+    from peft import LoraConfig, get_peft_model
+
+    from fl_trainers.fast import lora
+    from fl_trainers.fast.flat import Flat
+    from fl_trainers.fast.step import Step
+
+    found: dict[str, Any] = {}
+    for kind, more in (("plain", {}), ("dora", {"use_dora": True}), ("dropout", {"lora_dropout": 0.1})):
+        made, rows, torch = _tiny_rows()
+        wrapped = get_peft_model(made, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj", "gate_proj"], **more))
+        with lora.fused(wrapped) as count:
+            found[kind] = count
+    made, rows, torch = _tiny_rows()
+    wrapped = get_peft_model(made, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj", "gate_proj"]))
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    step = Step(wrapped, None)
+    plain = step.run(Flat()(rows), 10)
+    before = {name: weight.grad.clone() for name, weight in wrapped.named_parameters() if weight.grad is not None}
+    wrapped.zero_grad()
+    ids = torch.tensor([[5, 6, 7]])
+    with lora.fused(wrapped):
+        fused = step.run(Flat()(rows), 10)
+        with wrapped.disable_adapter(), torch.no_grad():
+            off = wrapped(input_ids=ids).logits
+    with wrapped.disable_adapter(), torch.no_grad():
+        bare = wrapped(input_ids=ids).logits
+    found["loss"] = abs(float(plain) - float(fused))
+    after = {name: weight.grad for name, weight in wrapped.named_parameters() if name in before}
+    found["gradient"] = max(float((before[name] - grad).abs().max()) for name, grad in after.items())
+    found["off"] = float((off - bare).abs().max())
+    return found

@@ -89,4 +89,10 @@ def test_signals_become_values_and_handlers_come_back() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     assert seen.interrupts == 1
     assert seen.terminated
+    try:  # interrupted: what is left to do is not to be interrupted again
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with launch.caught():
+        pass
     assert signal.getsignal(signal.SIGINT) is before

@@ -243,6 +243,9 @@ class Training(Part):
     do_predict: bool = False
     predict_with_generate: bool = False
     plot_loss: bool = True
+    speed: Literal["auto", "off", "memory", "speed"] = "auto"
+    """How steps are computed: off: as transformers has it; memory: without padding; speed: with all of the device's memory;
+    auto: speed where it is known to pay."""
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -24,7 +24,8 @@ def needed(config: Config) -> set[str]:
         names |= {"bitsandbytes", "scipy"}
     if arguments.get("deepspeed"):
         names.add("deepspeed")
-    if config.model.liger or arguments.get("use_liger_kernel"):
+    fast = config.run.lane == "cuda" and config.training.speed != "off" and config.method.stage in ("sft", "pt")
+    if config.model.liger or arguments.get("use_liger_kernel") or fast:
         names.add("liger_kernel")
     if config.training.predict_with_generate:
         names |= {"scipy", "sklearn"}

@@ -13,8 +13,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from fl_trainers import losses, optimizers
 from fl_trainers.config import Config
+from fl_trainers.data.encode import IGNORE
 from fl_trainers.device import BACKENDS, Device, memory_mib
 from fl_trainers.errors import InputError, TrainingError
+from fl_trainers.fast.choice import Fast
 from fl_trainers.progress import Events, log, rank, world_size
 from fl_trainers.stop import stop
 
@@ -50,12 +52,20 @@ class Loop(Trainer):  # type: ignore[misc]
     """Trainer with the tokens counted and every loss looked at."""
 
     optimizer: Any
+    data_collator: Any
 
-    def __init__(self, *, config: Config, device: Device, **kwargs: Any) -> None:
+    def __init__(self, *, config: Config, device: Device, fast: Fast = Fast(), **kwargs: Any) -> None:  # noqa: B008 - frozen
         self.config_of_run = config
         self.device_of_run = device
         self.tokens_seen = 0
         self._bad_step: Any = None
+        self.fast = fast
+        self._steps: Any = None
+        self._padded = kwargs["data_collator"]
+        if fast.padding_free:
+            from fl_trainers.fast.flat import Flat
+
+            kwargs["data_collator"] = Flat(self._padded.apart)
         method = config.method
         if method.stage == "sft":
             kwargs.setdefault("compute_loss_func", losses.chosen(config))
@@ -66,14 +76,53 @@ class Loop(Trainer):  # type: ignore[misc]
             self.anchor = losses.Anchor(self.model, adapter=beside)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
-        self.tokens_seen += int(inputs.pop("num_tokens", 0))
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.tokens_seen += int(inputs.get("num_tokens", 0))
+        if self.fast.padding_free:
+            loss = self._flat_step(model, inputs, num_items_in_batch)
+        else:
+            inputs.pop("num_tokens", None)
+            loss = super().training_step(model, inputs, num_items_in_batch)
         if self.device_of_run.type == "cpu":
             if not math.isfinite(loss.item()):
                 raise TrainingError(*bad_loss(loss.item(), self.state.global_step + 1))
         else:
             self._note(loss)
         return loss
+
+    def _flat_step(self, model: Any, inputs: dict[str, Any], count: Any) -> Any:
+        """As Trainer.training_step, over a batch without padding."""
+        if self._steps is None:
+            self._steps = self._make_steps(model)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        share = 1
+        if count is None:
+            count, share = (inputs["labels"] != IGNORE).sum(), self.current_gradient_accumulation_steps
+        return self._steps.run(inputs, count * share, self.accelerator.backward)
+
+    def _make_steps(self, model: Any) -> Any:
+        import torch
+
+        from fl_trainers.fast.choice import GRAPH_TOKENS
+        from fl_trainers.fast.step import Step
+
+        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        step = Step(model, kinds.get(self.accelerator.mixed_precision))
+        if not self.fast.graphs:
+            return step
+        from fl_trainers.fast.graphs import Graphs
+
+        graphs = Graphs(step, self.args.per_device_train_batch_size, GRAPH_TOKENS)
+        model.zero_grad = graphs.zero
+        return graphs
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluation pads: its metrics want logits row by row."""
+        flat, self.data_collator = self.data_collator, self._padded
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = flat
 
     def _note(self, loss: Any) -> None:
         """Remembers on the device which step had the first loss that is no number: looking now would wait for the device."""

@@ -21,6 +21,9 @@ from fl_trainers.errors import InputError, Stopped
 from fl_trainers.progress import Events, log, rank, world_size
 from fl_trainers.stop import stop
 
+LIGER = {"rope": True, "swiglu": True, "rms_norm": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
+"""Of Liger's kernels what the fast steps have not themselves."""
+
 
 @dataclass
 class Session:
@@ -67,8 +70,10 @@ def open_model(session: Session) -> None:
         _keep_base(session, plain)
     whole, _ = adapters.count(plain)
     session.model = adapters.apply(config, plain)
-    if _converts(config):
+    if pissa.converts(config):
         pissa.keep_initial(session.model, session.folder)
+    elif pissa.begins(config):
+        session.events.warn("pissa", pissa.WARNING)
     session.counts = (whole, adapters.count(session.model)[1])
     session.facts = record.model_facts(config, plain, session.counts, digest)
     session.events.emit(
@@ -118,7 +123,7 @@ def build_loop(session: Session, *, apart: bool = False, **more: Any) -> Any:
     multiple = 1 if session.device.type == "cpu" else 8
     held: Any = next(iter(prepared.eval.values())) if len(prepared.eval) == 1 else (prepared.eval or None)
     loop = Loop(
-        config=session.config, device=session.device, model=session.model, args=session.arguments,
+        config=session.config, device=session.device, fast=_fast(session), model=session.model, args=session.arguments,
         train_dataset=prepared.train or None, eval_dataset=held, processing_class=session.tokenizer,
         data_collator=Collator(pad, multiple, apart, filler), callbacks=[session.follow], **more,
     )  # fmt: skip
@@ -127,6 +132,22 @@ def build_loop(session: Session, *, apart: bool = False, **more: Any) -> Any:
         loop.add_callback(EarlyStoppingCallback(early_stopping_patience=session.config.method.early_stopping_steps))
     session.follow.loop = loop
     return loop
+
+
+def _fast(session: Session) -> Any:
+    """How steps are computed; layers that need not be recomputed are not. Said in the log and the events."""
+    from fl_trainers.fast import choice
+    from fl_trainers.fast.load import load_of, machine_of
+
+    made = choice.choose(session.config, session.model.config, machine_of(session.device, session.model), load_of(session))
+    if session.config.model.gradient_checkpointing and not made.recompute:
+        session.model.gradient_checkpointing_disable()
+    if made.liger:
+        session.arguments.use_liger_kernel = True
+        session.arguments.liger_kernel_config = LIGER
+    session.events.emit("speed", padding_free=made.padding_free, graphs=made.graphs, recompute=made.recompute, why=made.why)
+    log.info("steps: %s", made.why)
+    return made
 
 
 def answer_before(session: Session) -> None:
@@ -154,7 +175,7 @@ def run_loop(session: Session, loop: Any) -> None:
         return
     if session.resume:
         session.events.emit("resume", path=session.resume)
-    with _no_casts(session):
+    with _no_casts(session), _fused(session, loop):
         result = loop.train(resume_from_checkpoint=session.resume)
     loop.check()
     if stop.requested and loop.state.global_step < loop.state.max_steps:
@@ -174,6 +195,19 @@ def _no_casts(session: Session) -> Any:
     from peft.helpers import disable_input_dtype_casting
 
     return disable_input_dtype_casting(session.model)
+
+
+def _fused(session: Session, loop: Any) -> Any:
+    """Layers that compute in one function while training lasts; generation and saving see them as they are."""
+    stack = contextlib.ExitStack()
+    if loop.fast.padding_free:
+        from fl_trainers.fast import lora, norms
+
+        if session.adapter:
+            stack.enter_context(lora.fused(session.model))
+        if session.device.type == "cuda":
+            stack.enter_context(norms.fused(session.model))
+    return stack
 
 
 def _complete(session: Session, loop: Any) -> bool:
@@ -218,15 +252,9 @@ def save_all(session: Session, loop: Any) -> None:
         )  # fmt: skip
         (folder / "README.md").write_text(card, encoding="utf-8")
         _compare(session)
-        if _converts(config) and config.training.do_train:
+        if pissa.converts(config) and config.training.do_train:
             pissa.convert(session.model, session.folder)
     session.metrics |= {key: value for key, value in held.items() if key == "eval_loss"}
-
-
-def _converts(config: Config) -> bool:
-    """Whether a new PiSSA adapter is to be saved as an ordinary one too. (One that is continued starts from no SVD.)"""
-    lora, fresh = config.method.lora, not config.model.adapters or config.method.lora.create_new_adapter
-    return config.method.finetuning_type == "lora" and lora.pissa_init and lora.pissa_convert and fresh
 
 
 def _draw(session: Session, loop: Any) -> None:

@@ -1,0 +1,57 @@
+"""Padding-free steps train what padded ones train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from trainer_harness import Trainer
+
+
+def test_a_batch_without_padding_has_the_same_loss_and_gradients_and_documents_see_nothing_of_each_other(trainer: Trainer) -> None:
+    found = trainer.check("flat_and_padded")
+    assert found["loss"] < 1e-5
+    assert found["gradient"] < 1e-6
+    assert found["strangers"] == 0.0
+    assert found["own"] > 1e-4
+
+
+def test_the_chunked_head_is_torchs_cross_entropy(trainer: Trainer) -> None:
+    for found in trainer.check("head_losses"):
+        assert max(found.values()) < 2e-5
+
+
+def test_a_fused_lora_layer_is_pefts(trainer: Trainer) -> None:
+    found = trainer.check("lora_layers")
+    assert (found["plain"], found["dora"], found["dropout"]) == (6, 0, 0)
+    assert found["loss"] < 1e-6
+    assert found["gradient"] < 1e-6
+    assert found["off"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"method": {"finetuning_type": "full"}, "arguments": {"learning_rate": 0.002}},
+        {"arguments": {"gradient_accumulation_steps": 3}},
+        {"data": {"packing": True, "neat_packing": True}},
+        {"data": {"packing": True}},
+        {"model": {"gradient_checkpointing": True}},
+        {"method": {"stage": "pt"}},
+    ],
+    ids=["lora", "full", "accumulation", "neat packing", "packing", "recomputed", "pre-training"],
+)
+def test_the_same_losses_without_padding(trainer: Trainer, config: Callable[..., Path], parts: dict[str, dict[str, object]]) -> None:
+    def losses(speed: str) -> tuple[list[float], bool]:
+        done = trainer.train(config(speed, **{key: dict(value) for key, value in parts.items()}, training={"speed": speed}))
+        assert done.code == 0, done.output
+        (said,) = done.of("speed")
+        return done.losses, said["padding_free"]
+
+    (padded, off), (flat, on) = losses("off"), losses("memory")
+    assert (off, on) == (False, True)
+    assert len(flat) == len(padded) > 1
+    assert flat == pytest.approx(padded, abs=2e-3)
+    assert flat[:2] == pytest.approx(padded[:2], abs=2e-5)

@@ -1,0 +1,93 @@
+"""Which fast parts a run takes, as a table."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fl_trainers.config import Config
+from fl_trainers.fast.choice import Fast, Load, Machine, activations, choose
+
+LLAMA = SimpleNamespace(model_type="llama", hidden_size=4096, intermediate_size=14336, num_hidden_layers=32)
+H100 = Machine("cuda", False, (9, 0), 60 << 30, 1, True)
+SHORT, LONG = Load(1500, 100), Load(8192, 100)
+
+
+def made(speed: str = "auto", **parts: Any) -> Config:
+    arguments = {"bf16": True, **parts.pop("arguments", {})}
+    return Config.model_validate({
+        "schema": 1, "run": {"name": "r", "lane": "cuda", "stack": "s", "events": "e"},
+        "model": {"name": "m", "path": "m", "kind": "folder", **parts.pop("model", {})}, "data": parts.pop("data", {}),
+        "method": parts.pop("method", {}), "training": {"output_dir": "o", "speed": speed, "arguments": arguments},
+    })  # fmt: skip
+
+
+def test_short_batches_on_a_large_card_are_graphs_and_nothing_is_recomputed() -> None:
+    found = choose(made(), LLAMA, H100, SHORT)
+    assert (found.padding_free, found.graphs, found.recompute, found.liger) == (True, True, False, False)
+
+
+def test_long_batches_are_no_graphs_and_take_ligers_kernels() -> None:
+    found = choose(made(data={"packing": True}), LLAMA, H100, LONG)
+    assert (found.padding_free, found.graphs, found.recompute, found.liger) == (True, False, False, True)
+
+
+def test_layers_are_recomputed_where_memory_asks_for_it() -> None:
+    small = Machine("cuda", False, (9, 0), 20 << 30)
+    found = choose(made(), LLAMA, small, LONG)
+    assert found.recompute
+    assert not found.graphs
+    assert choose(made("memory"), LLAMA, H100, SHORT).recompute
+    assert not choose(made("memory", model={"gradient_checkpointing": False}), LLAMA, H100, SHORT).recompute
+
+
+def test_few_steps_are_not_worth_a_graph_unless_asked_for() -> None:
+    assert not choose(made(), LLAMA, H100, Load(1500, 10)).graphs
+    assert choose(made("speed"), LLAMA, H100, Load(1500, 10)).graphs
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "machine", "word"),
+    [
+        (made("off"), LLAMA, H100, "recipe says so"),
+        (made(), SimpleNamespace(model_type="gemma3_text"), H100, "gemma3_text"),
+        (made(), SimpleNamespace(model_type="mistral", sliding_window=4096), H100, "sliding"),
+        (made(model={"attention": "fa2"}), LLAMA, H100, "fa2"),
+        (made(model={"liger": True}), LLAMA, H100, "liger"),
+        (made(arguments={"deepspeed": "z.json"}), LLAMA, H100, "deepspeed"),
+        (made(arguments={"neftune_noise_alpha": 5.0}), LLAMA, H100, "neftune"),
+        (made(method={"use_dft_loss": True}), LLAMA, H100, "dft"),
+        (made(method={"lora": {"additional_target": ("lm_head",)}}), LLAMA, H100, "head"),
+        (made(), LLAMA, Machine("cuda", False, (9, 0), 1 << 36, 2), "several processes"),
+        (made(), LLAMA, Machine("cuda", True, (9, 4), 1 << 36), "ROCm"),
+        (made(), LLAMA, Machine("npu"), "npu"),
+        (made(), LLAMA, Machine("cuda", False, (7, 5), 1 << 36), "sm_80"),
+        (made(arguments={"bf16": False}), LLAMA, H100, "bf16"),
+    ],
+)
+def test_what_keeps_a_run_on_padded_batches_is_said(config: Config, settings: Any, machine: Machine, word: str) -> None:
+    found = choose(config, settings, machine, SHORT)
+    assert found == Fast(why=found.why)
+    assert word in found.why
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"method": {"lora": {"dora": True}}},
+        {"method": {"finetuning_type": "oft"}},
+        {"model": {"quantization": {}}},
+        {"arguments": {"bf16": False, "fp16": True}},
+    ],
+)
+def test_no_graph_over_what_a_graph_cannot_hold(parts: dict[str, Any]) -> None:
+    found = choose(made(**parts), LLAMA, H100, SHORT)
+    assert found.padding_free
+    assert not found.graphs
+
+
+def test_the_bound_of_activations_lies_above_what_was_measured() -> None:
+    """8B LoRA, 8192 tokens: 51.4 GiB at its peak of which 16 are weights (reference: an H100)."""
+    assert 35 < activations(LLAMA, 8192) / 2**30 < 45

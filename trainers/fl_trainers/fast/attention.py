@@ -1,0 +1,68 @@
+"""Attention over documents that lie one after another in one row: registered in transformers' own table of implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+NAME = "fl_documents"
+
+
+def documents(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, dropout: float = 0.0, scaling: float | None = None,
+    *, cu_seq_lens_q: Any = None, max_length_q: int | None = None, **_: Any,
+) -> tuple[Any, None]:  # fmt: skip
+    """Causal attention inside each document. query, key, value: [1, heads, tokens, head size]; the result [1, tokens, heads, head size].
+
+    cu_seq_lens_q: int32 [documents + 1], where each begins and the last one ends; max_length_q: no document is longer.
+    """
+    if cu_seq_lens_q is None or max_length_q is None:
+        raise AssertionError("the collator of padding-free batches gives the borders of documents")
+    if query.is_cuda:
+        return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling), None
+    return _each(query, key, value, cu_seq_lens_q, scaling), None
+
+
+def _flash(query: Any, key: Any, value: Any, borders: Any, longest: int, scaling: float | None) -> Any:
+    """torch's flash kernel; its varlen module calls the same one and costs 30 ms of launching a step (reference: an 8B model)."""
+    import torch
+
+    packed = (part[0].transpose(0, 1) for part in (query, key, value))
+    found = torch.ops.aten._flash_attention_forward(*packed, borders, borders, longest, longest, 0.0, True, False, scale=scaling)
+    return found[0].unsqueeze(0)
+
+
+def _each(query: Any, key: Any, value: Any, borders: Any, scaling: float | None) -> Any:
+    """One call a document, on devices without such a kernel."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    places = borders.tolist()
+    parts = [
+        scaled_dot_product_attention(
+            query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], is_causal=True, scale=scaling, enable_gqa=True
+        )
+        for start, end in pairwise(places)
+        if end > start
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+def register() -> None:
+    """Makes the name known. transformers makes no mask for a name that has no mask function, and none is needed."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, documents)
+
+
+@contextmanager
+def switched(settings: Any) -> Iterator[None]:
+    """For one step: generation and evaluation keep what the model was loaded with. settings: the model's config, read by every layer."""
+    before = settings._attn_implementation
+    settings._attn_implementation_internal = NAME
+    try:
+        yield
+    finally:
+        settings._attn_implementation_internal = before

@@ -1,0 +1,154 @@
+"""Which fast parts a run takes. Pure: a function of the config, the model's own settings and what the device is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fl_trainers.config import Config
+
+TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+"""Model types whose layers are full causal attention, norms and linear layers only, tried here against their padded batches.
+
+Others may mix tokens of one row in ways that know no borders of documents (windows, convolutions, linear attention).
+"""
+GRAPH_STEPS = 40
+"""Steps from which capturing graphs pays for itself (about 0.8 s a length on an H100, 0.15 s gained a step)."""
+GRAPH_TOKENS = 8192
+"""Tokens a batch may hold for graphs: above it the device is busy and launches cost nothing."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the choice needs of the device."""
+
+    type: str
+    hip: bool = False
+    capability: tuple[int, int] = (0, 0)
+    free_bytes: int = 0
+    """Of the device, less weights, gradients and the optimizer's state."""
+    processes: int = 1
+    liger: bool = False
+    """Whether liger-kernel is installed."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is known of the run's rows."""
+
+    tokens: int
+    """Of the longest batch that can come."""
+    steps: int
+
+
+@dataclass(frozen=True)
+class Fast:
+    """The parts that are taken. `why` is one line for the log."""
+
+    padding_free: bool = False
+    graphs: bool = False
+    recompute: bool = True
+    liger: bool = False
+    """Liger's rope and SwiGLU: faster where the device is busy, some seconds of compiling at the first step."""
+    why: str = "as the Trainer has it"
+
+
+def choose(config: Config, settings: Any, machine: Machine, load: Load) -> Fast:
+    """The parts for this run. settings: the model's own config."""
+    wanted = config.training.speed
+    asked = config.model.gradient_checkpointing
+    if wanted == "off":
+        return Fast(recompute=asked, why="off: the recipe says so")
+    if (reason := _obstacle(config, settings, machine)) is not None:
+        return Fast(recompute=asked, why=f"padded batches: {reason}")
+    if wanted == "memory":
+        liger = _liger(machine, load)
+        return Fast(True, recompute=asked, liger=liger, why="memory: no padding, logits where the loss counts, layers recomputed")
+    recompute = asked and activations(settings, load.tokens) > 0.75 * machine.free_bytes
+    graphs, launch = (False, "no graphs over recomputed layers") if recompute else _graphs(config, machine, load, wanted == "speed")
+    liger = not graphs and _liger(machine, load)
+    parts = ["no padding", "logits where the loss counts", "layers recomputed" if recompute else "nothing recomputed"]
+    return Fast(True, graphs, recompute, liger, ", ".join([*parts, launch, *(["liger's rope and SwiGLU"] if liger else [])]))
+
+
+def _liger(machine: Machine, load: Load) -> bool:
+    """Whether the batches are large enough, and the run long enough, for compiled kernels to pay."""
+    return machine.liger and load.tokens >= GRAPH_TOKENS // 2 and load.steps >= 20
+
+
+def _obstacle(config: Config, settings: Any, machine: Machine) -> str | None:
+    """What keeps a run on the padded path; None: nothing does."""
+    found = _of_model(config, settings) or _of_recipe(config, machine)
+    return found if found or config.training.speed != "auto" else _of_device(config, machine)
+
+
+def _of_model(config: Config, settings: Any) -> str | None:
+    if config.method.stage not in ("sft", "pt"):
+        return f"stage {config.method.stage} has a loop of its own"
+    if settings.model_type not in TYPES:
+        return f"{settings.model_type} is not among {', '.join(TYPES)}"
+    if getattr(settings, "sliding_window", None) and getattr(settings, "use_sliding_window", True):
+        return "the model has sliding windows"
+    return None
+
+
+def _of_recipe(config: Config, machine: Machine) -> str | None:
+    if config.model.attention not in ("auto", "sdpa"):
+        return f"flash_attn: {config.model.attention} is asked for"
+    if config.model.liger:
+        return "liger's own loss is asked for"
+    for name in ("deepspeed", "fsdp", "label_smoothing_factor", "use_liger_kernel", "torch_compile", "neftune_noise_alpha"):
+        if config.training.arguments.get(name):
+            return f"{name} is set"
+    for name in ("use_dft_loss", "use_asft_loss", "use_eaft_loss"):
+        if getattr(config.method, name):
+            return f"{name} is set"
+    if machine.processes > 1:
+        return "several processes"
+    if not config.data.ignore_pad_token_for_loss:
+        return "padding counts in the loss"
+    if config.method.badam is not None:
+        return "BAdam trains other layers from time to time"
+    if config.model.resize_vocab and config.method.finetuning_type in ("lora", "oft"):
+        return "the head is trained beside the adapter"
+    if set(config.method.lora.additional_target) & {"lm_head", "output_layer"}:
+        return "the head is trained beside the adapter"
+    return None
+
+
+def _of_device(config: Config, machine: Machine) -> str | None:
+    if machine.type == "cpu":
+        return None
+    if machine.type != "cuda" or machine.hip:
+        return f"on {'ROCm' if machine.hip else machine.type} nobody has measured a gain"
+    if machine.capability < (8, 0):
+        return "flash attention needs sm_80"
+    arguments = config.training.arguments
+    if not (config.method.pure_bf16 or arguments.get("bf16") or arguments.get("fp16")):
+        return "flash attention computes in bf16 or fp16"
+    return None
+
+
+def _graphs(config: Config, machine: Machine, load: Load, asked_for: bool) -> tuple[bool, str]:
+    """Whether steps are replayed from graphs, and what the log says of it."""
+    method = config.method
+    if machine.type != "cuda" or machine.hip:
+        return False, "no graphs on this device"
+    if config.model.quantization is not None or method.finetuning_type == "oft" or method.lora.dora:
+        return False, "no graphs with this method"
+    if config.training.arguments.get("fp16"):
+        return False, "no graphs with a loss scaler"
+    if config.data.packing or config.data.neat_packing or load.tokens > 2 * GRAPH_TOKENS:
+        return False, "no graphs: long batches keep the device busy"
+    if not asked_for and load.steps < GRAPH_STEPS:
+        return False, f"no graphs: they pay from {GRAPH_STEPS} steps"
+    return True, "steps replayed as graphs"
+
+
+def activations(settings: Any, tokens: int) -> int:
+    """Bytes that a batch keeps for the backward pass without recomputation, in 16 bits.
+
+    9 vectors of the hidden size and 3 of the feed-forward's a layer: 5.1 MB a token for an 8B model, where 4.2 to 4.8 were measured.
+    """
+    inner = getattr(settings, "intermediate_size", 4 * settings.hidden_size)
+    return int(2 * tokens * settings.num_hidden_layers * (9 * settings.hidden_size + 3 * inner))

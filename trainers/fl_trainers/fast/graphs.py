@@ -1,0 +1,107 @@
+"""CUDA graphs over lengths: a short batch costs the processor more to launch than the device to compute, so it is launched as one.
+
+A graph has fixed shapes: batches are filled up to one of few lengths with a document of their own that counts nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fl_trainers.data.encode import IGNORE
+from fl_trainers.fast import attention
+from fl_trainers.fast.step import Step, _next
+
+SMALLEST = 128
+
+
+def bucket(tokens: int) -> int:
+    """The length a batch is filled up to: four between each power of two and the next, so that at most a fifth is filling."""
+    if tokens <= SMALLEST:
+        return SMALLEST
+    unit = 1 << max((tokens - 1).bit_length() - 3, 5)
+    return -(-tokens // unit) * unit
+
+
+@dataclass
+class _Captured:
+    graph: Any
+    batch: dict[str, Any]
+    targets: Any
+    scale: Any
+    loss: Any
+
+
+class Graphs:
+    """Steps by graph, captured when a length comes for the second time; before that, and where a batch is too long, launched singly."""
+
+    def __init__(self, step: Step, documents: int, longest: int) -> None:
+        """documents: rows of a full batch; longest: tokens from which a batch is not captured."""
+        self.step, self.documents, self.longest = step, documents, longest
+        self.held: dict[int, _Captured] = {}
+        self.seen: set[int] = set()
+        self.pool: Any = None
+        self.weights = [parameter for parameter in step.whole.parameters() if parameter.requires_grad]
+
+    def run(self, batch: dict[str, Any], count: Any, backward: Any = None) -> Any:
+        """As Step.run."""
+        length = bucket(batch["num_tokens"])
+        if length not in self.held:
+            fresh = length not in self.seen
+            self.seen.add(length)
+            if fresh or length > self.longest or len(batch["borders"]) - 1 > self.documents:
+                return self.step.run(batch, count, backward)
+            self.held[length] = self._capture(length, batch, count)
+        captured = self.held[length]
+        self._fill(captured, batch, count)
+        captured.graph.replay()
+        return captured.loss.clone()
+
+    def zero(self, *_: Any, **__: Any) -> None:
+        """In place of model.zero_grad: a graph writes gradients where they were when it was captured."""
+        torch._foreach_zero_([weight.grad for weight in self.weights if weight.grad is not None])
+
+    def _capture(self, length: int, batch: dict[str, Any], count: Any) -> _Captured:
+        device = batch["input_ids"].device
+        whole = {"dtype": torch.long, "device": device}
+        inputs: dict[str, Any] = {
+            "input_ids": torch.zeros((1, length), **whole), "position_ids": torch.zeros((1, length), **whole),
+            "borders": torch.zeros(self.documents + 2, dtype=torch.int32, device=device), "longest": length,
+        }  # fmt: skip
+        made = _Captured(
+            torch.cuda.CUDAGraph(), inputs, torch.zeros(length, **whole), torch.ones((), dtype=torch.float32, device=device), None
+        )
+        self._fill(made, batch, count)
+        for weight in self.weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        before = [weight.grad.clone() for weight in self.weights]  # of earlier batches of this step
+        with attention.switched(self.step.causal.config):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self.step.loss(made.batch, made.targets, made.scale, None).backward()
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(made.graph, pool=self.pool):
+                value = self.step.loss(made.batch, made.targets, made.scale, None)
+                value.backward()
+                made.loss = value.detach()
+        self.pool = made.graph.pool()
+        torch._foreach_copy_([weight.grad for weight in self.weights], before)
+        return made
+
+    def _fill(self, captured: _Captured, batch: dict[str, Any], count: Any) -> None:
+        tokens = batch["num_tokens"]
+        length = captured.targets.shape[0]
+        captured.batch["input_ids"].zero_()
+        captured.batch["input_ids"][:, :tokens].copy_(batch["input_ids"])
+        captured.batch["position_ids"].zero_()
+        captured.batch["position_ids"][:, :tokens].copy_(batch["position_ids"])
+        captured.targets.fill_(IGNORE)
+        captured.targets[:tokens].copy_(_next(batch["labels"])[0])
+        documents = len(batch["borders"])
+        captured.batch["borders"].fill_(length)
+        captured.batch["borders"][:documents].copy_(batch["borders"])
+        captured.scale.copy_((1.0 / torch.as_tensor(count, device=captured.scale.device, dtype=torch.float32)).clamp(max=1.0))

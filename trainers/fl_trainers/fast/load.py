@@ -1,0 +1,40 @@
+"""What the choice of fast parts needs to know of the device and of the rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fl_trainers.device import Device
+from fl_trainers.fast.choice import Load, Machine
+from fl_trainers.progress import world_size
+
+
+def machine_of(device: Device, model: Any) -> Machine:
+    """The device as it is now; the model may not be on it yet."""
+    import torch
+
+    if device.type != "cuda":
+        return Machine(device.type, processes=world_size())
+    free, _ = torch.cuda.mem_get_info()
+    for weight in model.parameters():
+        held = weight.numel() * weight.element_size()
+        free -= 0 if weight.is_cuda else held
+        if weight.requires_grad:  # the gradient, two moments in float32, and a copy in 16 bits under autocast
+            free -= held + weight.numel() * 10
+    from transformers.utils import is_liger_kernel_available
+
+    hip = torch.version.hip is not None
+    return Machine("cuda", hip, torch.cuda.get_device_capability(), free, world_size(), bool(is_liger_kernel_available()))
+
+
+def load_of(session: Any) -> Load:
+    """The longest batch that can come, and how many steps there are. Rows of a stream are as long as cutoff_len."""
+    arguments, rows = session.arguments, session.prepared.train
+    size = arguments.per_device_train_batch_size
+    try:
+        longest = sorted((len(row["input_ids"]) for row in rows), reverse=True)[:size]
+        batches = -(-len(rows) // (size * world_size()))
+    except TypeError:
+        longest, batches = [session.config.data.cutoff_len] * size, 10**6
+    steps = -(-batches // arguments.gradient_accumulation_steps) * arguments.num_train_epochs
+    return Load(sum(longest), arguments.max_steps if arguments.max_steps > 0 else int(steps))
