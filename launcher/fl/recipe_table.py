@@ -75,6 +75,8 @@ _DATA: Final = (
     Key(name="interleave_probs", kind="floats", about="Share of each data set when interleaving."),
     Key(name="preprocessing_batch_size", kind="int", default=1000, low=1,
         about="Rows handled at once; packing fills sequences within a batch."),
+    Key(name="preprocessing_num_workers", kind="int", low=1, verdict="translated", note="threads of the tokenizer, no more than processors",
+        about="Threads that tokenize the rows."),
     Key(name="max_samples", kind="int", low=1, about="Use only so many rows of each data set."),
     Key(name="val_size", kind="float", default=0.0, low=0, about="Rows held back for evaluation: a share below 1, or a number."),
     Key(name="eval_on_each_dataset", kind="bool", default=False, about="Evaluate each data set by itself."),

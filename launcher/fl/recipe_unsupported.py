@@ -100,7 +100,6 @@ _LATER: Final = (
     *_refused("this version tokenizes anew each time", "str", tokenized_path=None),
     *_refused("this version evaluates by loss only", "bool", predict_with_generate=False, do_predict=False),
     *_ignored("rows are tokenized anew each time", "bool", "overwrite_cache"),
-    *_ignored("rows are tokenized in one process, by the tokenizer's own threads", "int", "preprocessing_num_workers"),
 )
 
 _OTHER: Final = (

@@ -263,9 +263,19 @@ def pissa() -> dict[str, Any]:
     settings = json.loads((folder / "pissa_converted" / "adapter_config.json").read_text())
     return {
         **done.learned(), "plain": plain.losses[0], "start": start.losses[0], "apart": apart, "untrained": untrained,
+        "card": (folder / "README.md").read_text().count("/pissa_converted"),
+        "warned": [(place / "events.jsonl").read_text().count("pissa_convert: true") for place in (FOLDER / "pissa0", FOLDER / "pissa")],
         "rank": settings["r"], "start_of_converted": settings["init_lora_weights"],
         "large": float(max(p.abs().max() for n, p in start.model.named_parameters() if "lora_B" in n)),
     }  # fmt: skip
+
+
+@check
+def heads_are_trained_too() -> dict[str, Any]:
+    """An adapter on the head, and a head that is saved whole because the vocabulary may grow: fast steps must not pass them by."""
+    one = Done(config("head1", method={"lora": {"target": ["lm_head", "q_proj"]}}))
+    two = Done(config("head2", model={"resize_vocab": True}))
+    return {"adapter": sorted(n for n in one.moved() if "lm_head" in n), "whole": sorted(n for n in two.moved() if "modules_to_save" in n)}
 
 
 @check

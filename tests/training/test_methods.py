@@ -133,12 +133,21 @@ def test_pissa(facts: Facts) -> None:
     assert facts["large"] > 0.01  # B begins as components of the weights, not as zeros
     assert facts["apart"] < 1e-4 < 0.01 < facts["untrained"]  # the converted adapter, on the base as it was
     assert facts["rank"] == 16 and facts["start_of_converted"] is True
+    assert facts["card"] == 1 and facts["warned"] == [1, 0]
 
 
 def test_target_all_and_additional(facts: Facts) -> None:
     learns(facts)
     assert facts["targets"] == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
     assert facts["saved"] == ["base_model.model.model.embed_tokens.modules_to_save.default.weight"]
+
+
+def test_heads_are_trained_too(facts: Facts) -> None:
+    assert facts["adapter"] == ["base_model.model.lm_head.lora_A.default.weight", "base_model.model.lm_head.lora_B.default.weight"]
+    assert facts["whole"] == [
+        "base_model.model.lm_head.modules_to_save.default.weight",
+        "base_model.model.model.embed_tokens.modules_to_save.default.weight",
+    ]
 
 
 def test_several_adapters(facts: Facts) -> None:

@@ -53,6 +53,24 @@ def test_every_method_key_reaches_the_config() -> None:
     assert config("freeze_trainable_layers: 8").method.freeze.trainable_layers == 2  # an adapter has no such layers
 
 
+def test_workers_become_threads_of_the_tokenizer() -> None:
+    from fl_trainers.__main__ import limit_threads
+
+    environ: dict[str, str] = {}
+    limit_threads(config("preprocessing_num_workers: 1"), environ)
+    assert environ == {"RAYON_NUM_THREADS": "1"}
+    limit_threads(config("preprocessing_num_workers: 100000"), environ)
+    assert environ == {"RAYON_NUM_THREADS": "1"}  # what the caller set stays
+    environ.clear()
+    limit_threads(config("preprocessing_num_workers: 100000"), environ)
+    assert 1 <= int(environ["RAYON_NUM_THREADS"]) < 100000
+    environ.clear()
+    limit_threads(config(""), environ)
+    assert environ == {}
+    (found,) = [note for note in read("preprocessing_num_workers: 16").keys if note.key == "preprocessing_num_workers"]
+    assert found.verdict == "translated" and "threads" in found.note
+
+
 def test_optimizers_reach_the_config() -> None:
     full = "finetuning_type: full\n"
     galore = config(

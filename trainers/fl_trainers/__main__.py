@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValidationError) as error:
         log.error("error: %s: %s", arguments[0], error)
         return InputError.exit_code
+    limit_threads(config, os.environ)
     events = Events(Path(config.run.events))
     ended = _Run(config, events)
     try:
@@ -53,6 +54,13 @@ def main(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 - whatever it was, the run's record must say so
         return _crash(ended, error)
     return 0
+
+
+def limit_threads(config: Config, environ: MutableMapping[str, str]) -> None:
+    """preprocessing_num_workers: the tokenizer works in threads of one process, whose number is read when it is imported."""
+    wanted = config.data.preprocessing_num_workers
+    if wanted is not None:
+        environ.setdefault("RAYON_NUM_THREADS", str(min(wanted, os.cpu_count() or wanted)))
 
 
 def take_secrets(environ: MutableMapping[str, str]) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from fl_trainers import pissa
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError
 
@@ -95,6 +96,7 @@ def _use(config: Config, *, adapter: bool) -> list[str]:
         ),
         "from peft import AutoPeftModelForCausalLM",
         "from transformers import AutoTokenizer",
-        f'model = AutoPeftModelForCausalLM.from_pretrained("{here}")  # finds its base model by the name in adapter_config.json',
+        "# the adapter finds its base model by the name in adapter_config.json",
+        f'model = AutoPeftModelForCausalLM.from_pretrained("{pissa.folder_of(config, here)}")',
         f'tokenizer = AutoTokenizer.from_pretrained("{here}")',
     ]

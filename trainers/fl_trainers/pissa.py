@@ -5,9 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fl_trainers.config import Config
 from fl_trainers.progress import log, rank
 
 INITIAL, CONVERTED = "pissa_init", "pissa_converted"
+WARNING = (
+    "the adapter fits only a base from which the same components were taken, and whoever loads it computes them anew; "
+    "`pissa_convert: true` also saves one that fits the base as it was"
+)
+
+
+def begins(config: Config) -> bool:
+    """Whether the run makes a PiSSA adapter. (One that is continued starts from no SVD.)"""
+    lora, method = config.method.lora, config.method
+    return method.finetuning_type == "lora" and lora.pissa_init and (not config.model.adapters or lora.create_new_adapter)
+
+
+def converts(config: Config) -> bool:
+    """Whether it is saved as an ordinary adapter too."""
+    return begins(config) and config.method.lora.pissa_convert
+
+
+def folder_of(config: Config, folder: str) -> str:
+    """Where, in an output folder, the adapter lies that fits the base as it was."""
+    return f"{folder}/{CONVERTED}" if converts(config) else folder
 
 
 def keep_initial(model: Any, folder: Path) -> None:

@@ -111,7 +111,9 @@ def _of_recipe(config: Config, machine: Machine) -> str | None:
         return "BAdam trains other layers from time to time"
     if config.model.resize_vocab and config.method.finetuning_type in ("lora", "oft"):
         return "the head is trained beside the adapter"
-    if set(config.method.lora.additional_target) & {"lm_head", "output_layer"}:
+    method = config.method
+    named = (*method.lora.additional_target, *(method.oft.target if method.finetuning_type == "oft" else method.lora.target))
+    if method.finetuning_type in ("lora", "oft") and {name.rsplit(".", 1)[-1] for name in named} & {"lm_head", "output_layer"}:
         return "the head is trained beside the adapter"
     return None
 
