@@ -275,7 +275,14 @@ def heads_are_trained_too() -> dict[str, Any]:
     """An adapter on the head, and a head that is saved whole because the vocabulary may grow: fast steps must not pass them by."""
     one = Done(config("head1", method={"lora": {"target": ["lm_head", "q_proj"]}}))
     two = Done(config("head2", model={"resize_vocab": True}))
-    return {"adapter": sorted(n for n in one.moved() if "lm_head" in n), "whole": sorted(n for n in two.moved() if "modules_to_save" in n)}
+    whole = {"lora": {"additional_target": ["lm_head"]}}
+    first = on_base("head3", save=True, method=whole)
+    three = on_base("head4", [str(first.session.folder)])  # that it has a head of its own stands in the adapter, not in the recipe
+    return {
+        "continued": sorted(n for n in three.moved() if "modules_to_save" in n),
+        "adapter": sorted(n for n in one.moved() if "lm_head" in n),
+        "whole": sorted(n for n in two.moved() if "modules_to_save" in n),
+    }  # fmt: skip
 
 
 @check

@@ -144,6 +144,7 @@ def test_target_all_and_additional(facts: Facts) -> None:
 
 def test_heads_are_trained_too(facts: Facts) -> None:
     assert facts["adapter"] == ["base_model.model.lm_head.lora_A.default.weight", "base_model.model.lm_head.lora_B.default.weight"]
+    assert facts["continued"] == ["base_model.model.lm_head.modules_to_save.default.weight"]
     assert facts["whole"] == [
         "base_model.model.lm_head.modules_to_save.default.weight",
         "base_model.model.model.embed_tokens.modules_to_save.default.weight",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,7 +60,9 @@ def test_few_steps_are_not_worth_a_graph_unless_asked_for() -> None:
         (made(arguments={"deepspeed": "z.json"}), LLAMA, H100, "deepspeed"),
         (made(arguments={"neftune_noise_alpha": 5.0}), LLAMA, H100, "neftune"),
         (made(method={"use_dft_loss": True}), LLAMA, H100, "dft"),
-        (made(method={"lora": {"additional_target": ("lm_head",)}}), LLAMA, H100, "head"),
+        (made(), LLAMA, dataclasses.replace(H100, head=False), "the head is no plain matrix"),
+        (made(data={"ignore_pad_token_for_loss": False}), LLAMA, H100, "padding counts"),
+        (made(method={"badam": {}, "finetuning_type": "full"}), LLAMA, H100, "BAdam"),
         (made(), LLAMA, Machine("cuda", False, (9, 0), 1 << 36, 2), "several processes"),
         (made(), LLAMA, Machine("cuda", True, (9, 4), 1 << 36), "ROCm"),
         (made(), LLAMA, Machine("npu"), "npu"),

@@ -30,6 +30,8 @@ class Machine:
     processes: int = 1
     liger: bool = False
     """Whether liger-kernel is installed."""
+    head: bool = True
+    """Whether the model's head is one plain matrix, with no adapter on it or in its place."""
 
 
 @dataclass(frozen=True)
@@ -103,18 +105,14 @@ def _of_recipe(config: Config, machine: Machine) -> str | None:
     for name in ("use_dft_loss", "use_asft_loss", "use_eaft_loss"):
         if getattr(config.method, name):
             return f"{name} is set"
+    if not machine.head:
+        return "the head is no plain matrix"
     if machine.processes > 1:
         return "several processes"
     if not config.data.ignore_pad_token_for_loss:
         return "padding counts in the loss"
     if config.method.badam is not None:
         return "BAdam trains other layers from time to time"
-    if config.model.resize_vocab and config.method.finetuning_type in ("lora", "oft"):
-        return "the head is trained beside the adapter"
-    method = config.method
-    named = (*method.lora.additional_target, *(method.oft.target if method.finetuning_type == "oft" else method.lora.target))
-    if method.finetuning_type in ("lora", "oft") and {name.rsplit(".", 1)[-1] for name in named} & {"lm_head", "output_layer"}:
-        return "the head is trained beside the adapter"
     return None
 
 

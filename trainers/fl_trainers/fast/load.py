@@ -13,8 +13,10 @@ def machine_of(device: Device, model: Any) -> Machine:
     """The device as it is now; the model may not be on it yet."""
     import torch
 
+    head = model.get_output_embeddings()
+    plain = type(head) is torch.nn.Linear and head.bias is None
     if device.type != "cuda":
-        return Machine(device.type, processes=world_size())
+        return Machine(device.type, processes=world_size(), head=plain)
     free, _ = torch.cuda.mem_get_info()
     for weight in model.parameters():
         held = weight.numel() * weight.element_size()
@@ -24,7 +26,7 @@ def machine_of(device: Device, model: Any) -> Machine:
     from transformers.utils import is_liger_kernel_available
 
     hip = torch.version.hip is not None
-    return Machine("cuda", hip, torch.cuda.get_device_capability(), free, world_size(), bool(is_liger_kernel_available()))
+    return Machine("cuda", hip, torch.cuda.get_device_capability(), free, world_size(), bool(is_liger_kernel_available()), plain)
 
 
 def load_of(session: Any) -> Load:
