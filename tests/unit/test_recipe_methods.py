@@ -159,6 +159,31 @@ def test_the_examples_of_the_page_are_recipes() -> None:
     assert {key.name for key in METHODS if key.name.startswith("use_")} <= written
 
 
+SPREAD: dict[str, dict[str, Any]] = {
+    "pissa_init": {"method": {"lora": {"pissa_init": True}}},
+    "pure_bf16": {"method": {"pure_bf16": True}},
+    "several adapters": {"model": {"adapters": ["a", "b"]}},
+}
+
+
+@pytest.mark.parametrize("words", SPREAD)
+def test_what_needs_whole_weights_is_refused_with_zero_3(words: str) -> None:
+    from fl_trainers import adapters
+    from fl_trainers.errors import InputError
+
+    document = config("").dump()
+    for part, fields in SPREAD[words].items():
+        document[part].update(fields)
+    for stage in (2, 3):
+        document["training"]["arguments"]["deepspeed"] = {"zero_optimization": {"stage": stage}}
+        made = Config.model_validate(document)
+        if stage == 2:
+            adapters.check(made)
+            continue
+        with pytest.raises(InputError, match=f"{words} needs whole weights"):
+            adapters.check(made)
+
+
 CHECKED: dict[str, dict[str, Any]] = {
     "use_galore needs the package galore-torch": {"low_rank": {"kind": "galore"}, "finetuning_type": "full"},
     "use_badam needs the package badam": {"badam": {}, "finetuning_type": "full"},

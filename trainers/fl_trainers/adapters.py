@@ -19,6 +19,29 @@ def check(config: Config) -> None:
         raise InputError(f"adapter_name_or_path with finetuning_type: {kind}", "adapters are continued by lora or oft")
     quantization.check(config)
     precision.check(config)
+    if _zero3(config):
+        _check_spread(config)
+
+
+def _zero3(config: Config) -> bool:
+    """Whether DeepSpeed spreads the weights themselves over the devices."""
+    settings = config.training.arguments.get("deepspeed")
+    stage = settings.get("zero_optimization", {}) if isinstance(settings, dict) else {}
+    return isinstance(stage, dict) and stage.get("stage") == 3
+
+
+def _check_spread(config: Config) -> None:
+    """What needs whole weights, which ZeRO-3 never has in one place."""
+    lora, adapters = config.method.lora, config.model.adapters
+    asked = {
+        "pissa_init": lora.pissa_init and config.method.finetuning_type == "lora",
+        "pure_bf16": config.method.pure_bf16,
+        "several adapters": len(adapters) > 1 or bool(adapters and lora.create_new_adapter),
+        "quantization_bit: 8": config.model.quantization is not None and config.model.quantization.bits == 8,
+    }
+    for name, wanted in asked.items():
+        if wanted:
+            raise InputError(f"{name} needs whole weights: not with ZeRO-3", "a deepspeed file with stage 2, or leave it out")
 
 
 def apply(config: Config, model: Any) -> Any:

@@ -45,6 +45,8 @@ def options(config: Config, device: Device, settings: Any) -> dict[str, Any]:
             load_in_4bit=True, bnb_4bit_quant_type=wanted.type, bnb_4bit_use_double_quant=wanted.double,
             bnb_4bit_compute_dtype=device.dtype, bnb_4bit_quant_storage=device.dtype if config.training.arguments.get("fsdp") else "uint8",
         )  # fmt: skip
+    if config.training.arguments.get("fsdp"):  # which spreads the weights itself
+        return {"quantization_config": made}
     place = "cpu" if device.type == "cpu" else f"{device.type}:{os.environ.get('LOCAL_RANK', '0')}"
     return {"quantization_config": made, "device_map": {"": place}}
 
