@@ -219,6 +219,27 @@ def quantized_refusals() -> dict[str, Any]:
 
 
 @check
+def saved_in_4_bits() -> dict[str, Any]:
+    """A checkpoint that is quantized as it was saved: it carries an adapter, and nothing else."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    folder = FOLDER / "saved-4bit"
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    AutoModelForCausalLM.from_pretrained(base_folder(), quantization_config=settings, device_map={"": "cpu"}).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base_folder()).save_pretrained(folder)
+    model = {"kind": "folder", "path": str(folder), "name": "saved"}
+    data = {"template": "chatml"}
+    done = Done(config("saved1", model=model, data=data))
+    again = Done(config("saved2", model={**model, "quantization": {"bits": 8}}, data=data))
+    return {
+        **done.learned(), "packed": sum(type(p).__name__ == "Params4bit" for p in done.model.parameters()),
+        "again": sum(type(p).__name__ == "Params4bit" for p in again.model.parameters()),
+        "full": _refused("saved3", model=model, data=data, method={"finetuning_type": "full"}),
+        "merged": _refused("saved4", model={**model, "adapters": ["/a", "/b"]}, data=data),
+    }  # fmt: skip
+
+
+@check
 def rslora() -> dict[str, Any]:
     done = Done(config("rs", method={"lora": {"rank": 4, "alpha": 8, "rslora": True}}))
     scaling = next(module.scaling["default"] for module in done.model.modules() if isinstance(getattr(module, "scaling", None), dict))

@@ -112,6 +112,13 @@ def test_quantized_refusals(facts: Facts) -> None:
     assert [facts[key]["exit"] for key in ("full", "pissa", "two")] == [5, 5, 5]
 
 
+def test_saved_in_4_bits(facts: Facts) -> None:
+    learns(facts)
+    assert facts["packed"] == facts["again"] == 14  # quantization_bit: 8 has no effect there
+    assert facts["full"]["exit"] == 5 and "quantized (bitsandbytes" in facts["full"]["message"]
+    assert facts["merged"]["exit"] == 5 and "merged" in facts["merged"]["message"]
+
+
 def test_rslora(facts: Facts) -> None:
     learns(facts)
     assert facts["scaling"] == 8 / 4**0.5

@@ -48,6 +48,7 @@ def apply(config: Config, model: Any) -> Any:
     """Freezes and wraps the model as finetuning_type says. Trained weights become float32 unless pure_bf16 keeps them small."""
     kind = config.method.finetuning_type
     check(config)
+    quantization.check_model(config, model)
     precision.upcast(config, model)
     checkpoint_activations(config, model)
     if kind in ("lora", "oft"):
@@ -98,7 +99,7 @@ def _adapter(config: Config, model: Any) -> Any:
 
     merged = list(config.model.adapters)
     continued = None
-    if config.model.quantization is not None and merged and (len(merged) > 1 or config.method.lora.create_new_adapter):
+    if quantization.method_of(model) and merged and (len(merged) > 1 or config.method.lora.create_new_adapter):
         raise InputError("an adapter cannot be merged into quantized weights", "give one adapter, which is then continued")
     if merged and not config.method.lora.create_new_adapter:
         continued = merged.pop()

@@ -59,7 +59,7 @@ def model_card(config: Config, metrics: Metrics, *, parameters: int, trained: in
         f"{config.model.name}, {trains} trained on {names}.", "",
         "| | |", "|---|---|",
         f"| base model | `{config.model.name}` ({parameters:,} parameters) |",
-        f"| method | {method.stage}, {method.finetuning_type}, {trained:,} trained parameters |",
+        f"| method | {', '.join(_words(config))}; {trained:,} trained parameters |",
         f"| data | {names}: {rows:,} rows, cut at {config.data.cutoff_len} tokens |",
         f"| chat template | {config.data.template or 'the tokenizer’s own'} |",
         f"| run | `{config.run.name}` on {config.run.lane}, stack `{config.run.stack}` |",
@@ -78,6 +78,22 @@ def model_card(config: Config, metrics: Metrics, *, parameters: int, trained: in
         lines += ["", "![training loss](training_loss.png)"]
     lines += ["", "## Use", "", "```python", *_use(config, adapter=adapter), "```", ""]
     return "\n".join(lines)
+
+
+def _words(config: Config) -> list[str]:
+    """Stage and method, and what of them is not the usual."""
+    method, lora = config.method, config.method.lora
+    adapter = method.finetuning_type == "lora"
+    low_rank = method.low_rank.kind if method.low_rank is not None else ""
+    unusual = {
+        f"base in {config.model.quantization.bits if config.model.quantization else 0} bits": config.model.quantization is not None,
+        "rsLoRA": adapter and lora.rslora, "DoRA": adapter and lora.dora, "PiSSA": adapter and lora.pissa_init,
+        "LoRA+": adapter and lora.loraplus_lr_ratio is not None, "LLaMA-Pro": method.use_llama_pro, "pure bf16": method.pure_bf16,
+        "GaLore": low_rank == "galore", "APOLLO": low_rank == "apollo", "BAdam": method.badam is not None,
+        "Adam-mini": method.use_adam_mini, "Muon": method.use_muon, "DFT": method.use_dft_loss, "ASFT": method.use_asft_loss,
+        "EAFT": method.use_eaft_loss,
+    }  # fmt: skip
+    return [method.stage, method.finetuning_type, *(word for word, wanted in unusual.items() if wanted)]
 
 
 def _use(config: Config, *, adapter: bool) -> list[str]:

@@ -6,7 +6,10 @@ seconds on two cores. A package that is set to None in `sys.modules` counts as n
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
+from typing import Any
 
 from fl_trainers.config import Config
 
@@ -20,6 +23,8 @@ def needed(config: Config) -> set[str]:
     optimizer = str(arguments.get("optim", ""))
     if config.model.quantization is not None or "8bit" in optimizer or "paged" in optimizer or "bnb" in optimizer:
         names |= {"bitsandbytes", "scipy"}
+    if _saved_quantized(config):
+        names |= {"bitsandbytes", "scipy"}
     if config.method.low_rank is not None:  # its package imports it
         names |= {"bitsandbytes", "scipy"}
     if arguments.get("deepspeed"):
@@ -27,9 +32,27 @@ def needed(config: Config) -> set[str]:
     fast = config.run.lane == "cuda" and config.training.speed != "off" and config.method.stage in ("sft", "pt")
     if config.model.liger or arguments.get("use_liger_kernel") or fast:
         names.add("liger_kernel")
+    if config.method.stage not in ("sft", "pt"):
+        names |= {"datasets", "pandas"}  # TRL imports them
     if config.training.predict_with_generate:
         names |= {"scipy", "sklearn"}
     return names
+
+
+def _saved_quantized(config: Config) -> bool:
+    """Whether the checkpoint says that it is quantized; of one that is not here yet nobody knows."""
+    model = config.model
+    if model.kind not in ("folder", "hub"):
+        return False
+    try:
+        path: Any = Path(model.path) / "config.json"
+        if model.kind == "hub":
+            from huggingface_hub import try_to_load_from_cache
+
+            path = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+        return not isinstance(path, (str, Path)) or "quantization_config" in json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # the fault is told when the model is opened
 
 
 def hide(config: Config) -> None:

@@ -26,6 +26,26 @@ def check(config: Config) -> None:
         raise InputError("quantization_bit needs the package bitsandbytes, which is not installed here", "leave quantization_bit out")
 
 
+def method_of(model: Any) -> str | None:
+    """How a loaded model is quantized, by the recipe's wish or as it was saved; None: it is not."""
+    method = getattr(model, "quantization_method", None)
+    return None if method is None else str(getattr(method, "value", method))
+
+
+def check_model(config: Config, model: Any) -> None:
+    """A checkpoint that was quantized when it was saved can only carry an adapter, as one that is quantized here."""
+    method, kind = method_of(model), config.method.finetuning_type
+    if method is None:
+        return
+    if kind not in ("lora", "oft"):
+        raise InputError(
+            f"model {config.model.name} is quantized ({method}): finetuning_type: {kind} cannot train its weights",
+            "finetuning_type: lora or oft, or the same model in 16 bits",
+        )
+    if config.method.lora.pissa_init:
+        raise InputError(f"model {config.model.name} is quantized ({method}): pissa_init needs the weights as they are", "leave it out")
+
+
 def options(config: Config, device: Device, settings: Any) -> dict[str, Any]:
     """Keyword arguments of `from_pretrained`. settings: the model's own config; one that is quantized already stays as it is."""
     from transformers import BitsAndBytesConfig
