@@ -29,6 +29,8 @@ _OPTIMIZER_PACKAGES: Final[tuple[tuple[str, str], ...]] = (
     ("schedule_free", "schedulefree"), ("stable_adamw", "torch-optimi"), ("adamw_anyprecision", "torchdistx"),
     ("adamw_torch_4bit", "torchao"), ("adamw_torch_8bit", "torchao"), ("adamw_torch_npu", "torch-npu"), ("adamw_torch_xla", "torch-xla"),
 )  # fmt: skip
+_MUON: Final = "2.9"
+"""The first torch whose documentation has torch.optim.Muon."""
 _BNB_OPTIMIZERS: Final = ("8bit", "paged_", "rmsprop_bnb", "lion_32bit", "ademamix")
 
 
@@ -226,11 +228,20 @@ def _optimizer(case: _Case) -> Iterator[Change]:
     raise RecipeError(f"optim: {name} needs the package {package}, which {case.stack.id} does not have.", "optim: adamw_torch")
 
 
+def _older(found: str, wanted: str) -> bool:
+    from packaging.version import Version
+
+    return Version(found) < Version(wanted)
+
+
 def _own_optimizer(case: _Case) -> Iterator[Change]:
     """Those with a package of their own, which stacks may lack."""
     method = case.config.method
     kinds = {"badam": method.badam is not None, "adam_mini": method.use_adam_mini}
     name = method.low_rank.kind if method.low_rank is not None else next((name for name, wanted in kinds.items() if wanted), None)
+    torch = case.stack.train.get("torch")
+    if method.use_muon and case.packages is not None and torch and _older(torch, _MUON):
+        raise RecipeError(f"use_muon needs torch {_MUON}; {case.stack.id} has torch {torch}.", "another stack, or without use_muon")
     if name is None:
         return
     package = {"galore": "galore-torch", "apollo": "apollo-torch", "badam": "badam", "adam_mini": "adam-mini"}[name]

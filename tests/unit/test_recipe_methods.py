@@ -139,6 +139,14 @@ def test_a_missing_package_is_named_before_anything_starts(lines: str, package: 
     assert adapt(made, STACK, Precision(), packages=None)[1] == ()  # an environment of the user's: the trainer looks
 
 
+def test_muon_needs_a_torch_that_has_it() -> None:
+    made = config("finetuning_type: full\nuse_muon: true")
+    with pytest.raises(RecipeError, match=r"use_muon needs torch 2\.9; row has torch 2\.6\.0"):
+        adapt(made, STACK.model_copy(update={"train": {"torch": "2.6.0"}}), Precision(), packages={"torch"})
+    for torch in ("2.9.0", "2.13.0+cpu"):
+        assert adapt(made, STACK.model_copy(update={"train": {"torch": torch}}), Precision(), packages={"torch"})[1] == ()
+
+
 @pytest.mark.parametrize(("lines", "field"), [("fp16: true", "fp16"), ("bf16: true", "bf16"), ("pure_bf16: true", "pure_bf16")])
 def test_a_precision_the_device_lacks_is_adapted_before_the_model_is_loaded(lines: str, field: str) -> None:
     made, notes = adapt(config(lines), STACK, precision((), Cpu(model="x", cores=1, memory_mib=1, features=())))
