@@ -106,7 +106,13 @@ def _locked(engine: Chosen) -> frozenset[str] | None:
 
 
 def check_trust(config: Config, engine: str, *, trust: bool) -> None:
-    """A model's own code runs in a container, or where the caller says so."""
+    """Code of a model's, and of reward files, runs in a container, or where the caller says so."""
+    files = [name.rpartition(":")[0] for name in config.method.grpo.reward_funcs if ":" in name]
+    if files and engine == "host" and not trust:
+        raise RecipeError(
+            f"reward_funcs: {Path(files[0]).name} is code that would run on this machine without a container",
+            "--engine docker keeps it in a container\n--trust runs it here all the same",
+        )
     if config.model.trust_remote_code and engine == "host" and not trust:
         raise RecipeError(
             f"{config.model.name} needs code of its own (trust_remote_code), which would run on this machine without a container",

@@ -17,6 +17,7 @@ def read(config: Config) -> tuple[Mount, ...]:
         wanted.append(config.model.path)
     wanted += [adapter for adapter in config.model.adapters if Path(adapter).is_absolute()]
     wanted += [data.path for data in (*config.data.train, *config.data.eval) if data.source == "file"]
+    wanted += [name.rpartition(":")[0] for name in config.method.grpo.reward_funcs if ":" in name]
     wanted += [config.data.media_dir] if config.data.media_dir else []
     named = [value for value in config.training.arguments.values() if isinstance(value, str) and value.startswith("/")]
     wanted += [value for value in named if Path(value).exists()]

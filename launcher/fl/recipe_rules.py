@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from fl import recipe_grpo
+
 Get = Callable[[str], Any]
 Rule = Callable[[Get], Iterator[tuple[str, str]]]
 
@@ -24,8 +26,8 @@ def _work(get: Get) -> Iterator[tuple[str, str]]:
 
 def _stage(get: Get) -> Iterator[tuple[str, str]]:
     stage = get("stage")
-    if stage not in ("pt", "sft"):
-        yield "stage", f"this version trains pt and sft, not {stage}"
+    if stage not in ("pt", "sft", "grpo"):
+        yield "stage", f"this version trains pt, sft and grpo, not {stage}"
     if get("neat_packing") and stage != "sft":
         yield "neat_packing", "only with `stage: sft`"
 
@@ -116,6 +118,9 @@ def _numbers(get: Get) -> Iterator[tuple[str, str]]:
         yield "fp16", "not together with pure_bf16"
     if get("pure_bf16") and get("upcast_layernorm"):
         yield "upcast_layernorm", "not together with pure_bf16: without autocast the layers behind a float32 norm cannot take its output"
+    schedule, options = get("lr_scheduler_type"), get("lr_scheduler_kwargs") or {}
+    if schedule.endswith("_with_min_lr") and isinstance(options, dict) and not {"min_lr", "min_lr_rate"} & set(options):
+        yield "lr_scheduler_type", f"{schedule} needs `lr_scheduler_kwargs: {{min_lr_rate: 0.1}}`, or another min_lr or min_lr_rate"
     if get("deepspeed") and get("fsdp"):
         yield "fsdp", "one of deepspeed and fsdp, not both"
 
@@ -148,4 +153,4 @@ def _shapes(get: Get) -> Iterator[tuple[str, str]]:
         yield "fsdp", "wanted true, or options such as `full_shard auto_wrap`"
 
 
-RULES: Final[tuple[Rule, ...]] = (_work, _stage, _data, _weights, _methods, _numbers, _evaluation, _shapes)
+RULES: Final[tuple[Rule, ...]] = (_work, _stage, _data, _weights, _methods, _numbers, _evaluation, _shapes, recipe_grpo.rule)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from fl.recipe_grpo import GRPO
 from fl.recipe_keys import Key, words
 from fl.recipe_methods import METHODS
 
@@ -20,7 +21,7 @@ TEMPLATES: Final = words(
     "youtu youtu_vl yuan zephyr aeva"
 )
 
-STAGES: Final = ("pt", "sft", "rm", "ppo", "dpo", "kto")
+STAGES: Final = ("pt", "sft", "rm", "ppo", "dpo", "kto", "grpo")
 _LORA = ("finetuning_type", ("lora",), "finetuning_type: lora")
 _OFT = ("finetuning_type", ("oft",), "finetuning_type: oft")
 _ADAPTER = ("finetuning_type", ("lora", "oft"), "finetuning_type: lora and oft")
@@ -92,7 +93,7 @@ _DATA: Final = (
 
 _METHOD: Final = (
     Key(name="stage", kind="str", default="sft", choices=STAGES,
-        about="What is trained: pt (plain text) or sft (instructions) in this version."),
+        about="What is trained: pt (plain text), sft (instructions) or grpo (rewards) in this version."),
     Key(name="finetuning_type", kind="str", default="lora", choices=("lora", "oft", "freeze", "full"), about="Which weights are trained."),
     Key(name="pure_bf16", kind="bool", default=False, about="Weights and optimizer in bf16, without autocast."),
     Key(name="compute_accuracy", kind="bool", default=False, about="Token accuracy in evaluation."),
@@ -136,4 +137,4 @@ _GENERATION: Final = (
     Key(name="skip_special_tokens", kind="bool", default=True, needs=_PREDICT, about="Leave special tokens out of the text."),
 )
 
-HANDLED: Final = (*_MODEL, *_DATA, *_METHOD, *METHODS, *_GENERATION)
+HANDLED: Final = (*_MODEL, *_DATA, *_METHOD, *METHODS, *GRPO, *_GENERATION)

@@ -32,7 +32,7 @@ def _family(switch: str, title: str, children: str) -> tuple[Key, ...]:
 
 _SECRET = "a token in a recipe would be copied with it; set HF_TOKEN in the environment"
 _MEDIA = "pictures, videos and sounds are not trained in this version"
-_RLHF = "belongs to the stages rm, dpo, kto and ppo; this version trains pt and sft"
+_RLHF = "belongs to the stages rm, dpo, kto and ppo; this version trains pt, sft and grpo"
 _SERVE = "of inference, which a training does not touch"
 _EXPORT = "of the export of models, which a training does not touch"
 _RAY = "fl starts the processes itself"

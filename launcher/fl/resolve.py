@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fl import paths
+from fl import paths, recipe_grpo
 from fl.errors import RecipeError
 from fl.hardware import LaneName
 from fl.recipe import Recipe, parse
@@ -95,7 +95,7 @@ def resolve(
         run=Run(name=run_name, lane=lane, stack=stack, events=events, cache=cache, prompts=recipe.launcher.prompts, threads=threads),
         model=model,
         data=_data(recipe, train, evaluation, cwd),
-        method=_method(recipe),
+        method=_method(recipe, cwd),
         training=_training(recipe, _json_files(recipe, base), cwd, output_dir),
         generation=_generation(recipe),
     )
@@ -110,7 +110,7 @@ def draft(recipe: Recipe, *, lane: LaneName, stack: str) -> Config:
         run=Run(name=recipe.name, lane=lane, stack=stack, events="/dev/null"),
         model=_model(recipe, root, None, None),
         data=_data(recipe, (), (), root),
-        method=_method(recipe),
+        method=_method(recipe, root),
         training=_training(recipe, {}, root, None),
         generation=_generation(recipe),
     )
@@ -210,7 +210,7 @@ def _data(recipe: Recipe, train: tuple[Dataset, ...], evaluation: tuple[Dataset,
     )
 
 
-def _method(recipe: Recipe) -> Method:
+def _method(recipe: Recipe, cwd: Path) -> Method:
     from fl_trainers.config import Freeze, Lora, Method, Oft
 
     get = recipe.get
@@ -233,6 +233,7 @@ def _method(recipe: Recipe) -> Method:
             create_new_adapter=get("create_new_adapter"),
         ),
         oft=Oft(rank=get("oft_rank"), block_size=get("oft_block_size"), target=get("oft_target"), module_dropout=get("module_dropout")),
+        grpo=recipe_grpo.fields(get, cwd),
         freeze=Freeze(
             trainable_layers=get("freeze_trainable_layers"),
             trainable_modules=get("freeze_trainable_modules"),

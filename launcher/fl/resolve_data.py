@@ -99,7 +99,7 @@ def _dataset(name: str, info: dict[str, Any], folder: Path, shown: Path) -> Data
         raise RecipeError(f"{where}: num_samples: wanted a whole number above 0, found {samples!r}.")
     if entry.get("ranking"):
         raise RecipeError(
-            f"{where}: holds pairs of answers (`ranking: true`), which the stages rm and dpo train on; this version trains pt and sft."
+            f"{where}: holds pairs of answers (`ranking: true`), which the stages rm and dpo train on; this version has pt, sft and grpo."
         )
     return Dataset(
         name=name,

@@ -207,6 +207,24 @@ class Badam(Part):
     verbose: int = 0
 
 
+class Grpo(Part):
+    """Stage grpo, by TRL's names."""
+
+    reward_funcs: tuple[str, ...] = ()
+    """Names of fl_trainers.rewards, or FILE.py:FUNCTION with an absolute path."""
+    reward_weights: tuple[float, ...] = ()
+    num_generations: int = Field(default=8, ge=2)
+    max_completion_length: int = Field(default=256, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    beta: float = Field(default=0.0, ge=0)
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    num_iterations: int = Field(default=1, ge=1)
+    loss_type: Literal["grpo", "dapo", "bnpo", "dr_grpo"] = "dapo"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    mask_truncated_completions: bool = False
+
+
 class Method(Part):
     """What is trained of the model, and towards what."""
 
@@ -215,6 +233,7 @@ class Method(Part):
     lora: Lora = Lora()
     oft: Oft = Oft()
     freeze: Freeze = Freeze()
+    grpo: Grpo = Grpo()
     use_llama_pro: bool = False
     """Freeze and LoRA act on the layers that an expansion added."""
     low_rank: LowRank | None = None

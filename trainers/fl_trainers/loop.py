@@ -38,11 +38,16 @@ def arguments_of(config: Config, device: Device) -> TrainingArguments:
     if world_size() > 1:
         given.setdefault("ddp_find_unused_parameters", False)
         given.setdefault("ddp_backend", BACKENDS[device.type])
+    given |= {
+        "output_dir": config.training.output_dir, "remove_unused_columns": False, "label_names": ["labels"],
+        "logging_nan_inf_filter": False, "use_cpu": device.type == "cpu", "do_eval": config.training.do_eval,
+    }  # fmt: skip
     try:
-        return TrainingArguments(
-            output_dir=config.training.output_dir, remove_unused_columns=False, label_names=["labels"], logging_nan_inf_filter=False,
-            use_cpu=device.type == "cpu", do_eval=config.training.do_eval, **given,
-        )  # fmt: skip
+        if config.method.stage == "grpo":
+            from fl_trainers import grpo_loop
+
+            return grpo_loop.arguments_of(config, given)
+        return TrainingArguments(**given)
     except (TypeError, ValueError, ImportError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"the training arguments do not fit together: {first}") from error
@@ -158,6 +163,14 @@ class Loop(Trainer):  # type: ignore[misc]
             self.optimizer = optimizers.create(self, self.config_of_run)
         return super().create_optimizer(model)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        optimizers.fill_schedule(self.args, num_training_steps)
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        except (TypeError, ValueError) as error:
+            kind = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
+            raise InputError(f"lr_scheduler_type: {kind}: {error}", f"lr_scheduler_kwargs: what {kind} takes") from error
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None, **more: Any
     ) -> Any:
@@ -237,7 +250,8 @@ class Follow(TrainerCallback):  # type: ignore[misc]
             "grad_norm": logs.get("grad_norm"), "learning_rate": logs.get("learning_rate"), "tokens": tokens * world_size(),
             "tokens_per_second": round(rate, 1), "memory_mib": held,
         }  # fmt: skip
-        if self.device.peak_flops is not None:
+        fields |= {name: logs[name] for name in ("reward", "reward_std", "kl", "completions/mean_length") if name in logs}
+        if self.device.peak_flops is not None and self.loop._flops_a_token:
             fields["mfu"] = round(rate * self.loop._flops_a_token / (self.device.peak_flops * world_size()), 4)
         self.events.emit("step", **fields)
         self._trainer_log(state, {"loss": logs["loss"], "lr": logs.get("learning_rate")})

@@ -1,0 +1,57 @@
+"""Stage grpo in recipes: keys, what does not fit together, and where a user's code may run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fl.errors import RecipeError
+from fl.recipe_grpo import fields, rule
+
+BASE = {
+    "stage": "grpo", "reward_funcs": ("exact",), "num_generations": 8, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ({"reward_funcs": ()}, "reward_funcs"),
+        ({"reward_weights": (1.0, 2.0)}, "reward_weights"),
+        ({"num_generations": 3}, "num_generations"),
+        ({"packing": True}, "packing"),
+        ({"compute_accuracy": True}, "compute_accuracy"),
+    ],
+)
+def test_what_does_not_fit_together_is_blamed_on_its_key(more: dict[str, object], key: str) -> None:
+    assert [blamed for blamed, _ in rule({**BASE, **more}.get)] == [key]
+
+
+def test_what_fits_is_not_blamed() -> None:
+    assert list(rule(BASE.get)) == []
+    assert list(rule({**BASE, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}.get)) == []
+    assert list(rule({"stage": "sft", "packing": True}.get)) == []
+
+
+def test_reward_files_are_found_from_where_fl_starts(tmp_path: Path) -> None:
+    get = {
+        "reward_funcs": ("exact", "r.py:f"), "num_generations": 8, "max_completion_length": 9, "rollout_temperature": 1.0, "grpo_beta": 0.0,
+        "epsilon": 0.2, "num_iterations": 1, "grpo_loss": "dapo", "scale_rewards": "group", "mask_truncated_completions": False,
+    }.get  # fmt: skip
+    assert fields(get, tmp_path).reward_funcs == ("exact", f"{tmp_path.resolve()}/r.py:f")
+
+
+def test_a_reward_file_runs_on_the_host_only_when_trusted() -> None:
+    from fl.decide import check_trust
+    from fl_trainers.config import Config
+
+    config = Config.model_validate({
+        "schema": 1, "run": {"name": "r", "lane": "cpu", "stack": "s", "events": "e"},
+        "model": {"name": "m", "path": "m", "kind": "folder"},
+        "data": {}, "method": {"stage": "grpo", "grpo": {"reward_funcs": ["/data/r.py:f"]}}, "training": {"output_dir": "o"},
+    })  # fmt: skip
+    with pytest.raises(RecipeError, match=r"r\.py is code"):
+        check_trust(config, "host", trust=False)
+    check_trust(config, "host", trust=True)
+    check_trust(config, "docker", trust=False)

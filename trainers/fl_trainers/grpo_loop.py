@@ -1,0 +1,56 @@
+"""TRL's GRPO trainer as a loop of ours: tokens counted, every loss looked at, our stop."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fl_trainers import lean
+from fl_trainers.config import Config
+from fl_trainers.device import Device
+from fl_trainers.errors import InputError, TrainingError
+from fl_trainers.fast.choice import Fast
+from fl_trainers.loop import bad_loss
+
+lean.reveal("datasets", "pandas")  # TRL imports them
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+
+
+def arguments_of(config: Config, given: dict[str, Any]) -> GRPOConfig:
+    """TrainingArguments with what GRPO needs besides. given: what loop.arguments_of made of the recipe."""
+    grpo, data = config.method.grpo, config.data
+    thinking = {} if data.enable_thinking is None else {"enable_thinking": data.enable_thinking}
+    try:
+        return GRPOConfig(
+            **given, num_generations=grpo.num_generations, max_completion_length=grpo.max_completion_length, beta=grpo.beta,
+            epsilon=grpo.epsilon, epsilon_high=grpo.epsilon_high, loss_type=grpo.loss_type, scale_rewards=grpo.scale_rewards,
+            num_iterations=grpo.num_iterations, temperature=grpo.temperature, reward_weights=list(grpo.reward_weights) or None,
+            mask_truncated_completions=grpo.mask_truncated_completions, chat_template_kwargs=thinking, shuffle_dataset=data.shuffle,
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(f"grpo: {str(error).strip().splitlines()[0]}") from error
+
+
+class GrpoLoop(GRPOTrainer):  # type: ignore[misc]
+    """GRPOTrainer with the attributes that session.py and Follow use."""
+
+    fast = Fast()
+    _flops_a_token = 0
+
+    def __init__(self, *, config: Config, device: Device, **kwargs: Any) -> None:
+        self.config_of_run, self.device_of_run = config, device
+        super().__init__(**kwargs)
+
+    @property
+    def tokens_seen(self) -> int:
+        """Prompts and completions, of this process."""
+        return int(self.state.num_input_tokens_seen)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().training_step(*args, **kwargs)
+        if not math.isfinite(loss.item()):
+            raise TrainingError(*bad_loss(loss.item(), self.state.global_step + 1))
+        return loss
+
+    def check(self) -> None:
+        """Every loss was looked at."""

@@ -1,0 +1,81 @@
+"""Group relative policy optimization: the model answers, reward functions judge, better answers than the group's mean become likelier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fl_trainers import rewards
+from fl_trainers import session as common
+from fl_trainers.data.pipeline import Item, Prepared
+from fl_trainers.errors import InputError
+from fl_trainers.session import Session
+
+
+def load(session: Session) -> None:
+    """Rows, tokenizer and model."""
+    common.read_rows(session)
+    common.open_model(session)
+
+
+def data(session: Session) -> None:
+    """Questions with their answers: the last answer of a row is what reward functions compare with, all before it is the question."""
+    train, held = session.items
+    rows = _questions(session, train)
+    if not rows:
+        raise InputError("no row can be trained on: every question is longer than cutoff_len", "a larger cutoff_len, or other data")
+    shown = session.tokenizer.apply_chat_template(rows[0]["prompt"], tokenize=False, add_generation_prompt=True)
+    session.prepared = Prepared(rows, {key: _questions(session, items) for key, items in held.items()}, session.report, len(rows),
+                                preview=(str(shown), rows[0]["answer"]))  # fmt: skip
+    session.events.emit(
+        "data", rows=len(rows), sequences=len(rows), tokens=0, eval_rows=sum(map(len, held.values())), dropped_or_cut=session.report.counts
+    )
+
+
+def trainer(session: Session) -> Any:
+    """TRL's trainer with our rewards."""
+    from datasets import Dataset
+    from transformers import PrinterCallback
+
+    from fl_trainers.grpo_loop import GrpoLoop
+    from fl_trainers.loop import Follow
+
+    if session.prepared is None:
+        raise AssertionError("rows are read before the loop is built")
+    held = next(iter(session.prepared.eval.values()), None)
+    session.follow = Follow(session.events, session.device, session.folder)
+    loop = GrpoLoop(
+        config=session.config, device=session.device, model=session.model, args=session.arguments,
+        reward_funcs=rewards.load(session.config.method.grpo.reward_funcs, session.events),
+        train_dataset=Dataset.from_list(list(session.prepared.train)), eval_dataset=Dataset.from_list(list(held)) if held else None,
+        processing_class=session.tokenizer, callbacks=[session.follow],
+    )  # fmt: skip
+    loop.remove_callback(PrinterCallback)
+    session.follow.loop = loop
+    return loop
+
+
+def train(session: Session, loop: Any) -> None:
+    """Asks before, trains."""
+    common.answer_before(session)
+    common.run_loop(session, loop)
+
+
+def save(session: Session, loop: Any) -> None:
+    """Weights, results, picture, card; asks after."""
+    common.save_all(session, loop)
+
+
+def _questions(session: Session, items: list[Item]) -> list[dict[str, Any]]:
+    """Rows of TRL's form: prompt, a list of messages; answer, a text. Questions that are too long are counted and left out."""
+    found = []
+    for where, item in items:
+        if isinstance(item, str):
+            raise InputError(f"{where}: a plain text has no question", "alpaca, sharegpt or openai rows")
+        last = max((place for place, message in enumerate(item.messages) if message["role"] == "assistant"), default=len(item.messages))
+        prompt = item.messages[:last]
+        ids = session.tokenizer.apply_chat_template(prompt, tokenize=True, add_generation_prompt=True, return_dict=False)
+        if len(ids) > session.config.data.cutoff_len:
+            session.report.count(f"question longer than {session.config.data.cutoff_len} tokens", where)
+            continue
+        found.append({"prompt": prompt, "answer": str(item.messages[last]["content"]) if last < len(item.messages) else ""})
+    return found
