@@ -121,6 +121,9 @@ def _numbers(get: Get) -> Iterator[tuple[str, str]]:
     schedule, options = get("lr_scheduler_type"), get("lr_scheduler_kwargs") or {}
     if schedule.endswith("_with_min_lr") and isinstance(options, dict) and not {"min_lr", "min_lr_rate"} & set(options):
         yield "lr_scheduler_type", f"{schedule} needs `lr_scheduler_kwargs: {{min_lr_rate: 0.1}}`, or another min_lr or min_lr_rate"
+    schedule, options = get("lr_scheduler_type"), get("lr_scheduler_kwargs") or {}
+    if schedule.endswith("_with_min_lr") and isinstance(options, dict) and not {"min_lr", "min_lr_rate"} & set(options):
+        yield "lr_scheduler_type", f"{schedule} needs `lr_scheduler_kwargs: {{min_lr_rate: 0.1}}`, or another min_lr or min_lr_rate"
     if get("deepspeed") and get("fsdp"):
         yield "fsdp", "one of deepspeed and fsdp, not both"
 

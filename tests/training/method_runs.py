@@ -494,6 +494,15 @@ def padding_counts() -> dict[str, Any]:
 
 
 @check
+def schedules() -> dict[str, Any]:
+    """Learning rates of warmup_stable_decay, and what a schedule says that lacks what it needs."""
+    done = Done(config("wsd", arguments={"lr_scheduler_type": "warmup_stable_decay", "max_steps": 8, "warmup_steps": 2}))
+    rates = [entry["learning_rate"] for entry in done.loop.state.log_history if "loss" in entry]
+    wrong = {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"powr": 2}}
+    return {**done.learned(), "rates": rates, "wrong": _refused("poly", arguments=wrong)}
+
+
+@check
 def muon() -> dict[str, Any]:
     done = Done(config("muon", method={"finetuning_type": "full", "use_muon": True}, arguments={"learning_rate": 0.002, "max_steps": 6}))
     optimizer = done.loop.optimizer.optimizer

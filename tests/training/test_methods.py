@@ -218,6 +218,16 @@ def test_padding_counts(facts: Facts) -> None:
     assert abs(facts["counted"] - facts["ignored"]) > 1e-3
 
 
+def test_schedules(facts: Facts) -> None:
+    learns(facts)
+    top = max(facts["rates"])
+    assert top == pytest.approx(0.01)
+    assert facts["rates"][0] < facts["rates"][1] <= top  # two steps up, two of the six that follow stay, four go down
+    assert [rate for rate in facts["rates"] if rate == pytest.approx(top)] == pytest.approx([top] * 3)
+    assert facts["rates"][-1] < 0.2 * top
+    assert facts["wrong"]["exit"] == 5 and "powr" in facts["wrong"]["message"]
+
+
 def test_muon(facts: Facts) -> None:
     learns(facts)
     assert facts["moved"] == facts["all"] == 21

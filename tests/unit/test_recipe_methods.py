@@ -100,6 +100,7 @@ def test_optimizers_reach_the_config() -> None:
         ("use_dft_loss: true\nuse_eaft_loss: true", "use_eaft_loss", "not together with use_dft_loss"),
         ("use_dft_loss: true\nenable_liger_kernel: true", "enable_liger_kernel", "keeps no logits"),
         ("use_dft_loss: true\nlabel_smoothing_factor: 0.1", "label_smoothing_factor", "loss of its own"),
+        ("lr_scheduler_type: cosine_with_min_lr", "lr_scheduler_type", "min_lr_rate: 0.1"),
         ("pure_bf16: true\nupcast_layernorm: true", "upcast_layernorm", "pure_bf16"),
         ("use_llama_pro: true\nfreeze_trainable_layers: -2", "freeze_trainable_layers", "added"),
         ("adapter_name_or_path: a\nfinetuning_type: freeze", "adapter_name_or_path", "not freeze"),

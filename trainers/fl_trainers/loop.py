@@ -171,6 +171,14 @@ class Loop(Trainer):  # type: ignore[misc]
             kind = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
             raise InputError(f"lr_scheduler_type: {kind}: {error}", f"lr_scheduler_kwargs: what {kind} takes") from error
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        optimizers.fill_schedule(self.args, num_training_steps)
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        except (TypeError, ValueError) as error:
+            kind = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
+            raise InputError(f"lr_scheduler_type: {kind}: {error}", f"lr_scheduler_kwargs: what {kind} takes") from error
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None, **more: Any
     ) -> Any:

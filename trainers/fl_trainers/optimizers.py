@@ -74,6 +74,13 @@ def create(loop: Any, config: Config) -> Any:
     return made[name](loop, config)
 
 
+def fill_schedule(args: Any, steps: int) -> None:
+    """warmup_stable_decay: a third of what follows the warm-up is stable where the recipe does not say, as in LLaMA-Factory."""
+    if str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) == "warmup_stable_decay":
+        rest = steps - args.get_warmup_steps(steps)
+        args.lr_scheduler_kwargs = {"num_stable_steps": rest // 3, "num_decay_steps": rest - rest // 3, **(args.lr_scheduler_kwargs or {})}
+
+
 def _groups(loop: Any, model: Any, but: set[int] = frozenset()) -> list[dict[str, Any]]:  # type: ignore[assignment]
     """Trained parameters with and without weight decay, those in `but` left out."""
     decayed = set(loop.get_decay_parameter_names(model))
