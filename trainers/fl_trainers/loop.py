@@ -53,7 +53,7 @@ def arguments_of(config: Config, device: Device) -> TrainingArguments:
         raise InputError(f"the training arguments do not fit together: {first}") from error
 
 
-class Loop(Trainer):  # type: ignore[misc]
+class Loop(optimizers.Chosen, Trainer):  # type: ignore[misc]
     """Trainer with the tokens counted and every loss looked at."""
 
     optimizer: Any
@@ -157,19 +157,6 @@ class Loop(Trainer):  # type: ignore[misc]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return self._flops_a_token * int(inputs["input_ids"].numel())
-
-    def create_optimizer(self, model: Any = None) -> Any:
-        if self.optimizer is None:
-            self.optimizer = optimizers.create(self, self.config_of_run)
-        return super().create_optimizer(model)
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        optimizers.fill_schedule(self.args, num_training_steps)
-        try:
-            return super().create_scheduler(num_training_steps, optimizer)
-        except (TypeError, ValueError) as error:
-            kind = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
-            raise InputError(f"lr_scheduler_type: {kind}: {error}", f"lr_scheduler_kwargs: what {kind} takes") from error
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         optimizers.fill_schedule(self.args, num_training_steps)

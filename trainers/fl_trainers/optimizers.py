@@ -63,6 +63,27 @@ def _check_optim(name: str) -> None:
         raise InputError(f"optim: {name} needs the package {module}, which this environment does not have", "optim: adamw_torch")
 
 
+class Chosen:
+    """Before a Trainer's class in the bases of a loop: the optimizer and the schedule that the recipe asks for."""
+
+    args: Any
+    optimizer: Any
+    config_of_run: Config
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.optimizer is None:
+            self.optimizer = create(self, self.config_of_run)
+        return super().create_optimizer(model)  # type: ignore[misc]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        fill_schedule(self.args, num_training_steps)
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+        except (TypeError, ValueError) as error:
+            kind = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
+            raise InputError(f"lr_scheduler_type: {kind}: {error}", f"lr_scheduler_kwargs: what {kind} takes") from error
+
+
 def create(loop: Any, config: Config) -> Any:
     """The optimizer for the Trainer's model, or None where it makes its own."""
     name = name_of(config)
