@@ -171,6 +171,7 @@ def test_the_examples_of_the_page_are_recipes() -> None:
 SPREAD: dict[str, dict[str, Any]] = {
     "pissa_init": {"method": {"lora": {"pissa_init": True}}},
     "pure_bf16": {"method": {"pure_bf16": True}},
+    "use_asft_loss": {"method": {"use_asft_loss": True, "finetuning_type": "full"}},
     "several adapters": {"model": {"adapters": ["a", "b"]}},
 }
 
@@ -191,6 +192,24 @@ def test_what_needs_whole_weights_is_refused_with_zero_3(words: str) -> None:
             continue
         with pytest.raises(InputError, match=f"{words} needs whole weights"):
             adapters.check(made)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [({"badam": {}}, "use_badam steps on"), ({"low_rank": {"kind": "apollo", "layerwise": True}}, "apollo_layerwise steps on")],
+)
+def test_optimizers_of_one_process_are_refused_in_several(method: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fl_trainers import optimizers
+    from fl_trainers.errors import InputError
+
+    document = config("").dump()
+    document["method"].update(method)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: True)
+    made = Config.model_validate(document)
+    optimizers.check(made)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=words):
+        optimizers.check(made)
 
 
 CHECKED: dict[str, dict[str, Any]] = {

@@ -8,6 +8,7 @@ from typing import Any
 
 from fl_trainers.config import Config, LowRank
 from fl_trainers.errors import InputError
+from fl_trainers.progress import world_size
 
 PACKAGES = {"galore": ("galore_torch", "galore-torch"), "apollo": ("apollo_torch", "apollo-torch"), "badam": ("badam", "badam"),
             "adam_mini": ("adam_mini", "adam-mini")}  # fmt: skip
@@ -48,8 +49,13 @@ def check(config: Config) -> None:
 
         if not hasattr(torch.optim, "Muon"):
             raise InputError(f"use_muon needs torch.optim.Muon; torch {torch.__version__} does not have it", "a stack with a newer torch")
+    layerwise = config.method.low_rank is not None and config.method.low_rank.layerwise
+    if world_size() > 1 and (layerwise or name == "badam"):
+        key = "use_badam" if name == "badam" else f"{name}_layerwise"
+        raise InputError(f"{key} steps on the gradients of one process: not with {world_size()}",
+                         "`--devices` with one device, or leave it out")  # fmt: skip
     accumulated = int(config.training.arguments.get("gradient_accumulation_steps", 1)) != 1
-    if config.method.low_rank is not None and config.method.low_rank.layerwise and accumulated:
+    if layerwise and accumulated:
         raise InputError(f"{name}_layerwise steps inside the backward pass: no gradients are accumulated",
                          f"gradient_accumulation_steps: 1, or {name}_layerwise: false")  # fmt: skip
 
