@@ -11,6 +11,7 @@ import importlib
 import json
 import math
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -237,6 +238,34 @@ def saved_in_4_bits() -> dict[str, Any]:
         "full": _refused("saved3", model=model, data=data, method={"finetuning_type": "full"}),
         "merged": _refused("saved4", model={**model, "adapters": ["/a", "/b"]}, data=data),
     }  # fmt: skip
+
+
+@check
+def saved_in_fp8() -> dict[str, Any]:
+    """A checkpoint in FP8 with one scale a block: all of it is trained, in float32, from the weights that it stands for."""
+    from safetensors.torch import load_file, save_file
+
+    base, folder = base_folder(), FOLDER / "fp8"
+    shutil.copytree(base, folder)
+    plain = load_file(base / "model.safetensors")
+    saved: dict[str, Any] = {}
+    for name, weight in plain.items():
+        if not name.endswith("proj.weight"):
+            saved[name] = weight
+            continue
+        blocks = weight.float().reshape(weight.shape[0] // 32, 32, weight.shape[1] // 32, 32)
+        scale = blocks.abs().amax((1, 3)) / 448.0
+        saved[name] = (blocks / scale[:, None, :, None]).reshape(weight.shape).to(torch.float8_e4m3fn)
+        saved[f"{name}_scale_inv"] = scale
+    save_file(saved, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((folder / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [32, 32]}
+    (folder / "config.json").write_text(json.dumps(settings))
+    model = {"kind": "folder", "path": str(folder), "name": "fp8"}
+    done = Done(config("fp8run", model=model, data={"template": "chatml"}, method={"finetuning_type": "full"}), save=True)
+    apart = max(float((done.before[name] - weight).abs().max() / weight.abs().max()) for name, weight in plain.items())
+    again = json.loads((done.session.folder / "config.json").read_text())
+    return {**done.learned(), "apart": apart, "moved": len(done.moved()), "still": "quantization_config" in again}
 
 
 @check

@@ -119,6 +119,12 @@ def test_saved_in_4_bits(facts: Facts) -> None:
     assert facts["merged"]["exit"] == 5 and "merged" in facts["merged"]["message"]
 
 
+def test_saved_in_fp8(facts: Facts) -> None:
+    learns(facts)
+    assert 0 < facts["apart"] < 0.05  # three bits of mantissa
+    assert facts["moved"] == 21 and not facts["still"]
+
+
 def test_rslora(facts: Facts) -> None:
     learns(facts)
     assert facts["scaling"] == 8 / 4**0.5

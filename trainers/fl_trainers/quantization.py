@@ -51,12 +51,10 @@ def options(config: Config, device: Device, settings: Any) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     wanted = config.model.quantization
-    if wanted is None:
-        return {}
     found = getattr(settings, "quantization_config", None)
     if found:
-        method = found.get("quant_method", "unknown") if isinstance(found, dict) else type(found).__name__
-        log.warning("quantization_bit: %d has no effect: the checkpoint is quantized already (%s)", wanted.bits, method)
+        return _as_saved(config, found)
+    if wanted is None:
         return {}
     if wanted.bits == 8:
         made = BitsAndBytesConfig(load_in_8bit=True)
@@ -69,6 +67,20 @@ def options(config: Config, device: Device, settings: Any) -> dict[str, Any]:
         return {"quantization_config": made}
     place = "cpu" if device.type == "cpu" else f"{device.type}:{os.environ.get('LOCAL_RANK', '0')}"
     return {"quantization_config": made, "device_map": {"": place}}
+
+
+def _as_saved(config: Config, found: Any) -> dict[str, Any]:
+    """A checkpoint in FP8 is trained in the format of the run, since FP8 weights have no gradients; others stay as they are."""
+    method = found.get("quant_method", "unknown") if isinstance(found, dict) else type(found).__name__
+    if config.model.quantization is not None:
+        log.warning("quantization_bit: %d has no effect: the checkpoint is quantized already (%s)", config.model.quantization.bits, method)
+    if method != "fp8":
+        return {}
+    from transformers import FineGrainedFP8Config
+
+    log.info("the checkpoint's FP8 weights are unpacked")
+    kept = {key: value for key, value in found.items() if key not in ("quant_method", "dequantize")}
+    return {"quantization_config": FineGrainedFP8Config(**kept, dequantize=True)}
 
 
 def built_in(config: Config, device: Device, model: Any) -> Any:
