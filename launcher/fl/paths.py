@@ -13,6 +13,8 @@ _CHECKOUT: Final = _PACKAGE.parents[1]
 
 MATRIX: Final = _DATA / "matrix.yaml" if _INSTALLED else _CHECKOUT / "matrix.yaml"
 IMAGES: Final = _DATA / "images" if _INSTALLED else _CHECKOUT / "images"
+EVIDENCE: Final = _DATA / "evidence" if _INSTALLED else _CHECKOUT / "evidence"
+"""The ledger that came with fl; read only."""
 LAUNCHER_CODE: Final = _PACKAGE
 
 

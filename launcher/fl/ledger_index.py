@@ -1,0 +1,118 @@
+"""An index of a ledger in the caller's cache, so that thousands of records answer in a second. Never trusted over the records:
+a file whose size or time changed is read again, and an index that is broken is made anew."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from fl import ledger, paths
+
+_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the audit needs of one record."""
+
+    id: str
+    time: str
+    outcome: str
+    lane: str
+    stack: str
+    model: str
+    model_type: str
+    stage: str
+    method: str
+    device: str
+    engine: str
+    matches_lock: bool
+    lock_sha256: str
+    trainer_sha256: str
+    matrix_sha256: str
+    digest: str
+    loss: float | None
+    failure: str
+    versions: str
+    """`name==version` of what the environment had, separated by spaces."""
+
+
+def entry_of(record: Mapping[str, Any]) -> Entry:
+    """Fields of another kind than expected become empty: a hash proves that nothing was changed, not that it makes sense."""
+    environment, model, method = _part(record, "environment"), _part(record, "model"), _part(record, "method")
+    losses = _part(record, "metrics").get("loss")
+    last = losses[-1] if isinstance(losses, list) and losses and isinstance(losses[-1], int | float) else None
+    failure = _part(record, "failure")
+    versions = environment.get("versions")
+    return Entry(
+        id=record["id"], time=record["time"], outcome=record["outcome"], lane=record["lane"], stack=_text(record.get("stack")),
+        model=_text(model.get("name")), model_type=_text(model.get("model_type")), stage=_text(method.get("stage")),
+        method=_text(method.get("finetuning_type")), device=_text(_part(record, "accelerator").get("name")),
+        engine=_text(environment.get("engine")), matches_lock=environment.get("matches_lock") is True,
+        lock_sha256=_text(environment.get("lock_sha256")), trainer_sha256=_text(record.get("trainer_sha256")),
+        matrix_sha256=_text(record.get("matrix_sha256")), digest=_text(_part(record, "image").get("digest")), loss=last,
+        failure=": ".join(_text(failure.get(key)) for key in ("type", "message")) if failure else "",
+        versions=" ".join(f"{_text(k)}=={_text(v)}" for k, v in sorted(versions.items())) if isinstance(versions, dict) else "",
+    )  # fmt: skip
+
+
+def _part(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)[:400]
+
+
+def entries(folder: Path, cache: Path | None = None) -> list[Entry]:
+    """Every record of the ledger that holds, by the index where files are as they were."""
+    folder = folder.resolve()
+    cache = cache or paths.cache_home() / "ledgers"
+    file = cache / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.sqlite3"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        return _indexed(folder, file)
+    except sqlite3.Error:
+        file.unlink(missing_ok=True)
+    except OSError:
+        return [entry_of(record) for record in ledger.read(folder)]  # no cache to write to
+    try:
+        return _indexed(folder, file)
+    except (sqlite3.Error, OSError):
+        return [entry_of(record) for record in ledger.read(folder)]
+
+
+_COLUMNS: Final = tuple(field.name for field in fields(Entry))
+
+
+def _indexed(folder: Path, file: Path) -> list[Entry]:
+    with closing(sqlite3.connect(file, timeout=10)) as base, base:
+        if base.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+            base.execute("DROP TABLE IF EXISTS record")
+            base.execute(f"PRAGMA user_version = {_VERSION}")
+        base.execute(f"CREATE TABLE IF NOT EXISTS record (path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, {', '.join(_COLUMNS)})")
+        known = {row[0]: (row[1], row[2]) for row in base.execute("SELECT path, size, changed FROM record")}
+        present: set[str] = set()
+        for entry in ledger.files(folder):
+            facts = entry.stat()
+            present.add(entry.path)
+            if known.get(entry.path) == (facts.st_size, facts.st_mtime_ns):
+                continue
+            found = ledger.open_record(Path(entry.path))
+            values = astuple(entry_of(found)) if isinstance(found, dict) else (None,) * len(_COLUMNS)
+            marks = ", ".join("?" * (3 + len(_COLUMNS)))
+            base.execute(f"REPLACE INTO record VALUES ({marks})", (entry.path, facts.st_size, facts.st_mtime_ns, *values))
+        base.executemany("DELETE FROM record WHERE path = ?", ((path,) for path in known.keys() - present))
+        rows = base.execute(f"SELECT {', '.join(_COLUMNS)} FROM record WHERE id IS NOT NULL ORDER BY path")
+        return [_entry(row) for row in rows]
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    values = dict(zip(_COLUMNS, row, strict=True))
+    return Entry(**{**values, "matches_lock": bool(values["matches_lock"])})

@@ -1,0 +1,36 @@
+"""Where records to add come from: a run, a folder, a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fl import ledger, paths
+from fl.errors import EvidenceError
+
+
+def records(source: str) -> list[dict[str, Any]]:
+    """The records of a run by name, of a folder (a ledger, a run's, any of records) or of a file. EvidenceError for a broken one."""
+    path = Path(source)
+    run = paths.runs_home() / source / "evidence.json"
+    if not path.exists() and "/" not in source and run.parent.is_dir():
+        if not run.is_file():
+            raise EvidenceError(f"the run {source} has no evidence yet", f"fl logs {source}")
+        path = run
+    if not path.exists():
+        raise EvidenceError(f"there is no run, folder or file {source}", "fl ps --all")
+    if path.is_file():
+        return [_one(path)]
+    if (path / "evidence.json").is_file():
+        return [_one(path / "evidence.json")]
+    files = sorted(file for file in path.rglob("*.json") if "signatures" not in file.parts)
+    if not files:
+        raise EvidenceError(f"{path} holds no records", "a run's name, a folder of records, or a file")
+    return [_one(file) for file in files]
+
+
+def _one(path: Path) -> dict[str, Any]:
+    found = ledger.open_record(path)
+    if isinstance(found, ledger.Fault):
+        raise EvidenceError(f"{path} {found.message}", "a record is never edited: run it again")
+    return found
