@@ -8,9 +8,14 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from fl import evidence_private as private
+from fl.errors import FlError, HardwareError, RecipeError, StackError
 from fl.lanes import LANES
+
+if TYPE_CHECKING:
+    from fl.matrix import Matrix, Stack
 
 Outcome = Literal["passed", "failed", "refused"]
 
@@ -33,11 +38,11 @@ def identified(record: Mapping[str, Any]) -> dict[str, Any]:
 def of_run(folder: Path, outcome: Outcome, failure: Mapping[str, str] | None) -> dict[str, Any]:
     """The evidence of a run, from the files in its folder: so that also the run of a launcher that died leaves its own.
 
-    A file that is missing or broken leaves its fields null.
+    A file that is missing or broken leaves its fields null. Nothing in it tells of paths, users or hosts.
     """
     plan, config, hardware, trainer = (_read(folder / name) for name in ("plan.json", "config.json", "hardware.json", "record.json"))
     model, wanted, method = _part(trainer, "model"), _part(config, "model"), _part(config, "method")
-    image = _part(plan, "image")
+    image, who = _part(plan, "image"), private.owner((plan, config))
     return identified({
         "schema": 1,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -45,7 +50,7 @@ def of_run(folder: Path, outcome: Outcome, failure: Mapping[str, str] | None) ->
         "lane": plan.get("lane"),
         "stack": plan.get("stack"),
         "model": {
-            "name": wanted.get("name"),
+            "name": private.model_name(wanted.get("name"), wanted.get("kind"), who),
             **{key: model.get(key) for key in ("model_type", "architecture", "parameters", "config_sha256")},
             "revision": wanted.get("revision") if wanted.get("kind") == "hub" else None,
         },
@@ -57,7 +62,7 @@ def of_run(folder: Path, outcome: Outcome, failure: Mapping[str, str] | None) ->
             "dtype": model.get("dtype"),
         },
         "accelerator": _accelerator(plan, hardware, trainer),
-        "image": {"reference": image["reference"], "digest": image.get("digest")} if image.get("reference") else None,
+        "image": _image(image),
         "environment": {
             "engine": plan.get("engine"),
             "lock_sha256": plan.get("lock_sha256"),
@@ -67,10 +72,42 @@ def of_run(folder: Path, outcome: Outcome, failure: Mapping[str, str] | None) ->
         "recipe_sha256": plan.get("recipe_sha256"),
         "trainer_sha256": plan.get("trainer_sha256"),
         "matrix_sha256": plan.get("matrix_sha256"),
+        "row_sha256": _row_of(plan),
         "metrics": _part(trainer, "metrics") or {"loss": [], "tokens_per_second": None, "peak_memory_mib": None},
         "reference": None,
-        "failure": dict(failure) if failure else None,
+        "failure": {key: private.without(text, who) for key, text in failure.items()} if failure else None,
     })  # fmt: skip
+
+
+def outcome(error: FlError | None) -> Outcome:
+    """What a run's end says: one that the machine or the recipe did not allow was refused, one that broke has failed."""
+    if error is None:
+        return "passed"
+    return "refused" if isinstance(error, HardwareError | StackError | RecipeError) else "failed"
+
+
+def _image(image: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not image.get("reference"):
+        return None
+    return {"reference": private.image_reference(str(image["reference"])), "digest": image.get("digest")}
+
+
+def row_sha256(matrix: Matrix, stack: Stack) -> str:
+    """Hash of what a row puts into a training environment: its claims, sources, status and serving side change no result."""
+    row = stack.model_dump(mode="json", include={"lane", "runtime", "python", "base", "torch_from", "index", "features"})
+    return hashlib.sha256(canonical({**row, "packages": matrix.packages(stack)})).hexdigest()
+
+
+def _row_of(plan: Mapping[str, Any]) -> str | None:
+    """The row's hash, where the matrix of today is the one that the plan was made with."""
+    from fl import matrix as matrices
+
+    try:
+        rows = matrices.load()
+        same = rows.sha256 == plan.get("matrix_sha256")
+        return row_sha256(rows, rows.stack(str(plan.get("stack")))) if same else None
+    except FlError:
+        return None
 
 
 def _accelerator(plan: Mapping[str, Any], hardware: Mapping[str, Any], trainer: Mapping[str, Any]) -> dict[str, Any]:

@@ -252,7 +252,7 @@ def _close(decision: Decision, run: runs.Run, error: FlError | None) -> dict[str
     """State and evidence of the end, whatever it was; then the error, if there is one."""
     (run.folder / "secrets.json").unlink(missing_ok=True)
     failure = None if error is None else {"type": type(error).__name__, "message": error.message[:2000]}
-    record = evidence.of_run(run.folder, "passed" if error is None else "failed", failure)
+    record = evidence.of_run(run.folder, evidence.outcome(error), failure)
     runs.write_json(run.folder / "evidence.json", record)
     if error is None:
         run.update("finished", exit_code=0)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fl import evidence
+from fl import evidence, matrix
+from fl.evidence_private import Owner, image_reference, without
 
 
 def test_the_id_is_the_hash_of_the_canonical_rest() -> None:
@@ -52,3 +53,68 @@ def test_devices_and_driver_are_those_of_the_plan(tmp_path: Path) -> None:
     (tmp_path / "hardware.json").write_text(json.dumps(hardware))
     accelerator = evidence.of_run(tmp_path, "passed", None)["accelerator"]
     assert (accelerator["name"], accelerator["count"], accelerator["driver"]) == ("GPU 1", 1, "580.1")
+
+
+SECRETS = ("/home/carla", "carla", "box-17", "10.1.2.3", "example.org", "/mnt/lab", "My Models")
+
+
+def test_a_record_tells_nothing_of_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/carla")
+    monkeypatch.setenv("USER", "carla")
+    monkeypatch.setattr("socket.gethostname", lambda: "box-17.example.org")
+    model = "/home/carla/My Models/tuned-llama"
+    rows = matrix.load()
+    plan = {
+        "lane": "cpu", "stack": "cpu-torch213", "engine": "docker", "matrix_sha256": rows.sha256,
+        "image": {"reference": "registry.example.org:5000/fl-train:cpu-torch213", "digest": "sha256:1"},
+        "mounts": [{"source": "/mnt/lab/My Models", "target": "/mnt/lab/My Models"}],
+    }  # fmt: skip
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"name": model, "path": model, "kind": "folder"}}))
+    message = (
+        f"the model folder {model} is broken\n  | File \"/home/carla/.cache/x/site-packages/transformers/models/a.py\", line 3\n"
+        "  | carla@box-17: connect to [box-17.example.org]:29500 (10.1.2.3) failed, see https://box-17.example.org/x?token=1\n"
+        "  | no /mnt/lab/My Models/data.json, ~/secret.yaml, ../../carla/x; 12 tokens/s on torch 2.13.0, driver 580.159.04"
+    )
+    record = evidence.of_run(tmp_path, "failed", {"type": "RecipeError", "message": message})
+    text = json.dumps(record)
+    assert [word for word in (*SECRETS, str(tmp_path)) if word in text] == []
+    assert record["model"]["name"] == "tuned-llama"
+    assert record["image"] == {"reference": "fl-train:cpu-torch213", "digest": "sha256:1"}
+    assert record["row_sha256"] == evidence.row_sha256(rows, rows.stack("cpu-torch213"))
+    for kept in ("is broken", "transformers/models/a.py", "12 tokens/s", "torch 2.13.0", "580.159.04"):
+        assert kept in record["failure"]["message"], record["failure"]["message"]
+
+
+@pytest.mark.parametrize("name", ["org/model-7b", "builtin/smollm2-135m"])
+def test_names_of_models_that_everyone_can_get_are_kept(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"name": name, "kind": "gguf" if "builtin" in name else "hub"}}))
+    assert evidence.of_run(tmp_path, "passed", None)["model"]["name"] == name
+
+
+def test_a_name_that_is_no_text_still_leaves_evidence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model": {"name": "/data/m\\udcff", "kind": "folder"}}')
+    assert evidence.of_run(tmp_path, "failed", {"type": "RecipeError", "message": "no \udcff"})["model"]["name"] == "m?"
+
+
+def test_texts_without_an_owner_stay_as_they_are() -> None:
+    text = "loss is NaN at step 3/10: lower learning_rate (1e-4), q_proj/v_proj, and/or bf16: false; ratio 1:2"
+    assert without(text, Owner(users=("carla",))) == text
+
+
+@pytest.mark.parametrize(("reference", "kept"), [
+    ("127.0.0.1:5000/team/a:1", "team/a:1"), ("localhost/a:1", "a:1"), ("fl-train:x", "fl-train:x"), ("rocm/pytorch:1", "rocm/pytorch:1"),
+])  # fmt: skip
+def test_the_host_of_a_registry_is_left_out(reference: str, kept: str) -> None:
+    assert image_reference(reference) == kept
+
+
+def test_the_hash_of_a_row_follows_what_is_installed_and_not_what_is_claimed() -> None:
+    rows = matrix.load()
+    row = rows.stack("cpu-torch213")
+    before = evidence.row_sha256(rows, row)
+    assert evidence.row_sha256(rows, row.model_copy(update={"status": "lts", "notes": ("x",), "sources": {}})) == before
+    for change in ({"python": "3.12"}, {"train": {**row.train, "torch": "2.12.0"}}, {"features": {**row.features, "bf16": False}}):
+        assert evidence.row_sha256(rows, row.model_copy(update=change)) != before
+    newer = rows.model_copy(update={"layers": {"current": {**rows.layers["current"], "peft": "0.0.1"}}})
+    assert evidence.row_sha256(newer, row) != before
