@@ -17,6 +17,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "recipe": ("fl.commands.recipe:recipe", "Check, show and list recipes."),
     "matrix": ("fl.commands.matrix:matrix", "List, show and check the compatibility matrix."),
     "images": ("fl.commands.images:images", "List, render, lock and build images."),
+    "audit": ("fl.commands.audit:audit", "Say which model works on which lane, and how we know."),
     "ps": ("fl.commands.runs:ps", "List runs."),
     "logs": ("fl.commands.runs:logs", "Print the log of a run."),
     "stop": ("fl.commands.runs:stop", "Stop a run: checkpoint, then end."),

@@ -1,5 +1,5 @@
 """An index of a ledger in the caller's cache, so that thousands of records answer in a second. Never trusted over the records:
-a file whose size or time changed is read again, and an index that is broken is made anew."""
+a file whose size or times changed (also those that no program can set) is read again, and an index that is broken is made anew."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from fl import ledger, paths
+from fl.ui import clean
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Entry:
     lock_sha256: str
     trainer_sha256: str
     matrix_sha256: str
+    row_sha256: str
+    recipe_sha256: str
     digest: str
     loss: float | None
     failure: str
@@ -55,7 +58,9 @@ def entry_of(record: Mapping[str, Any]) -> Entry:
         method=_text(method.get("finetuning_type")), device=_text(_part(record, "accelerator").get("name")),
         engine=_text(environment.get("engine")), matches_lock=environment.get("matches_lock") is True,
         lock_sha256=_text(environment.get("lock_sha256")), trainer_sha256=_text(record.get("trainer_sha256")),
-        matrix_sha256=_text(record.get("matrix_sha256")), digest=_text(_part(record, "image").get("digest")), loss=last,
+        matrix_sha256=_text(record.get("matrix_sha256")),
+        row_sha256=_text(record.get("row_sha256")), recipe_sha256=_text(record.get("recipe_sha256")),
+        digest=_text(_part(record, "image").get("digest")), loss=last,
         failure=": ".join(_text(failure.get(key)) for key in ("type", "message")) if failure else "",
         versions=" ".join(f"{_text(k)}=={_text(v)}" for k, v in sorted(versions.items())) if isinstance(versions, dict) else "",
     )  # fmt: skip
@@ -67,7 +72,8 @@ def _part(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else str(value)[:400]
+    """One line that can drive no terminal."""
+    return "" if value is None else clean(" ".join(str(value)[:2000].split()))[:400]
 
 
 def entries(folder: Path, cache: Path | None = None) -> list[Entry]:
@@ -89,6 +95,7 @@ def entries(folder: Path, cache: Path | None = None) -> list[Entry]:
 
 
 _COLUMNS: Final = tuple(field.name for field in fields(Entry))
+_LOCKED: Final = _COLUMNS.index("matches_lock")
 
 
 def _indexed(folder: Path, file: Path) -> list[Entry]:
@@ -96,23 +103,25 @@ def _indexed(folder: Path, file: Path) -> list[Entry]:
         if base.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
             base.execute("DROP TABLE IF EXISTS record")
             base.execute(f"PRAGMA user_version = {_VERSION}")
-        base.execute(f"CREATE TABLE IF NOT EXISTS record (path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, {', '.join(_COLUMNS)})")
+        base.execute(f"CREATE TABLE IF NOT EXISTS record (path TEXT PRIMARY KEY, size INTEGER, changed TEXT, {', '.join(_COLUMNS)})")
         known = {row[0]: (row[1], row[2]) for row in base.execute("SELECT path, size, changed FROM record")}
         present: set[str] = set()
         for entry in ledger.files(folder):
-            facts = entry.stat()
+            facts = entry.stat(follow_symlinks=False)
             present.add(entry.path)
-            if known.get(entry.path) == (facts.st_size, facts.st_mtime_ns):
+            stamp = f"{facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
+            if known.get(entry.path) == (facts.st_size, stamp):
                 continue
             found = ledger.open_record(Path(entry.path))
             values = astuple(entry_of(found)) if isinstance(found, dict) else (None,) * len(_COLUMNS)
             marks = ", ".join("?" * (3 + len(_COLUMNS)))
-            base.execute(f"REPLACE INTO record VALUES ({marks})", (entry.path, facts.st_size, facts.st_mtime_ns, *values))
+            base.execute(f"REPLACE INTO record VALUES ({marks})", (entry.path, facts.st_size, stamp, *values))
         base.executemany("DELETE FROM record WHERE path = ?", ((path,) for path in known.keys() - present))
         rows = base.execute(f"SELECT {', '.join(_COLUMNS)} FROM record WHERE id IS NOT NULL ORDER BY path")
-        return [_entry(row) for row in rows]
+        return list({row[0]: _entry(row) for row in rows}.values())
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
-    values = dict(zip(_COLUMNS, row, strict=True))
-    return Entry(**{**values, "matches_lock": bool(values["matches_lock"])})
+    values = list(row)
+    values[_LOCKED] = bool(values[_LOCKED])
+    return Entry(*values)

@@ -1,0 +1,79 @@
+"""Signatures over a ledger, by ssh-keygen -Y. A hash proves that a record was not changed; only a signature says who vouches for it.
+
+One signature covers a list of ids (`signatures/NAME.ids`, `NAME.ids.sig`), so that thousands of records need one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fl import ledger
+from fl.errors import EvidenceError
+
+NAMESPACE: Final = "fl-evidence"
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """One list of ids whose signature holds."""
+
+    file: Path
+    signer: str
+    ids: frozenset[str]
+
+
+def _ssh(*arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(("ssh-keygen", *arguments), input=given, capture_output=True, check=False, timeout=60)
+    except FileNotFoundError as error:
+        raise EvidenceError("ssh-keygen is not installed, which signs and verifies", "install OpenSSH's client") from error
+    except subprocess.TimeoutExpired as error:
+        raise EvidenceError("ssh-keygen did not end within a minute", "ssh-add KEY, so that it asks for no passphrase") from error
+
+
+def sign(folder: Path, key: Path) -> tuple[Path, int]:
+    """Signs the ids of every record that holds and that no list has yet; the list's path and how many ids it has."""
+    _, faults = ledger.verify(folder)
+    if faults:
+        raise EvidenceError(f"{faults[0].path} {faults[0].message}; nothing was signed", "fl audit verify")
+    place = folder / "signatures"
+    listed = {line for file in place.glob("*.ids") for line in file.read_text(encoding="utf-8").split()}
+    new = sorted({record["id"] for record in ledger.read(folder)} - listed)
+    if not new:
+        raise EvidenceError("every record is signed already, or there is none", "fl audit verify --signers FILE")
+    file = place / f"{new[0][:16]}-{len(new)}.ids"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(new) + "\n", encoding="utf-8")
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        raise EvidenceError(f"{place} takes no signature: {error.strerror}", "a ledger that can be written") from error
+    done = _ssh("-Y", "sign", "-f", str(key), "-n", NAMESPACE, str(file))
+    if done.returncode:
+        file.unlink()
+        file.with_name(file.name + ".sig").unlink(missing_ok=True)
+        raise EvidenceError(f"ssh-keygen did not sign: {done.stderr.decode(errors='replace').strip()}", "a private key: --key FILE")
+    return file, len(new)
+
+
+def signed(folder: Path, signers: Path) -> tuple[list[Signed], list[ledger.Fault]]:
+    """The lists whose signature is by one of `signers` (the format of ssh's ALLOWED SIGNERS), and those that are not."""
+    good: list[Signed] = []
+    bad: list[ledger.Fault] = []
+    for file in sorted((folder / "signatures").glob("*.ids")):
+        signature, content = file.with_name(file.name + ".sig"), file.read_bytes()
+        if not signature.is_file():
+            bad.append(ledger.Fault(file, "has no signature"))
+            continue
+        found = _ssh("-Y", "find-principals", "-f", str(signers), "-s", str(signature))
+        who = found.stdout.decode(errors="replace").split("\n")[0].strip()
+        if found.returncode or not who:
+            bad.append(ledger.Fault(file, f"is signed by a key that is not in {signers.name}"))
+        elif _ssh("-Y", "verify", "-f", str(signers), "-I", who, "-n", NAMESPACE, "-s", str(signature), given=content).returncode:
+            bad.append(ledger.Fault(file, f"was changed after {who} signed it"))
+        else:
+            good.append(Signed(file, who, frozenset(content.decode(errors="replace").split())))
+    return good, bad

@@ -1,0 +1,332 @@
+"""`fl audit`: which model works on which lane, and how we know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fl import ui
+
+if TYPE_CHECKING:
+    from fl.audit import Cell, Need, Now
+    from fl.ledger_index import Entry
+    from fl.matrix import Matrix, Stack
+
+_SHOWN = 3
+"""Records of a cell that a page holds, the newest ones."""
+_ledger = click.option("--ledger", "folder", type=click.Path(path_type=Path), help="Folder of records: ./evidence, or the settings'.")
+
+
+@click.group(invoke_without_command=True)
+@_ledger
+@click.option("--model", metavar="NAME|DIR", help="Models whose name holds this, or a model folder: can it be trained here?")
+@click.option("--lane", metavar="LANE", help="Only this lane, stack by stack.")
+@click.option("--stack", "stack_id", metavar="ID", help="Only this stack.")
+@click.option("--all", "everything", is_flag=True, help="Also models that nobody has run.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("--md", is_flag=True, help="Markdown on stdout.")
+@click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write one page for a browser.")
+@click.option("--diff", nargs=2, type=click.Path(path_type=Path), metavar="A B", help="What changed between two ledgers or matrix files.")
+@click.option("--needs", is_flag=True, help="What to run next to prove the most.")
+@click.pass_context
+def audit(
+    context: click.Context, folder: Path | None, model: str | None, lane: str | None, stack_id: str | None, everything: bool,
+    as_json: bool, md: bool, page: Path | None, diff: tuple[Path, Path] | None, needs: bool,
+) -> None:  # fmt: skip
+    """Say which model works on which lane: proven, failed, stale, declared, impossible or unknown.
+
+    proven: a run passed with the inputs of today. stale: one passed, but an input changed since. declared: the versions say it should work.
+    """
+    if context.invoked_subcommand is not None:
+        context.obj = folder
+        return
+    from fl import audit as audits
+    from fl import matrix as matrices
+
+    rows = matrices.load()
+    if diff:
+        _show_difference(audits.difference(*(_of_path(path, folder, rows) for path in diff)), as_json)
+        return
+    entries = _entries(folder)
+    models, one = _wanted(model, entries, rows)
+    found = [c for c in audits.cells(entries, _now(rows), models=models) if lane in (None, c.lane) and stack_id in (None, c.stack)]
+    if lane is not None or stack_id is not None:
+        _known(lane, stack_id, rows)
+    if needs:
+        _show_needs(found, rows, as_json)
+    elif as_json:
+        ui.document({"schema": 1, "cells": [_cell_json(c) for c in found]})
+    elif page is not None:
+        _write_page(page, found, folder, [s.id for s in rows.stacks if any(c.stack == s.id for c in found)])
+    elif md:
+        ui.out(_markdown(found, everything or model is not None))
+    else:
+        _show(found, everything or model is not None, by_stack=lane is not None or stack_id is not None or one)
+
+
+def _entries(folder: Path | None) -> list[Entry]:
+    from fl import ledger, ledger_index
+
+    place = folder or ledger.default()
+    if folder is not None and not folder.is_dir():
+        _missing(folder)
+    return ledger_index.entries(place)
+
+
+def _missing(folder: Path) -> None:
+    from fl.errors import EvidenceError
+
+    raise EvidenceError(f"there is no ledger {folder}", "a folder of records; `fl audit add RUN` makes ./evidence")
+
+
+def _now(rows: Matrix) -> Now:
+    from fl import audit as audits
+    from fl import wheel
+    from fl.images import lock
+
+    def hashes(stack: Stack) -> frozenset[str]:
+        files = [lock.path(stack.id, "train", platform) for platform in stack.hosts.platforms]
+        return frozenset(lock.sha256(file) for file in files if file is not None)
+
+    return audits.now(rows, wheel.code_sha256(), hashes)
+
+
+def _wanted(model: str | None, entries: list[Entry], rows: Matrix) -> tuple[dict[str, list[str]] | None, bool]:
+    """The models that are asked for, by name or by a folder's config.json; and whether it is one."""
+    if model is None:
+        return None, False
+    if Path(model).is_dir():
+        return {Path(model).resolve().name: [_type_of(Path(model))]}, True
+    word = model.lower()
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        if word in entry.model.lower() or word == entry.model_type.lower():
+            found.setdefault(entry.model, [])
+            found[entry.model] += [entry.model_type] if entry.model_type and entry.model_type not in found[entry.model] else []
+    for name, family in rows.models.items():
+        if word in name.lower() or word in family.types:
+            found[name] = list(family.types)
+    if not found:
+        from difflib import get_close_matches
+
+        from fl.errors import EvidenceError
+
+        near = get_close_matches(model, [*rows.models, *{e.model for e in entries}], 1, 0.3)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise EvidenceError(f"nothing is known of a model {model!r}", f"{hint}a model folder: --model DIR")
+    return found, len(found) == 1
+
+
+def _type_of(folder: Path) -> str:
+    from fl.errors import RecipeError
+
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        name = settings["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecipeError(
+            f"{folder}: no config.json that names a model_type ({type(error).__name__})", "a model folder as the hub has it"
+        ) from error
+    return str(name)
+
+
+def _known(lane: str | None, stack: str | None, rows: Matrix) -> None:
+    from fl.errors import UsageError
+    from fl.lanes import LANES
+
+    if lane is not None and lane not in LANES:
+        raise UsageError(f"there is no lane {lane}", f"one of {', '.join(LANES)}")
+    if stack is not None:
+        rows.stack(stack)
+
+
+def _of_path(path: Path, folder: Path | None, rows: Matrix) -> list[Cell]:
+    """The cells of a ledger with today's matrix, or of a matrix file with the ledger."""
+    from fl import audit as audits
+    from fl import ledger_index
+    from fl import matrix as matrices
+
+    if path.is_dir():
+        return audits.cells(ledger_index.entries(path), _now(rows))
+    other = matrices.load(path)
+    return audits.cells(_entries(folder), _now(other))
+
+
+def _cell_json(cell: Cell) -> dict[str, Any]:
+    return {
+        "model": cell.model, "lane": cell.lane, "stack": cell.stack, "state": cell.state, "why": cell.why, "evidence": list(cell.evidence),
+    }  # fmt: skip
+
+
+def _tried(found: list[Cell], everything: bool) -> list[Cell]:
+    """All cells, or those of models that were run."""
+    ran = {cell.model for cell in found if cell.evidence}
+    return found if everything else [cell for cell in found if cell.model in ran]
+
+
+def _show(found: list[Cell], everything: bool, *, by_stack: bool) -> None:
+    from fl import audit as audits
+
+    shown = _tried(found, everything)
+    if by_stack:
+        ui.table(("model", "stack", "state", "why"), [(c.model, c.stack, c.state, c.why) for c in shown])
+    else:
+        names = list(dict.fromkeys(cell.lane for cell in found))
+        best = audits.lanes(shown)
+        ui.table(("model", *names), [(m, *(row[n].state if n in row else "" for n in names)) for m, row in best.items()])
+        for cell in (cell for row in best.values() for cell in row.values() if cell.state in ("proven", "failed", "stale")):
+            ui.out(f"  {ui.clean(cell.model)} on {cell.stack}: {cell.state}, {ui.clean(cell.why)}")
+    counts = [f"{sum(c.state == state for c in found)} {state}" for state in audits.ORDER]
+    ui.say(f"\n{', '.join(counts)} (model x stack)")
+    if not everything:
+        ui.say("models that nobody has run: `fl audit --all`; one model: `fl audit --model NAME`; what to run next: `fl audit --needs`")
+
+
+def _markdown(found: list[Cell], everything: bool) -> str:
+    from fl import audit as audits
+    from fl import audit_pages
+
+    shown = _tried(found, everything)
+    return audit_pages.markdown(audits.lanes(shown), list(dict.fromkeys(cell.lane for cell in found))).rstrip("\n")
+
+
+def _records(place: Path, wanted: set[str]) -> dict[str, dict[str, Any]]:
+    """The records of those ids, each verified again."""
+    from fl import ledger
+
+    files = (Path(entry.path) for entry in ledger.files(place) if entry.name.removesuffix(".json") in wanted)
+    return {found["id"]: found for found in map(ledger.open_record, files) if isinstance(found, dict)}
+
+
+def _write_page(page: Path, found: list[Cell], folder: Path | None, stacks: list[str]) -> None:
+    from fl import audit_pages, ledger
+    from fl.errors import EvidenceError
+
+    wanted = {id for cell in found for id in cell.evidence[:_SHOWN]}  # noqa: A001
+    records = _records(folder or ledger.default(), wanted)
+    try:
+        page.write_text(audit_pages.page(found, records, stacks, "What works where"), encoding="utf-8")
+    except OSError as error:
+        raise EvidenceError(f"{page} cannot be written: {error.strerror}", "another file: --html FILE") from error
+    ui.say(f"wrote {page}")
+
+
+def _show_difference(pairs: list[tuple[Cell | None, Cell | None]], as_json: bool) -> None:
+    if as_json:
+        ui.document({"schema": 1, "changes": [{"before": a and _cell_json(a), "after": b and _cell_json(b)} for a, b in pairs]})
+        return
+    lines = [((b or a), a.state if a else "-", b.state if b else "-", (b or a)) for a, b in pairs]
+    ui.table(("model", "stack", "before", "after", "why"), [(c.model, c.stack, x, y, d.why) for c, x, y, d in lines if c and d])
+    ui.say(f"{len(pairs)} cells changed")
+
+
+def _show_needs(found: list[Cell], rows: Matrix, as_json: bool) -> None:
+    from fl import audit as audits
+
+    wins = audits.needs(found, rows)
+    if as_json:
+        ui.document({"schema": 1, "needs": [
+            {"stack": w.stack.id, "lane": w.stack.lane, "declared": w.declared, "stale_or_failed": w.again,
+             "model_types": [{"model_type": name, "families": count} for name, count in w.types], "command": _command(w)} for w in wins
+        ]})  # fmt: skip
+        return
+    ui.table(("stack", "stale or failed", "declared only", "model types first", "run"), [
+        (w.stack.id, str(w.again), str(w.declared), ", ".join(f"{name} ({count})" for name, count in w.types) or "-", _command(w))
+        for w in wins if w.declared or w.again
+    ])  # fmt: skip
+
+
+def _command(need: Need) -> str:
+    return f"fl run --hw {need.stack.lane} --stack {need.stack.id} RECIPE"
+
+
+@audit.command()
+@click.argument("sources", nargs=-1, required=True, metavar="RUN|DIR|FILE …")
+@click.option("--ledger", "target", type=click.Path(path_type=Path), help="The ledger to add to; ./evidence by default.")
+@click.pass_context
+def add(context: click.Context, sources: tuple[str, ...], target: Path | None) -> None:
+    """Add the evidence of runs (by name), of a folder of records, or of a file."""
+    from fl import ledger, ledger_sources
+
+    place = target or context.obj or Path("evidence")
+    records = [record for source in sources for record in ledger_sources.records(source)]
+    before = {entry.name for entry in ledger.files(place)} if place.is_dir() else set()
+    for record in records:
+        ledger.add(place, record)
+    new = len({f"{record['id']}.json" for record in records} - before)
+    ui.say(f"{new} of {len(records)} records are new in {place}")
+
+
+@audit.command()
+@click.argument("other", type=click.Path(path_type=Path))
+@click.pass_context
+def merge(context: click.Context, other: Path) -> None:
+    """Take the records of another ledger into this one; broken ones are told and left."""
+    from fl import ledger
+    from fl.errors import EvidenceError
+
+    if not other.is_dir():
+        _missing(other)
+    place = context.obj or Path("evidence")
+    _, faults = ledger.verify(other)
+    records = list(ledger.read(other))
+    for record in records:
+        ledger.add(place, record)
+    ui.say(f"{len(records)} records of {other} are in {place}")
+    if faults:
+        lines = "\n".join(f"  {fault.path}: {fault.message}" for fault in faults)
+        raise EvidenceError(
+            f"{len(faults)} files of {other} were not taken:\n{ui.clean(lines)}", "the machine that wrote them still has its runs"
+        )
+
+
+@audit.command()
+@click.option("--signers", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Ask for signatures by these.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_context
+def verify(context: click.Context, signers: Path | None, as_json: bool) -> None:
+    """Recompute every id. A hash proves that a record was not changed, not who made it: that is what --signers is for."""
+    from fl import audit_sign, ledger
+    from fl.errors import EvidenceError
+
+    place = context.obj or ledger.default()
+    if not place.is_dir():
+        _missing(place)
+    good, faults = ledger.verify(place)
+    lists: list[audit_sign.Signed] = []
+    if signers is not None:
+        lists, bad = audit_sign.signed(place, signers)
+        covered = frozenset(id for one in lists for id in one.ids)  # noqa: A001
+        there = {r["id"] for r in ledger.read(place)}
+        faults += bad
+        if unsigned := len(there - covered):
+            faults.append(ledger.Fault(place, f"{unsigned} records are signed by nobody of {signers.name}"))
+        faults += [ledger.Fault(place, f"lacks the record {id}, which was signed") for id in sorted(covered - there)]  # noqa: A001
+    if faults:
+        lines = "\n".join(f"  {fault.path}: {fault.message}" for fault in faults[:50])
+        raise EvidenceError(
+            f"{len(faults)} faults in {place}; {good} records hold:\n{ui.clean(lines)}", "take these files out of the ledger"
+        )
+    if as_json:
+        signatures = [{"signer": one.signer, "records": len(one.ids)} for one in lists]
+        ui.document({"schema": 1, "ledger": str(place), "records": good, "signatures": signatures})
+        return
+    ui.out(f"{place}: {good} records, every id holds: none was changed since it was written")
+    if signers is None:
+        ui.out("  who wrote them a hash cannot tell: `fl audit verify --signers FILE`")
+    for one in lists:
+        ui.out(f"  {len(one.ids)} signed by {ui.clean(one.signer)}")
+
+
+@audit.command()
+@click.option("--key", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="A private SSH key.")
+@click.pass_context
+def sign(context: click.Context, key: Path) -> None:
+    """Vouch for the records that nobody has signed yet, with an SSH key."""
+    from fl import audit_sign, ledger
+
+    file, count = audit_sign.sign(context.obj or ledger.default(), key)
+    ui.say(f"signed {count} records: {file}")
