@@ -146,8 +146,9 @@ def test_a_model_folder_of_today_is_answered_by_its_config(place: Path) -> None:
     (place / "new" / "config.json").write_text('{"model_type": "qwen3"}')
     found = json.loads(fl(place, "--model", "new", "--json").stdout)["cells"]
     assert {cell["state"] for cell in found} == {"declared"}
-    (place / "new" / "config.json").write_text("{}")
-    assert fl(place, "--model", "new").returncode == 5
+    for broken in ("{}", "[]", "", "[" * 100_000):
+        (place / "new" / "config.json").write_text(broken)
+        assert fl(place, "--model", "new").returncode == 5
 
 
 def test_what_is_asked_wrongly_is_told(place: Path) -> None:

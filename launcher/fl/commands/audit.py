@@ -124,9 +124,10 @@ def _type_of(folder: Path) -> str:
     from fl.errors import RecipeError
 
     try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        with (folder / "config.json").open("rb") as file:
+            settings = json.loads(file.read(2**24))  # no config is larger; what is cut is no JSON
         name = settings["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RecipeError(
             f"{folder}: no config.json that names a model_type ({type(error).__name__})", "a model folder as the hub has it"
         ) from error
