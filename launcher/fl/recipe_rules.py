@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from fl import recipe_grpo
+from fl import recipe_grpo, recipe_preference
 
 Get = Callable[[str], Any]
 Rule = Callable[[Get], Iterator[tuple[str, str]]]
@@ -26,8 +26,8 @@ def _work(get: Get) -> Iterator[tuple[str, str]]:
 
 def _stage(get: Get) -> Iterator[tuple[str, str]]:
     stage = get("stage")
-    if stage not in ("pt", "sft", "grpo"):
-        yield "stage", f"this version trains pt, sft and grpo, not {stage}"
+    if stage in ("rm", "ppo"):
+        yield "stage", f"this version trains pt, sft, dpo, orpo, simpo, kto and grpo, not {stage}"
     if get("neat_packing") and stage != "sft":
         yield "neat_packing", "only with `stage: sft`"
 
@@ -156,4 +156,5 @@ def _shapes(get: Get) -> Iterator[tuple[str, str]]:
         yield "fsdp", "wanted true, or options such as `full_shard auto_wrap`"
 
 
-RULES: Final[tuple[Rule, ...]] = (_work, _stage, _data, _weights, _methods, _numbers, _evaluation, _shapes, recipe_grpo.rule)
+RULES: Final[tuple[Rule, ...]] = (_work, _stage, _data, _weights, _methods, _numbers, _evaluation, _shapes, recipe_grpo.rule,
+                                        recipe_preference.rule)  # fmt: skip

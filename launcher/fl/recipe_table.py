@@ -7,6 +7,7 @@ from typing import Final
 from fl.recipe_grpo import GRPO
 from fl.recipe_keys import Key, words
 from fl.recipe_methods import METHODS
+from fl.recipe_preference import PREFERENCE
 
 TEMPLATES: Final = words(
     "alpaca bailing bailing_v2 breeze chatglm3 chatml chatml_de cohere cpm4 dbrx deepseek deepseek3 deepseekr1 hy3 deepseekcoder "
@@ -21,7 +22,7 @@ TEMPLATES: Final = words(
     "youtu youtu_vl yuan zephyr aeva"
 )
 
-STAGES: Final = ("pt", "sft", "rm", "ppo", "dpo", "kto", "grpo")
+STAGES: Final = ("pt", "sft", "rm", "ppo", "dpo", "kto", "orpo", "simpo", "grpo")
 _LORA = ("finetuning_type", ("lora",), "finetuning_type: lora")
 _OFT = ("finetuning_type", ("oft",), "finetuning_type: oft")
 _ADAPTER = ("finetuning_type", ("lora", "oft"), "finetuning_type: lora and oft")
@@ -93,7 +94,7 @@ _DATA: Final = (
 
 _METHOD: Final = (
     Key(name="stage", kind="str", default="sft", choices=STAGES,
-        about="What is trained: pt (plain text), sft (instructions) or grpo (rewards) in this version."),
+        about="What is trained: pt (plain text), sft (instructions), dpo, orpo, simpo (pairs), kto (liked or not), grpo (rewards)."),
     Key(name="finetuning_type", kind="str", default="lora", choices=("lora", "oft", "freeze", "full"), about="Which weights are trained."),
     Key(name="pure_bf16", kind="bool", default=False, about="Weights and optimizer in bf16, without autocast."),
     Key(name="compute_accuracy", kind="bool", default=False, about="Token accuracy in evaluation."),
@@ -137,4 +138,4 @@ _GENERATION: Final = (
     Key(name="skip_special_tokens", kind="bool", default=True, needs=_PREDICT, about="Leave special tokens out of the text."),
 )
 
-HANDLED: Final = (*_MODEL, *_DATA, *_METHOD, *METHODS, *GRPO, *_GENERATION)
+HANDLED: Final = (*_MODEL, *_DATA, *_METHOD, *METHODS, *GRPO, *PREFERENCE, *_GENERATION)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fl import paths, recipe_grpo
+from fl import paths, recipe_grpo, recipe_preference
 from fl.errors import RecipeError
 from fl.hardware import LaneName
 from fl.recipe import Recipe, parse
@@ -87,6 +87,7 @@ def resolve(
         train = datasets(recipe.get("dataset") or (), recipe.get("dataset_dir"), base)
         evaluation = datasets(recipe.get("eval_dataset") or (), recipe.get("dataset_dir"), base)
         check_files((*train, *evaluation))
+        recipe_preference.check_datasets(recipe_preference.stage(recipe.get), (*train, *evaluation))
         model = _model(recipe, cwd, builtin_gguf, converted)
         if not model.name.startswith("builtin/"):  # those are fetched or made later
             check_model(model.path, model.kind, from_scratch=model.train_from_scratch)
@@ -215,7 +216,7 @@ def _method(recipe: Recipe, cwd: Path) -> Method:
 
     get = recipe.get
     return Method(
-        stage=get("stage"),
+        stage=recipe_preference.stage(get),
         finetuning_type=get("finetuning_type"),
         lora=Lora(
             rank=get("lora_rank"),
@@ -234,6 +235,7 @@ def _method(recipe: Recipe, cwd: Path) -> Method:
         ),
         oft=Oft(rank=get("oft_rank"), block_size=get("oft_block_size"), target=get("oft_target"), module_dropout=get("module_dropout")),
         grpo=recipe_grpo.fields(get, cwd),
+        preference=recipe_preference.fields(get),
         freeze=Freeze(
             trainable_layers=get("freeze_trainable_layers"),
             trainable_modules=get("freeze_trainable_modules"),

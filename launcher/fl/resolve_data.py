@@ -97,10 +97,12 @@ def _dataset(name: str, info: dict[str, Any], folder: Path, shown: Path) -> Data
     samples = entry.get("num_samples")
     if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
         raise RecipeError(f"{where}: num_samples: wanted a whole number above 0, found {samples!r}.")
-    if entry.get("ranking"):
-        raise RecipeError(
-            f"{where}: holds pairs of answers (`ranking: true`), which the stages rm and dpo train on; this version has pt, sft and grpo."
-        )
+    pairs = entry.get("ranking", False)
+    if not isinstance(pairs, bool):
+        raise RecipeError(f"{where}: ranking: wanted true or false, found {pairs!r}.")
+    columns = _columns(entry, formatting, where)
+    if pairs and "columns" not in entry:
+        columns = columns.model_copy(update={"chosen": "chosen", "rejected": "rejected"})
     return Dataset(
         name=name,
         source=source,
@@ -110,7 +112,8 @@ def _dataset(name: str, info: dict[str, Any], folder: Path, shown: Path) -> Data
         folder=_text(entry, "folder", where),
         num_samples=samples,
         formatting=formatting,
-        columns=_columns(entry, formatting, where),
+        ranking=pairs,
+        columns=columns,
         tags=_tags(entry, formatting, where),
     )
 

@@ -234,3 +234,39 @@ def lora_layers() -> dict[str, Any]:
     found["gradient"] = max(float((before[name] - grad).abs().max()) for name, grad in after.items())
     found["off"] = float((off - bare).abs().max())
     return found
+
+
+def preference_losses() -> list[str]:
+    """Names of losses that are not the formula worked out here, one number at a time."""
+    from math import exp, log
+
+    import torch
+
+    from fl_trainers.config import Preference
+    from fl_trainers.preference import kto_loss, log_probabilities, pair_loss
+
+    settings = Preference(beta=0.5, label_smoothing=0.1, simpo_gamma=0.7, kto_chosen_weight=2.0)
+    better, worse = -1.25, -2.5
+
+    def log_sigmoid(value: float) -> float:
+        return -log(1 + exp(-value))
+
+    margin = better - worse
+    odds = log(exp(better) / (1 - exp(better))) - log(exp(worse) / (1 - exp(worse)))
+    wanted = {
+        "sigmoid": -0.9 * log_sigmoid(0.5 * margin) - 0.1 * log_sigmoid(-0.5 * margin),
+        "hinge": max(0.0, 1 - 0.5 * margin), "ipo": (margin - 1) ** 2,
+        "simpo": -log_sigmoid(0.5 * margin - 0.7), "orpo": -better - 0.5 * log_sigmoid(odds),
+    }  # fmt: skip
+    pair = torch.tensor([better]), torch.tensor([worse])
+    wrong = [kind for kind, value in wanted.items() if abs(pair_loss(kind, settings, *pair).item() - value) > 1e-5]
+    found = kto_loss(settings, torch.tensor([0.6, 0.6]), torch.tensor([True, False]), torch.tensor(0.2)).tolist()
+    away = 1 / (1 + exp(-0.2))
+    if abs(found[0] - 2 * (1 - away)) > 1e-5 or abs(found[1] - away) > 1e-5:
+        wrong.append("kto")
+    labels = torch.tensor([[-100, 1, 1, 1], [-100, 2, -100, -100]])
+    sums, counts = log_probabilities(torch.zeros(2, 4, 4), labels, 0.5)
+    if counts.tolist() != [3, 1] or abs(sums[0].item() + 2 * log(4)) > 1e-5 or abs(sums[1].item() + log(4)) > 1e-5:
+        wrong.append("ld_alpha")
+    short = log_probabilities(torch.zeros(2, 4, 4)[:, -4:], labels)[0]
+    return wrong if abs(short[0].item() + 3 * log(4)) < 1e-5 else [*wrong, "sum"]

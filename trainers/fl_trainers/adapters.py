@@ -37,6 +37,7 @@ def _check_spread(config: Config) -> None:
         "pissa_init": lora.pissa_init and config.method.finetuning_type == "lora",
         "pure_bf16": config.method.pure_bf16,
         "use_asft_loss": config.method.use_asft_loss and config.method.finetuning_type not in ("lora", "oft"),
+        f"stage {config.method.stage}": config.method.stage in ("dpo", "kto") and config.method.finetuning_type not in ("lora", "oft"),
         "several adapters": len(adapters) > 1 or bool(adapters and lora.create_new_adapter),
         "quantization_bit: 8": config.model.quantization is not None and config.model.quantization.bits == 8,
     }

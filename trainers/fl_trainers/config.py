@@ -225,6 +225,21 @@ class Grpo(Part):
     mask_truncated_completions: bool = False
 
 
+class Preference(Part):
+    """Stages dpo, orpo, simpo and kto."""
+
+    loss: Literal["sigmoid", "hinge", "ipo", "kto_pair"] = "sigmoid"
+    beta: float = Field(default=0.1, gt=0)
+    ftx: float = Field(default=0.0, ge=0)
+    """Weight of supervised fine-tuning on the better answer."""
+    bco_weight: float = Field(default=0.0, ge=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    simpo_gamma: float = 0.5
+    ld_alpha: float | None = Field(default=None, ge=0, le=1)
+    kto_chosen_weight: float = Field(default=1.0, gt=0)
+    kto_rejected_weight: float = Field(default=1.0, gt=0)
+
+
 class Method(Part):
     """What is trained of the model, and towards what."""
 
@@ -234,6 +249,7 @@ class Method(Part):
     oft: Oft = Oft()
     freeze: Freeze = Freeze()
     grpo: Grpo = Grpo()
+    preference: Preference = Preference()
     use_llama_pro: bool = False
     """Freeze and LoRA act on the layers that an expansion added."""
     low_rank: LowRank | None = None

@@ -246,6 +246,7 @@ class Follow(TrainerCallback):  # type: ignore[misc]
             "tokens_per_second": round(rate, 1), "memory_mib": held,
         }  # fmt: skip
         fields |= {name: logs[name] for name in ("reward", "reward_std", "kl", "completions/mean_length") if name in logs}
+        fields |= {name.removeprefix("rewards/"): logs[name] for name in logs if name.startswith("rewards/")}
         if self.device.peak_flops is not None and self.loop._flops_a_token:
             fields["mfu"] = round(rate * self.loop._flops_a_token / (self.device.peak_flops * world_size()), 4)
         self.events.emit("step", **fields)

@@ -16,6 +16,7 @@ from fl_trainers.data import pipeline
 from fl_trainers.data.collator import Collator
 from fl_trainers.data.encode import IGNORE
 from fl_trainers.data.formats import Report
+from fl_trainers.data.ranking import Both
 from fl_trainers.device import Device
 from fl_trainers.errors import InputError, Stopped
 from fl_trainers.progress import Events, log, rank, world_size
@@ -106,8 +107,8 @@ def tokenize(session: Session) -> pipeline.Prepared:
     return prepared
 
 
-def build_loop(session: Session, *, apart: bool = False, **more: Any) -> Any:
-    """The Trainer for these rows."""
+def build_loop(session: Session, kind: Any = None, *, apart: bool = False, **more: Any) -> Any:
+    """The Trainer for these rows. kind: a Loop whose batches hold two answers a row."""
     from transformers import EarlyStoppingCallback, PrinterCallback
 
     from fl_trainers.loop import Follow, Loop
@@ -122,10 +123,11 @@ def build_loop(session: Session, *, apart: bool = False, **more: Any) -> Any:
     filler = IGNORE if session.config.data.ignore_pad_token_for_loss else pad
     multiple = 1 if session.device.type == "cpu" else 8
     held: Any = next(iter(prepared.eval.values())) if len(prepared.eval) == 1 else (prepared.eval or None)
-    loop = Loop(
+    batches = Collator(pad, multiple, apart, filler) if kind is None else Both(pad, multiple)
+    loop = (kind or Loop)(
         config=session.config, device=session.device, fast=_fast(session), model=session.model, args=session.arguments,
         train_dataset=prepared.train or None, eval_dataset=held, processing_class=session.tokenizer,
-        data_collator=Collator(pad, multiple, apart, filler), callbacks=[session.follow], **more,
+        data_collator=batches, callbacks=[session.follow], **more,
     )  # fmt: skip
     loop.remove_callback(PrinterCallback)
     if session.config.method.early_stopping_steps is not None:

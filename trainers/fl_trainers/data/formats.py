@@ -22,6 +22,10 @@ class Conversation:
 
     messages: list[Message]
     tools: list[Any] | None = None
+    rejected: Message | None = None
+    """The worse answer of a pair, whose better one is the last message."""
+    liked: bool | None = None
+    """Of kto: whether the last answer is a good one."""
 
 
 @dataclass
@@ -45,7 +49,7 @@ def check_columns(dataset: Dataset, found: Iterable[str], *, stage: str) -> None
     elif stage == "pt":
         wanted = {"prompt": columns.prompt or "(none)"}
     else:
-        wanted = {"prompt": columns.prompt or "(none)", "response": columns.response or "(none)"}
+        wanted = {"prompt": columns.prompt or "(none)"} | ({} if dataset.ranking else {"response": columns.response or "(none)"})
         if columns.query is not None and columns.query != default.query:
             wanted["query"] = columns.query
     optional = {"history": columns.history, "system": columns.system, "tools": columns.tools}
@@ -81,11 +85,15 @@ def raw_text(row: Row, dataset: Dataset, where: str) -> str:
     return text_of(row, dataset.columns.prompt, where)
 
 
-def conversation(row: Row, dataset: Dataset, where: str) -> Conversation | str:
-    """The conversation of a row, or the reason why the row is left out."""
+def conversation(row: Row, dataset: Dataset, where: str, better: str | None = None) -> Conversation | str:
+    """The conversation of a row, or the reason why the row is left out. better: a pair's, from its own column."""
     messages = _alpaca(row, dataset, where) if dataset.formatting == "alpaca" else _chat(row, dataset, where)
     if isinstance(messages, str):
         return messages
+    if better is not None:
+        if dataset.formatting == "alpaca":
+            messages.pop()
+        messages.append({"role": "assistant", "content": better})
     system = text_of(row, dataset.columns.system, where)
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fl_trainers.config import Config, Dataset
-from fl_trainers.data import mix, packing, sources
+from fl_trainers.data import mix, packing, ranking, sources
 from fl_trainers.data.encode import Encoded, Settings, encode
 from fl_trainers.data.formats import Conversation, Report, check_columns, conversation, raw_text
 from fl_trainers.errors import InputError
@@ -37,10 +37,7 @@ def read(config: Config, dataset: Dataset, report: Report) -> list[Item]:
     if len(rows) == 0:
         raise InputError(f"data set {dataset.name}: {dataset.path} is empty")
     check_columns(dataset, _columns(rows), stage=config.method.stage)
-    if dataset.ranking:
-        raise InputError(
-            f"data set {dataset.name} has `ranking: true`, which stage {config.method.stage} cannot use", "use stage dpo or rm"
-        )
+    ranking.check(dataset, _columns(rows), config.method.stage)
     numbered: Sequence[int] = range(len(rows))
     if dataset.num_samples is not None:
         numbered = mix.resample(numbered, dataset.num_samples, seed(config))
@@ -64,10 +61,15 @@ def convert(config: Config, dataset: Dataset, rows: Iterable[tuple[int, sources.
             else:
                 report.count("empty text", where)
             continue
-        made = conversation(row, dataset, where)
+        pair = dataset.ranking and config.method.stage in ranking.PAIRS
+        made = conversation(row, dataset, where, ranking.answer(row, dataset, dataset.columns.chosen, where) if pair else None)
         if isinstance(made, str):
             report.count(made, where)
             continue
+        if pair:
+            made.rejected = {"role": "assistant", "content": ranking.answer(row, dataset, dataset.columns.rejected, where)}
+        elif config.method.stage == "kto":
+            made.liked = ranking.liked(row, dataset, where)
         if config.data.default_system and made.messages[0]["role"] != "system":
             made.messages.insert(0, {"role": "system", "content": config.data.default_system})
         yield where, made
@@ -109,6 +111,7 @@ def texts(items: Iterable[Item]) -> Iterator[str]:
             yield item
         else:
             yield from (str(message["content"]) for message in item.messages)
+            yield from [str(item.rejected["content"])] if item.rejected else []
 
 
 def prepare(config: Config, tokenizer: Any, train: list[Item], held: dict[str, list[Item]], report: Report, events: Events) -> Prepared:
@@ -148,6 +151,10 @@ def _tokenize(config: Config, tokenizer: Any, items: list[Item], report: Report,
         return [_row(row) for row in _pretraining(config, tokenizer, batches, report)]
     rows: list[dict[str, Any]] = []
     for number, batch in enumerate(batches):
+        if config.method.stage in ranking.STAGES:
+            talks = [(where, item) for where, item in batch if not isinstance(item, str)]
+            rows += ranking.encode(tokenizer, talks, settings_of(config), report, config.method.stage)
+            continue
         encoded = encode(tokenizer, [(where, item) for where, item in batch if not isinstance(item, str)], settings_of(config), report)
         if packed and (config.data.packing or config.data.neat_packing):
             rows += [_row(joined, parts) for joined, parts in packing.pack(encoded, config.data.cutoff_len)]

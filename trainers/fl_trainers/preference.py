@@ -1,0 +1,193 @@
+"""Losses over preferences (dpo, orpo, simpo, kto), with LLaMA-Factory's semantics, and the loop that computes them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from fl_trainers.config import Preference
+from fl_trainers.data.encode import IGNORE
+from fl_trainers.loop import Loop
+from fl_trainers.losses import Anchor
+
+AVERAGED = ("ipo", "orpo", "simpo")
+"""Losses that look at the mean of an answer's log-probabilities; the others at their sum."""
+
+
+def log_probabilities(logits: Any, labels: Any, ld_alpha: float | None = None) -> tuple[Any, Any]:
+    """Of each row: the sum over its labels, and how many there are. Logits may lack the beginning of the rows.
+
+    ld_alpha: weight of the part of an answer that is longer than the other one of its pair (LD-DPO).
+    """
+    labels = labels[:, 1:]
+    kept = logits.shape[1] - 1
+    targets, rows = labels[:, labels.shape[1] - kept :], logits[:, :-1].float()
+    mask = targets != IGNORE
+    each = rows.log_softmax(-1).gather(2, targets.clamp(min=0).unsqueeze(2)).squeeze(2) * mask
+    counts = mask.sum(-1)
+    if ld_alpha is not None:
+        common = torch.stack(counts.chunk(2)).min(0).values.repeat(2)
+        beyond = mask.cumsum(-1) > common[:, None]
+        each = torch.where(beyond, ld_alpha * each, each)
+    return each.sum(-1), counts
+
+
+def pair_loss(kind: str, settings: Preference, better: Any, worse: Any) -> Any:
+    """The loss of each pair. better, worse: log-probabilities, less those of the model as it was where kind compares with it."""
+    beta, margin = settings.beta, better - worse
+    if kind == "sigmoid":
+        smooth = settings.label_smoothing
+        return -functional.logsigmoid(beta * margin) * (1 - smooth) - functional.logsigmoid(-beta * margin) * smooth
+    if kind == "hinge":
+        return torch.relu(1 - beta * margin)
+    if kind == "ipo":
+        return (margin - 1 / (2 * beta)) ** 2
+    if kind == "kto_pair":
+        far_better, far_worse = (part.mean().clamp(min=0).detach() for part in (better, worse))
+        losses = 1 - torch.sigmoid(beta * (better - far_worse)), 1 - torch.sigmoid(beta * (far_better - worse))
+        return torch.stack(losses).mean(0)
+    if kind == "simpo":
+        return -functional.logsigmoid(beta * margin - settings.simpo_gamma)
+    if kind == "orpo":
+        odds = margin - (_log_of_rest(better) - _log_of_rest(worse))
+        return -better - beta * functional.logsigmoid(odds)
+    raise AssertionError(kind)
+
+
+def _log_of_rest(logps: Any) -> Any:
+    """log(1 - p) of a log-probability; one of 0, which has no rest, counts as a hair below."""
+    return torch.log(-torch.expm1(logps.clamp(max=-1e-7)))
+
+
+def kto_loss(settings: Preference, gains: Any, liked: Any, distance: Any) -> Any:
+    """The loss of each row. gains: log-probabilities less those before; distance: how far the model has gone, a number above 0."""
+    good = settings.kto_chosen_weight * (1 - torch.sigmoid(settings.beta * (gains - distance)))
+    bad = settings.kto_rejected_weight * (1 - torch.sigmoid(settings.beta * (distance - gains)))
+    return torch.where(liked, good, bad)
+
+
+class PreferenceLoop(Loop):
+    """Loop whose batches hold two answers a row. Dropout is off, as LLaMA-Factory has it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model_accepts_loss_kwargs = False  # losses are means over pairs
+        method = self.config_of_run.method
+        self.settings = method.preference
+        self.kind = method.stage if method.stage in ("orpo", "simpo", "kto") else self.settings.loss
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        self.reference: Anchor | None = None
+        if self.kind not in ("orpo", "simpo"):
+            beside = method.finetuning_type in ("lora", "oft") and not method.lora.pissa_init
+            self.reference = Anchor(self.model, adapter=beside)
+            if not beside:
+                self.reference.model.to(self.device_of_run.dtype)
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self._cuts = "logits_to_keep" in inspect.signature(inner.forward).parameters
+        self._noted: dict[str, list[Any]] = {}
+        self._running = (0, 0.0)
+
+    def _inputs(self, inputs: dict[str, Any], rows: slice = slice(None)) -> dict[str, Any]:
+        """What the model is given. Logits before the first answer are not computed where the model can leave them out."""
+        labels = inputs["labels"][rows]
+        given = {"input_ids": inputs["input_ids"][rows], "attention_mask": inputs["attention_mask"][rows], "use_cache": False}
+        if self._cuts:
+            first = int((labels != IGNORE).any(0).float().argmax())
+            given["logits_to_keep"] = labels.shape[1] - max(first - 1, 0)
+        return given
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None, **more: Any
+    ) -> Any:
+        loss = self._kto(model, inputs) if self.kind == "kto" else self._pairs(model, inputs)
+        return (loss, None) if return_outputs else loss
+
+    def _pairs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        labels, given, training = inputs["labels"], self._inputs(inputs), model.training
+        sums, counts = log_probabilities(model(**given).logits, labels, self.settings.ld_alpha)
+        counts = counts.clamp(min=1)
+        means = sums / counts
+        values = means if self.kind in AVERAGED else sums
+        better, worse = gains = values.chunk(2)
+        if self.reference is not None:
+            before, lengths = log_probabilities(self._before(model, given), labels)
+            before = before / lengths.clamp(min=1) if self.kind in AVERAGED else before
+            gains = (values - before).chunk(2)
+        losses = pair_loss(self.kind, self.settings, *gains)
+        if self.settings.bco_weight > 0 and self.reference is not None:
+            losses = (losses + self._bco(*gains) * self.settings.bco_weight) / (1 + self.settings.bco_weight)
+        if self.settings.ftx > 0:
+            losses = losses - self.settings.ftx * means.chunk(2)[0]
+        good, bad = (self.settings.beta * part.detach() for part in gains)
+        self._note_all(training, {
+            "rewards/chosen": good, "rewards/rejected": bad, "rewards/margins": good - bad, "rewards/accuracies": (good > bad).float(),
+            "logps/chosen": better.detach(), "logps/rejected": worse.detach(),
+        })  # fmt: skip
+        return losses.mean()
+
+    def _bco(self, better: Any, worse: Any) -> Any:
+        """Binary classification against the running mean of all rewards."""
+        rewards = self.settings.beta * better, self.settings.beta * worse
+        count, mean = self._running
+        now = self.accelerator.reduce(torch.cat(rewards).mean().detach(), "mean").item()
+        count, mean = self._running = (count + 1, mean + (now - mean) / (count + 1))
+        return -functional.logsigmoid(rewards[0] - mean) - functional.logsigmoid(mean - rewards[1])
+
+    def _kto(self, model: Any, inputs: dict[str, Any]) -> Any:
+        training, liked, plain = model.training, inputs["liked"], self.accelerator.unwrap_model(model)
+        half = len(liked)
+        own, other = slice(0, half), slice(half, None)
+        given = self._inputs(inputs, own)
+        sums, counts = log_probabilities(model(**given).logits, inputs["labels"][own])
+        far = self._inputs(inputs, other)
+        with torch.no_grad():
+            away, _ = log_probabilities(plain(**far).logits, inputs["labels"][other])
+        before, _ = log_probabilities(self._before(model, given), inputs["labels"][own])
+        away_before, _ = log_probabilities(self._before(model, far), inputs["labels"][other])
+        distance = self.accelerator.reduce((away - away_before).mean(), "mean").clamp(min=0)
+        gains = sums - before
+        loss = kto_loss(self.settings, gains, liked, distance).mean()
+        if self.settings.ftx > 0 and bool(liked.any()):
+            loss = loss - self.settings.ftx * (sums / counts.clamp(min=1))[liked].mean() / liked.sum() * half
+        rewards = self.settings.beta * gains.detach()
+        self._note_all(training, {"rewards/chosen": rewards[liked], "rewards/rejected": rewards[~liked], "kl": distance.reshape(1)})
+        return loss
+
+    def _before(self, model: Any, given: dict[str, Any]) -> Any:
+        if self.reference is None:
+            raise AssertionError(self.kind)
+        if self.reference.adapter:
+            self.reference.model = self.accelerator.unwrap_model(model)
+        return self.reference.logits(given)
+
+    def _note_all(self, training: bool, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            pair = torch.stack([value.sum().float(), torch.tensor(float(value.numel()), device=value.device)])
+            self._noted.setdefault(name if training else f"eval_{name}", []).append(pair)
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        inputs.pop("num_tokens", None)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """The means of what was noted since the last time, over all processes."""
+        held = next((key[: -len("loss")] for key in logs if key.startswith("eval_") and key.endswith("loss")), "")
+        if held or "loss" in logs:
+            mine = [name for name in sorted(self._noted) if name.startswith("eval_") == bool(held)]
+            for name in mine:
+                total, count = self.accelerator.reduce(torch.stack(self._noted.pop(name)).sum(0), "sum").tolist()
+                logs[held + name.removeprefix("eval_")] = total / count if count else math.nan
+            chosen, rejected = held + "rewards/chosen", held + "rewards/rejected"
+            if chosen in logs:
+                logs[held + "rewards/margins"] = logs[chosen] - logs[rejected]
+            for name in [name for name, value in logs.items() if "rewards/" in name and math.isnan(value)]:
+                del logs[name]
+        super().log(logs, *args, **kwargs)

@@ -1,0 +1,37 @@
+"""Simple preference optimization: the mean log-probability of the better answer leads by a margin; no reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fl_trainers import session as common
+from fl_trainers.session import Session
+
+
+def load(session: Session) -> None:
+    """Rows, tokenizer and model."""
+    common.read_rows(session)
+    common.open_model(session)
+
+
+def data(session: Session) -> None:
+    """Questions and answers as token ids, with labels on the last answers."""
+    common.tokenize(session)
+
+
+def trainer(session: Session) -> Any:
+    """The loop over preferences."""
+    from fl_trainers.preference import PreferenceLoop
+
+    return common.build_loop(session, PreferenceLoop)
+
+
+def train(session: Session, loop: Any) -> None:
+    """Asks before, trains."""
+    common.answer_before(session)
+    common.run_loop(session, loop)
+
+
+def save(session: Session, loop: Any) -> None:
+    """Weights, results, picture, card; asks after."""
+    common.save_all(session, loop)
