@@ -83,6 +83,7 @@ class View:
         speed = event.get("tokens_per_second")
         parts = [
             f"loss {_number(self.losses[-1] if self.losses else None)}",
+            *([f"reward {_number(event['reward'])}"] if isinstance(event.get("reward"), int | float) else []),
             *([f"{speed:,.0f} tokens/s"] if isinstance(speed, int | float) else []),
         ]
         if isinstance(event.get("memory_mib"), int | float):
