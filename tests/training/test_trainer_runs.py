@@ -238,7 +238,6 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"arguments": {"load_best_model_at_end": True, "save_strategy": "steps"}},
         "the training arguments do not fit together",
     ),
-    "unknown stage": ({"method": {"stage": "dpoo"}}, "stage dpoo is not known"),
 }
 
 
