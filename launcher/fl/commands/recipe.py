@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -51,8 +53,6 @@ def check(context: click.Context, source: str, overrides: tuple[str, ...], as_js
 @_json
 def show(source: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print the config that a recipe becomes: complete, typed, with absolute paths."""
-    from pathlib import Path
-
     from fl import matrix, resolve
     from fl.recipe_check import lane_and_stack
 
@@ -66,6 +66,36 @@ def show(source: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
         del config["run"]
         ui.out(ui.clean(yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=140)).rstrip())
+
+
+@recipe.command()
+@click.option("--rows", default=3, show_default=True, type=click.IntRange(0, 1000), help="How many rows to show.")
+@click.option("--ids", is_flag=True, help="Show token ids too.")
+@click.option("--hw", type=click.Choice(("auto", "cuda", "rocm", "ascend", "xpu", "cpu")), help="Lane whose environment is used.")
+@click.option("--stack", metavar="ID", help="Row of the matrix whose environment is used.")
+@click.option("--python", type=click.Path(path_type=Path), metavar="PATH", help="Use this interpreter as it is.")
+@click.option("--trust", is_flag=True, help="Let a model's own code run on this machine without a container.")
+@_recipe
+@_overrides
+@_json
+def data(
+    rows: int, ids: bool, hw: str | None, stack: str | None, python: Path | None, trust: bool, source: str, overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Show the first rows as the model will see them: text, token ids, and which of them are trained; and what was cut or dropped.
+
+    All rows are read and tokenized, in the environment that `fl run --engine host` uses. No weights are loaded.
+    """
+    from fl import recipe_data
+    from fl.decide import Options, decide
+    from fl.errors import UsageError
+    from fl.host import environment_replay
+
+    if environment_replay(os.environ) is not None:
+        raise UsageError("FL_REPLAY is a recorded machine, on which nothing can be started", "unset FL_REPLAY")
+    options = Options(engine="host", hw=hw, stack=stack, python=python.absolute() if python else None, trust=trust, force=True)
+    found = recipe_data.look(decide(source, overrides, options), rows, ui.step)
+    ui.document(found) if as_json else recipe_data.draw(found, ids=ids)
 
 
 @recipe.command("list")

@@ -28,17 +28,41 @@ class Conversation:
     """Of kto: whether the last answer is a good one."""
 
 
+SHOWN = 3
+"""How many rows are named of each reason."""
+
+
 @dataclass
 class Report:
     """What was left out or shortened, by reason."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, str] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    """The first rows that it happened to."""
+    shortened: set[str] = field(default_factory=set)
+    """The reasons that cost a row no more than its end."""
+    read: int = 0
+    """Rows looked at, good and bad."""
 
     def count(self, reason: str, where: str, rows: int = 1) -> None:
-        """`where` names the first row it happened to."""
+        """`where` names the row it happened to."""
         self.counts[reason] = self.counts.get(reason, 0) + rows
-        self.examples.setdefault(reason, where)
+        named = self.examples.setdefault(reason, [])
+        if len(named) < SHOWN:
+            named.append(where)
+        if reason.startswith(("cut to ", "turns left out")):
+            self.shortened.add(reason)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Rows that are not trained on, by reason."""
+        return {reason: count for reason, count in self.counts.items() if reason not in self.shortened}
+
+    def told(self, reason: str) -> str:
+        """`3 rows: empty answer (mine row 4, mine row 9, mine row 12)`."""
+        count, named = self.counts[reason], self.examples[reason]
+        more = ", …" if count > len(named) else ""
+        return f"{count} {'row' if count == 1 else 'rows'}: {reason} ({', '.join(named)}{more})"
 
 
 def check_columns(dataset: Dataset, found: Iterable[str], *, stage: str) -> None:

@@ -43,6 +43,7 @@ def read(config: Config, dataset: Dataset, report: Report) -> list[Item]:
         numbered = mix.resample(numbered, dataset.num_samples, seed(config))
     if config.data.max_samples is not None:
         numbered = numbered[: config.data.max_samples]
+    report.read += len(numbered)
     items = list(convert(config, dataset, ((number, rows[number]) for number in numbered), report))
     if not items:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.counts.items())
@@ -116,13 +117,13 @@ def texts(items: Iterable[Item]) -> Iterator[str]:
 
 def prepare(config: Config, tokenizer: Any, train: list[Item], held: dict[str, list[Item]], report: Report, events: Events) -> Prepared:
     """Tokenizes what items_of gave, and tells what was left out or cut."""
-    rows = _tokenize(config, tokenizer, train, report)
+    rows = tokenized(config, tokenizer, train, report)
     if not rows and train:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in report.counts.items())
         raise InputError(f"no row can be trained on: {reasons}", "a larger cutoff_len, or other data")
     prepared = Prepared(rows, report=report, rows=len(train), tokens=sum(len(row["input_ids"]) for row in rows))
     for key, items in held.items():
-        prepared.eval[key] = _tokenize(config, tokenizer, items, Report(), packed=False)
+        prepared.eval[key] = tokenized(config, tokenizer, items, Report(), packed=False)
     tell(report, events)
     if rows:
         labels = [label for label in rows[0]["labels"] if label >= 0]
@@ -133,9 +134,7 @@ def prepare(config: Config, tokenizer: Any, train: list[Item], held: dict[str, l
 def tell(report: Report, events: Events) -> None:
     """One warning for each reason why rows were dropped or cut."""
     for reason, count in report.counts.items():
-        events.warn(
-            "rows", f"{count} {'row' if count == 1 else 'rows'}: {reason} (first: {report.examples[reason]})", reason=reason, count=count
-        )
+        events.warn("rows", report.told(reason), reason=reason, count=count, examples=report.examples[reason])
 
 
 def settings_of(config: Config) -> Settings:
@@ -144,7 +143,8 @@ def settings_of(config: Config) -> Settings:
     return Settings(data.cutoff_len, data.train_on_prompt, data.mask_history, data.enable_thinking)
 
 
-def _tokenize(config: Config, tokenizer: Any, items: list[Item], report: Report, *, packed: bool = True) -> list[dict[str, Any]]:
+def tokenized(config: Config, tokenizer: Any, items: list[Item], report: Report, *, packed: bool = True) -> list[dict[str, Any]]:
+    """Rows for the collator; what had to be cut or left out is counted."""
     size = config.data.preprocessing_batch_size
     batches = (items[at : at + size] for at in range(0, len(items), size))
     if config.method.stage == "pt":

@@ -1,0 +1,78 @@
+"""`fl recipe data`: rows as the model will see them, through the public command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.training
+Fl = Callable[..., "subprocess.CompletedProcess[str]"]
+SUMS = [{"instruction": f"What is {a} plus {b}?", "output": f"It is {a + b}."} for a in range(1, 5) for b in range(1, 5)]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, train_python: Path) -> Callable[..., str]:
+    """A recipe over given rows; keys given as keywords are added."""
+
+    def make(rows: list[dict[str, Any]], entry: dict[str, Any] | None = None, **keys: Any) -> str:
+        (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+        (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "rows.json", **(entry or {})}}))
+        made = {"model_name_or_path": "builtin/tiny-llama", "stage": "sft", "do_train": True, "finetuning_type": "full",
+                "dataset": "mine", "dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "out"), "cutoff_len": 64,
+                "template": "chatml", **keys}  # fmt: skip
+        (tmp_path / "recipe.json").write_text(json.dumps(made))
+        return str(tmp_path / "recipe.json")
+
+    return make
+
+
+def asked(fl: Fl, *arguments: str) -> dict[str, Any]:
+    done = fl("recipe", "data", "--hw", "cpu", "--json", *arguments, timeout=180)
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def test_rows_are_shown_with_what_is_trained_and_every_cause_is_counted(fl: Fl, recipe: Callable[..., str], tmp_path: Path) -> None:
+    rows = [*SUMS, {"instruction": "Nothing?", "output": " "}, {"instruction": "Count.", "output": " ".join(map(str, range(99)))}]
+    path = recipe(rows)
+    found = asked(fl, "--rows", "2", path)
+    first, second = (row["parts"][0] for row in found["rows"])
+    assert [span["text"] for span in first["spans"]] == [
+        "<|im_start|>user\nWhat is 1 plus 1?<|im_end|>\n<|im_start|>assistant\n", "It is 2.<|im_end|>",
+    ]  # fmt: skip
+    assert [span["trained"] for span in second["spans"]] == [False, True]
+    assert found["rows"][1]["where"] == "mine row 2"
+    trained = [token for token, label in zip(first["input_ids"], first["labels"], strict=True) if label != -100]
+    assert trained == [label for label in first["labels"] if label != -100] and len(trained) == first["spans"][1]["tokens"]
+    assert found["counts"]["read"] == 18 and found["counts"]["used"] == 17 and found["counts"]["sequences"] == 17
+    causes = {cause["reason"]: cause for cause in found["causes"]}
+    assert causes["empty answer"] == {"reason": "empty answer", "rows": 1, "examples": ["mine row 17"], "dropped": True}
+    assert causes["cut to 64 tokens"]["dropped"] is False
+    assert not (tmp_path / "out").exists()
+    text = fl("recipe", "data", "--hw", "cpu", "--ids", path, timeout=180).stdout
+    assert "⟦It is 2.<|im_end|>⟧" in text and "dropped: 1 × empty answer (mine row 17)" in text
+    assert " ".join(f"⟦{token}⟧" for token in trained) in " ".join(text.split())
+
+
+def test_pairs_and_packs_are_shown_too(fl: Fl, recipe: Callable[..., str]) -> None:
+    packed = asked(fl, recipe(SUMS, packing=True))
+    assert packed["rows"][0]["packed"] and packed["counts"]["sequences"] < 16 == packed["counts"]["used"]
+    pairs = [{"instruction": row["instruction"], "chosen": row["output"], "rejected": "I do not know."} for row in SUMS]
+    columns = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}
+    found = asked(fl, "--rows", "1", recipe(pairs, {"ranking": True, "columns": columns}, stage="dpo"))
+    better, worse = found["rows"][0]["parts"]
+    assert (better["name"], worse["name"]) == ("chosen", "rejected")
+    assert worse["spans"][-1] == {**worse["spans"][-1], "text": "I do not know.<|im_end|>", "trained": True}
+
+
+def test_data_that_cannot_be_used_are_exit_5_with_the_trainers_words(fl: Fl, recipe: Callable[..., str]) -> None:
+    done = fl("recipe", "data", "--hw", "cpu", "--json", recipe([{"instruction": "a", "outptu": "b"}]), timeout=180)
+    assert done.returncode == 5
+    error = json.loads(done.stdout)["error"]
+    assert "no column output (for response)" in error["message"] and "outptu" in error["remedy"]
