@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fl.decide import Options
     from fl.engines.pythons import Difference
     from fl.hardware import Accelerator, Hardware, LaneName
+    from fl.pin import Pinned
     from fl.recipe import Recipe
     from fl.resolve_model import ModelFacts
     from fl.settings import Settings
@@ -50,6 +51,8 @@ class Chosen:
     warnings: tuple[str, ...] = ()
     image_platform: str | None = None
     """Of a local image."""
+    image_id: str | None = None
+    """Of a local image, as its engine knows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,7 @@ class Question:
     stack: str | None
     image: str | None
     registry: str | None
+    pinned: Pinned | None = None
 
     def choose(self, engine: EngineName, pythons: frozenset[str] | None = None, own_interpreter: bool = False) -> select.Choice:
         """The row for an engine."""
@@ -72,7 +76,8 @@ class Question:
             platform=self.hardware.platform, engine=engine, pythons=pythons, own_interpreter=own_interpreter, model_type=self.model_type
         )
         force = self.options.force
-        return select.choose(self.rows, self.hardware, self.chosen, self.lane, needs, stack_id=self.stack, force=force)
+        by = "--stack was given" if self.pinned is None else f"{self.pinned.path} pins it"
+        return select.choose(self.rows, self.hardware, self.chosen, self.lane, needs, stack_id=self.stack, force=force, named_by=by)
 
 
 def choose_engine(
@@ -84,8 +89,10 @@ def choose_engine(
     facts: ModelFacts,
     options: Options,
     settings: Settings,
+    pinned: Pinned | None = None,
 ) -> Chosen:
-    """By name, or the first that can: docker, podman, apptainer, host. Never builds an image."""
+    """By name, or the first that can: docker, podman, apptainer, host. Never builds an image. `pinned`: its stack and image."""
+    image = pinned.entry.image if pinned is not None else None
     question = Question(
         rows=rows,
         hardware=hardware,
@@ -93,9 +100,10 @@ def choose_engine(
         lane=lane,
         model_type=facts.model_type,
         options=options,
-        stack=options.stack or recipe.launcher.stack,
-        image=options.image or recipe.launcher.image,
+        stack=pinned.entry.stack if pinned is not None else options.stack or recipe.launcher.stack,
+        image=image.reference if image is not None else options.image or recipe.launcher.image,
         registry=settings.registry,
+        pinned=pinned,
     )
     name = options.engine or recipe.launcher.engine or "auto"
     if options.python is not None and name in CONTAINERS:
@@ -153,8 +161,6 @@ def _first_line(text: str) -> str:
 
 
 def _with_notes(chosen: Chosen, notes: tuple[str, ...]) -> Chosen:
-    from dataclasses import replace
-
     engine = tuple(plan.Reason(stack=chosen.stack.id, chosen=True, why=f"engine {note}") for note in notes)
     return replace(chosen, reasons=(*chosen.reasons, *engine))
 
@@ -167,11 +173,13 @@ def _reasons(choice: select.Choice, notes: tuple[str, ...]) -> tuple[plan.Reason
 def _container(question: Question, name: EngineName, notes: tuple[str, ...], facts: EngineFacts | None = None) -> Chosen:
     choice = question.choose(name)
     reference = question.image or tags.reference(choice.stack.id, "train", __version__, question.registry)
-    remote = question.image is not None or question.registry is not None
+    pinned = None if question.pinned is None else question.pinned.entry.image
+    unpushed = pinned is not None and pinned.digest is None
+    remote = not unpushed and (question.image is not None or question.registry is not None)
     image = plan.Image(
         reference=reference, source="pull" if remote else "none" if question.hardware.replayed else "build", file=_file(name, reference)
     )
-    built = platform = None
+    built = platform = ident = None
     if question.hardware.replayed:
         facts = ASSUMED[name]
     else:
@@ -182,7 +190,9 @@ def _container(question: Question, name: EngineName, notes: tuple[str, ...], fac
         local = engine.image(reference)
         if local is not None:
             image = plan.Image(reference=reference, digest=local.digest, source="local" if local.local else "pull", file=local.file)
-            built, platform = local.labels.get("fl.lock.sha256"), local.platform
+            built, platform, ident = local.labels.get("fl.lock.sha256"), local.platform, local.id
+        else:
+            image = _by_digest(question, image)
     locked = lock.path(choice.stack.id, "train", question.hardware.platform)
     ours = None if locked is None else lock.sha256(locked)
     other = ("the image was built from another lock than this version of fl has",) if built and built != ours else ()
@@ -198,7 +208,18 @@ def _container(question: Question, name: EngineName, notes: tuple[str, ...], fac
         reasons=_reasons(choice, notes),
         warnings=other,
         image_platform=platform,
+        image_id=ident,
     )
+
+
+def _by_digest(question: Question, image: plan.Image) -> plan.Image:
+    """A pinned image that is not here is pulled by its digest: a tag may have moved."""
+    pinned, reference = None if question.pinned is None else question.pinned.entry.image, image.reference or ""
+    if pinned is None or pinned.digest is None or "@" in reference:
+        return image
+    tail = reference.rsplit("/", 1)[-1]
+    repository = reference[: len(reference) - len(tail)] + tail.split(":")[0]
+    return replace(image, reference=f"{repository}@{pinned.digest}", digest=pinned.digest)
 
 
 def _file(name: EngineName, reference: str) -> str | None:

@@ -17,6 +17,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "recipe": ("fl.commands.recipe:recipe", "Check, show and list recipes."),
     "matrix": ("fl.commands.matrix:matrix", "List, show and check the compatibility matrix."),
     "images": ("fl.commands.images:images", "List, render, lock and build images."),
+    "pin": ("fl.commands.pin:pin", "Write or verify fl.lock: the stack that a project runs on."),
     "audit": ("fl.commands.audit:audit", "Say which model works on which lane, and how we know."),
     "ps": ("fl.commands.runs:ps", "List runs."),
     "logs": ("fl.commands.runs:logs", "Print the log of a run."),

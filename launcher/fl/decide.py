@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl import builtin, inputs, matrix, memory, paths, plan, portability, resolve, settings, wheel
+from fl import builtin, inputs, matrix, memory, paths, pin, plan, portability, resolve, settings, wheel
 from fl.choose_engine import Chosen, choose_engine
 from fl.detect import detect, open_host
 from fl.devices import choose_devices, choose_lane, restrict
@@ -77,7 +77,10 @@ def decide(source: str, overrides: Sequence[str], options: Options) -> Decision:
     chosen, device_notes = choose_devices(hardware, lane, options.devices or recipe.launcher.devices)
     rows = matrix.load()
     facts = _facts(recipe)
-    engine = choose_engine(rows, recipe, hardware, chosen, lane, facts, options, settings.load())
+    pinned = _pinned(rows, recipe, lane, options)
+    engine = choose_engine(rows, recipe, hardware, chosen, lane, facts, options, settings.load(), pinned)
+    if pinned is not None:
+        pin.check_used(pinned, _used(engine, hardware))
     run = run_name(recipe.name)
     folder = paths.runs_home() / run
     config = _config(recipe, run, lane, engine.stack.id, folder)
@@ -95,8 +98,31 @@ def decide(source: str, overrides: Sequence[str], options: Options) -> Decision:
     check_memory(config, facts, hardware, chosen, force=options.force)
     resolve.check_output(config.training.output_dir)
     return _assemble(
-        recipe, config, hardware, chosen, lane, engine, options, folder, adaptations, (*restrictions, *device_notes), rows.sha256
-    )
+        recipe, config, hardware, chosen, lane, engine, options, folder, adaptations,
+        (*restrictions, *device_notes, *_unpinned(pinned, lane)), rows.sha256,
+    )  # fmt: skip
+
+
+def _pinned(rows: matrix.Matrix, recipe: Recipe, lane: LaneName, options: Options) -> pin.Pinned | None:
+    """What the nearest fl.lock says of this lane, where it holds."""
+    pinned = pin.for_lane(Path.cwd(), lane)
+    if pinned is not None:
+        pin.check(pinned, rows, options.stack or recipe.launcher.stack, options.image or recipe.launcher.image)
+    return pinned
+
+
+def _unpinned(pinned: pin.Pinned | None, lane: LaneName) -> tuple[str, ...]:
+    path = None if pinned is not None else pin.find(Path.cwd())
+    return () if path is None else (f"{path} pins nothing for the {lane} lane: `fl pin STACK`",)
+
+
+def _used(engine: Chosen, hardware: Hardware) -> pin.Used:
+    return pin.Used(
+        engine=engine.facts.name, platform=hardware.platform or "", lock_sha256=engine.lock_sha256,
+        differences=[f"{d.name} {d.found or 'missing'} (lock: {d.locked})" for d in engine.differences],
+        reference=engine.image.reference, digest=engine.image.digest, image_id=engine.image_id,
+        local=engine.image.source == "local" and not hardware.replayed,
+    )  # fmt: skip
 
 
 def _locked(engine: Chosen) -> frozenset[str] | None:

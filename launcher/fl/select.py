@@ -299,14 +299,14 @@ def _is_product(name: str | None, products: Sequence[str]) -> bool:
 
 def choose(
     matrix: Matrix, hardware: Hardware, accelerators: Sequence[Accelerator], lane: LaneName, needs: Needs,
-    stack_id: str | None = None, force: bool = False,
+    stack_id: str | None = None, force: bool = False, named_by: str = "--stack was given",
 ) -> Choice:
-    """The row to use: the best that fits, or the one that was named. StackError when none fits, or the named one does not
-    (unless `force`); it tells every check that each row of the lane fails."""
+    """The row to use: the best that fits, or the one that was named (`named_by` says how). StackError when none fits, or the named
+    one does not (unless `force`); it tells every check that each row of the lane fails."""
     found = verdicts(matrix, hardware, accelerators, lane, needs)
     if stack_id is not None:
         named = matrix.stack(stack_id)
-        return _named(matrix, found, named, lane, accelerators, force)
+        return _named(matrix, found, named, lane, accelerators, force, named_by)
     chosen = next((v.stack for v in found if v.chosen), None)
     if chosen is None:
         lines = "\n".join(_line(v) for v in found if v.of_lane) or f"  the matrix has no row for the {lane} lane"
@@ -315,7 +315,7 @@ def choose(
 
 
 def _named(
-    matrix: Matrix, found: Sequence[Verdict], named: Stack, lane: LaneName, accelerators: Sequence[Accelerator], force: bool
+    matrix: Matrix, found: Sequence[Verdict], named: Stack, lane: LaneName, accelerators: Sequence[Accelerator], force: bool, by: str
 ) -> Choice:
     """The choice where a row was asked for by its id."""
     verdict = next(v for v in found if v.stack.id == named.id)
@@ -327,10 +327,10 @@ def _named(
     changed = []
     for one in found:
         if one.stack.id != named.id:
-            why = one.why if not one.fits else (f"fits, but --stack {named.id} was given",)
+            why = one.why if not one.fits else (f"fits, but {by.replace('--stack', f'--stack {named.id}')}",)
             changed.append(Verdict(stack=one.stack, chosen=False, fits=one.fits, why=why, warnings=one.warnings, of_lane=one.of_lane))
         else:
             forced = () if one.fits else tuple(f"forced: {reason}" for reason in one.why)
-            why = ("--stack was given",) if one.fits else ("--stack and --force were given",)
+            why = (by,) if one.fits else (f"{by}, and --force",)
             changed.append(Verdict(stack=one.stack, chosen=True, fits=one.fits, why=why, warnings=(*one.warnings, *forced)))
     return Choice(named, tuple(changed))

@@ -191,3 +191,24 @@ def test_a_caller_without_passwd_entry_owns_what_the_run_makes(place: Path, imag
     assert done.returncode == 0, done.stderr
     owners = {(path.stat().st_uid, path.stat().st_gid) for path in (home / "out").rglob("*")}
     assert owners == {(NOBODY, NOBODY)}
+
+
+def test_a_pinned_image_whose_tag_moved_is_refused(fl: Fl, place: Path, image: str) -> None:
+    mine, run = f"fl-test-pin:{os.getpid()}", ("run", "--engine", "docker", "--dry-run", "--json", "tiny-sft")
+    docker("tag", image, mine)
+    try:
+        pinned = fl("pin", STACK, "--image", mine, "--unproven", cwd=place)
+        assert pinned.returncode == 0, pinned.stderr
+        planned = fl(*run, cwd=place)
+        assert planned.returncode == 0, planned.stderr
+        assert json.loads(planned.stdout)["image"]["reference"] == mine
+        other = subprocess.run(
+            ["docker", "build", "--quiet", "--tag", mine, "-"],
+            input=f"FROM {image}\nLABEL moved=1\n", capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert other.returncode == 0, other.stderr
+        moved = fl(*run, cwd=place)
+        assert moved.returncode == 9 and "its tag is now" in moved.stdout, moved.stdout
+        assert fl("pin", STACK, "--image", "flpy:bookworm", "--unproven", cwd=place).returncode == 7
+    finally:
+        docker("image", "rm", "--force", mine)

@@ -52,7 +52,7 @@ def audit(
         return
     entries = _entries(folder)
     models, one = _wanted(model, entries, rows)
-    found = [c for c in audits.cells(entries, _now(rows), models=models) if lane in (None, c.lane) and stack_id in (None, c.stack)]
+    found = [c for c in audits.cells(entries, now_of(rows), models=models) if lane in (None, c.lane) and stack_id in (None, c.stack)]
     if lane is not None or stack_id is not None:
         _known(lane, stack_id, rows)
     if needs:
@@ -82,7 +82,8 @@ def _missing(folder: Path) -> None:
     raise EvidenceError(f"there is no ledger {folder}", "a folder of records; `fl audit add RUN` makes ./evidence")
 
 
-def _now(rows: Matrix) -> Now:
+def now_of(rows: Matrix) -> Now:
+    """What the records are compared with: the matrix, the locks and the trainer of this fl."""
     from fl import audit as audits
     from fl import wheel
     from fl.images import lock
@@ -151,9 +152,9 @@ def _of_path(path: Path, folder: Path | None, rows: Matrix) -> list[Cell]:
     from fl import matrix as matrices
 
     if path.is_dir():
-        return audits.cells(ledger_index.entries(path), _now(rows))
+        return audits.cells(ledger_index.entries(path), now_of(rows))
     other = matrices.load(path)
-    return audits.cells(_entries(folder), _now(other))
+    return audits.cells(_entries(folder), now_of(other))
 
 
 def _cell_json(cell: Cell) -> dict[str, Any]:

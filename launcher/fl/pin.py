@@ -1,0 +1,240 @@
+"""fl.lock: which stack, lock and image a project runs on, lane by lane, and the evidence for it. `fl run` obeys the nearest one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fl.errors import EvidenceError
+from fl.evidence import canonical, row_sha256
+from fl.matrix import Matrix, Stack
+
+NAME: Final = "fl.lock"
+SCHEMA: Final = 1
+LARGEST: Final = 2**20
+"""Bytes; one lane takes two thousand."""
+
+
+class PinnedImage(BaseModel):
+    """An image, by its digest in a registry, or by its id where it was never pushed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    reference: str
+    digest: str | None = None
+    id: str | None = None
+
+
+class Entry(BaseModel):
+    """One lane of fl.lock."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    stack: str
+    row_sha256: str
+    locks: dict[str, str]
+    """Platform → SHA-256 of its lock."""
+    versions: dict[str, str]
+    """Distribution → version, as the row had them: what a reviewer reads."""
+    image: PinnedImage | None = None
+    evidence: list[str]
+    """Ids of the records that the pin rests on; none with `--unproven`."""
+    sha256: str = ""
+    """Of the rest, so that no field can be altered alone."""
+
+    def sealed(self) -> Entry:
+        """The entry with the hash of its fields."""
+        return self.model_copy(update={"sha256": self.seal()})
+
+    def seal(self) -> str:
+        """SHA-256 of every other field."""
+        return hashlib.sha256(canonical(self.model_dump(mode="json", exclude={"sha256"}))).hexdigest()
+
+
+class File(BaseModel):
+    """The whole of fl.lock."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    schema_: Literal[1]
+    lanes: dict[str, Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """The entry that holds for a run, and the file that it stands in."""
+
+    path: Path
+    lane: str
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Today:
+    """What a stack is made of now."""
+
+    row_sha256: str
+    locks: Mapping[str, str]
+    versions: Mapping[str, str]
+
+
+def today(matrix: Matrix, stack: Stack) -> Today:
+    """The inputs of a stack, from the matrix and the locks that this fl has."""
+    from fl.images import lock
+
+    files = {platform: lock.path(stack.id, "train", platform) for platform in stack.hosts.platforms}
+    locks = {platform: lock.sha256(file) for platform, file in files.items() if file is not None}
+    return Today(row_sha256=row_sha256(matrix, stack), locks=locks, versions=matrix.packages(stack))
+
+
+def make(stack: Stack, now: Today, image: PinnedImage | None, evidence: Sequence[str]) -> Entry:
+    """The entry of a stack as it is today."""
+    return Entry(
+        stack=stack.id, row_sha256=now.row_sha256, locks=dict(now.locks), versions=dict(now.versions), image=image, evidence=list(evidence)
+    ).sealed()
+
+
+def find(start: Path) -> Path | None:
+    """The nearest fl.lock, from a folder upwards."""
+    return next((folder / NAME for folder in (start, *start.parents) if (folder / NAME).is_file()), None)
+
+
+def read(path: Path) -> dict[str, Entry]:
+    """Lane → entry. EvidenceError names what is wrong with a file that was not written by `fl pin`; seals are not looked at here."""
+    remedy = f"git checkout {path}   or: rm {path}; fl pin STACK"
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise EvidenceError(f"{path} is larger than {LARGEST >> 20} MiB, which no fl.lock is", remedy)
+        document = json.loads(content)
+    except OSError as error:
+        raise EvidenceError(f"{path} cannot be read: {error.strerror}", remedy) from error
+    except (ValueError, RecursionError) as error:
+        raise EvidenceError(f"{path} is no JSON: {str(error)[:120]}", remedy) from error
+    if isinstance(document, dict) and isinstance(document.get("schema"), int) and document["schema"] > SCHEMA:
+        raise EvidenceError(f"{path} has schema {document['schema']}, this fl reads up to {SCHEMA}", "a newer fl wrote it: upgrade fl")
+    if isinstance(document, dict):
+        document["schema_"] = document.pop("schema", None)
+    try:
+        return File.model_validate(document).lanes
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join("schema" if part == "schema_" else str(part) for part in first["loc"]) or "the whole"
+        raise EvidenceError(f"{path}: {where}: {first['msg']}", remedy) from error
+
+
+def for_lane(start: Path, lane: str) -> Pinned | None:
+    """What is pinned for a lane at a folder. None: no fl.lock, or it says nothing of this lane."""
+    path = find(start)
+    if path is None:
+        return None
+    entry = read(path).get(lane)
+    return None if entry is None else Pinned(path, lane, entry)
+
+
+def write(path: Path, lane: str, entry: Entry) -> None:
+    """Puts a lane's entry into the file, the others as they were; the file is whole or as before."""
+    lanes = {**(read(path) if path.is_file() else {}), lane: entry}
+    content = {"schema": SCHEMA, "lanes": {name: lanes[name].model_dump(mode="json") for name in sorted(lanes)}}
+    part: str | None = None
+    try:
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=".fl-lock-")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1, sort_keys=False)
+            file.write("\n")
+        Path(part).chmod(0o644)
+        Path(part).replace(path)
+    except OSError as error:
+        if part is not None:
+            Path(part).unlink(missing_ok=True)
+        raise EvidenceError(f"{path} cannot be written: {error.strerror}; it is as it was", f"ls -ld {path.parent}") from error
+
+
+def changes(entry: Entry, matrix: Matrix) -> list[str]:
+    """What is not as it was pinned: seal, stack, row, versions, locks."""
+    found = [] if entry.seal() == entry.sha256 else ["its own hash: a field of it was altered after `fl pin` wrote it"]
+    row = next((stack for stack in matrix.stacks if stack.id == entry.stack), None)
+    if row is None:
+        return [*found, f"the stack: the matrix has no row {entry.stack} any more"]
+    now = today(matrix, row)
+    names = sorted(entry.versions.keys() | now.versions.keys())
+    other = [name for name in names if entry.versions.get(name) != now.versions.get(name)]
+    found += [f"{n}: pinned {entry.versions.get(n) or 'nothing'}, the row has {now.versions.get(n) or 'nothing'}" for n in other]
+    if entry.row_sha256 != now.row_sha256 and not other:
+        found.append(f"the row {entry.stack}: its runtime, base, features or indexes were edited")
+    for platform in sorted(entry.locks.keys() | now.locks.keys()):
+        pinned, has = entry.locks.get(platform), now.locks.get(platform)
+        if pinned != has:
+            found.append(f"the lock for {platform}: pinned {_short(pinned)}, this fl has {_short(has)}")
+    return found
+
+
+def _short(digest: str | None) -> str:
+    return (digest or "none").removeprefix("sha256:")[:12]
+
+
+def check(pinned: Pinned, matrix: Matrix, stack: str | None, image: str | None) -> None:
+    """EvidenceError where the pinned entry does not hold today, or where a run asks for something else."""
+    entry = pinned.entry
+    found = changes(entry, matrix)
+    if stack not in (None, entry.stack):
+        found.append(f"the stack: pinned {entry.stack}, this run asks for {stack}")
+    if image is not None and entry.image is not None and image != entry.image.reference:
+        found.append(f"the image: pinned {entry.image.reference}, this run asks for {image}")
+    refuse(pinned, found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Used:
+    """What a run would use."""
+
+    engine: str
+    platform: str
+    lock_sha256: str | None
+    differences: Sequence[str] = ()
+    """Packages of an interpreter that are not the lock's."""
+    reference: str | None = None
+    digest: str | None = None
+    image_id: str | None = None
+    local: bool = False
+    """The image is here, so its digest or id is known."""
+
+
+def check_used(pinned: Pinned, used: Used) -> None:
+    """EvidenceError where engine, environment or image turned out to be another than the pinned one."""
+    entry, found = pinned.entry, []
+    if used.differences:
+        found.append(f"the interpreter's packages: {', '.join(used.differences[:6])}")
+    elif used.lock_sha256 != entry.locks.get(used.platform):
+        found.append(f"the lock: pinned {_short(entry.locks.get(used.platform))}, the {used.engine} engine has {_short(used.lock_sha256)}")
+    if entry.image is not None and used.local:
+        wanted, has = (entry.image.digest, used.digest) if entry.image.digest else (entry.image.id, used.image_id)
+        if wanted is not None and wanted != has:
+            found.append(f"the image {used.reference}: pinned {_short(wanted)}, its tag is now {_short(has)}")
+    refuse(pinned, found)
+
+
+def refuse(pinned: Pinned, found: Sequence[str]) -> None:
+    """The error of a pin that does not hold, with the two ways out."""
+    if found:
+        lines = "\n".join(f"  {one}" for one in found)
+        raise EvidenceError(
+            f"{pinned.path} pins {pinned.entry.stack} for the {pinned.lane} lane, which does not hold:\n{lines}",
+            f"use what was pinned: the fl, lock and image of that time (git log {pinned.path})\n"
+            f"or pin what is there now: fl pin {pinned.entry.stack}",
+        )
+
+
+def as_json(path: Path, lanes: Mapping[str, Entry], problems: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The document of `fl pin --check --json`."""
+    rows = {lane: {**entry.model_dump(mode="json"), "problems": list(problems.get(lane, ()))} for lane, entry in lanes.items()}
+    return {"schema": 1, "file": str(path), "holds": not any(problems.values()), "lanes": rows}

@@ -1,0 +1,212 @@
+"""fl.lock: written, obeyed, found out when anything of it is altered; proposals of newer stacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ledger_records import record
+
+from fl import ledger, matrix, pin, pin_evidence, wheel
+from fl.audit import now
+from fl.errors import EvidenceError
+from fl.evidence import row_sha256
+from fl.images import lock
+from fl.ledger_index import entry_of
+
+Fl = Callable[..., "subprocess.CompletedProcess[str]"]
+ROWS = matrix.load()
+STACK = ROWS.stack("cpu-torch213")
+DRY = ("run", "--engine", "host", "--dry-run", "tiny-sft")
+
+
+def proof(stack: str = "cpu-torch213", **more: Any) -> dict[str, Any]:
+    """A record that is proof with the inputs of today."""
+    row = ROWS.stack(stack)
+    locks = [lock.path(row.id, "train", platform) for platform in row.hosts.platforms]
+    environment = {"lock_sha256": next(lock.sha256(file) for file in locks if file is not None)}
+    return record(
+        stack=stack, lane=row.lane, trainer_sha256=wheel.code_sha256(), row_sha256=row_sha256(ROWS, row), environment=environment, **more
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path, fl: Fl) -> Path:
+    """A project with a ledger of one proof, pinned."""
+    ledger.add(tmp_path / "evidence", proof())
+    done = fl("pin", "cpu-torch213", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    return tmp_path
+
+
+def alter(project: Path, *keys: str, value: Any) -> None:
+    """Edits a field of the cpu lane by hand."""
+    document = json.loads((project / "fl.lock").read_text(encoding="utf-8"))
+    place = document["lanes"]["cpu"]
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    (project / "fl.lock").write_text(json.dumps(document), encoding="utf-8")
+
+
+def test_run_obeys_the_nearest_one(project: Path, fl: Fl) -> None:
+    below = project / "one" / "two"
+    below.mkdir(parents=True)
+    done = fl(*DRY, cwd=below)
+    assert done.returncode == 0 and f"{project / 'fl.lock'} pins it" in done.stdout, done.stdout
+    (below / "fl.lock").write_text("{}", encoding="utf-8")
+    nearer = fl(*DRY, cwd=below)
+    assert nearer.returncode == 9 and str(below / "fl.lock") in nearer.stderr
+
+
+def test_a_pin_rests_on_proof(tmp_path: Path, fl: Fl) -> None:
+    (tmp_path / "evidence").mkdir()
+    refused = fl("pin", "cpu-torch213", cwd=tmp_path)
+    assert refused.returncode == 9 and "--unproven" in refused.stderr and not (tmp_path / "fl.lock").exists()
+    assert fl("pin", "cpu-torch213", "--unproven", cwd=tmp_path).returncode == 0
+    assert json.loads((tmp_path / "fl.lock").read_text(encoding="utf-8"))["lanes"]["cpu"]["evidence"] == []
+
+
+def test_the_pin_names_its_evidence(project: Path, fl: Fl) -> None:
+    entry = pin.read(project / "fl.lock")["cpu"]
+    assert entry.evidence == [proof()["id"]]
+    shown = json.loads(fl("pin", "--check", "--json", cwd=project).stdout)
+    assert shown["holds"] is True and shown["lanes"]["cpu"]["stack"] == "cpu-torch213"
+
+
+ALTERED: dict[str, tuple[tuple[str, ...], Any, str]] = {
+    "a version": (("versions", "trl"), "1.13.0", "trl: pinned 1.13.0, the row has 1.12.0"),
+    "a version more": (("versions", "vllm"), "0.33.0", "vllm: pinned 0.33.0, the row has nothing"),
+    "the row": (("row_sha256",), "0" * 64, "the row cpu-torch213"),
+    "the lock": (("locks", "linux/amd64"), "0" * 64, "the lock for linux/amd64"),
+    "the stack": (("stack",), "cpu-torch212", "no row cpu-torch212"),
+    "the evidence": (("evidence",), [], "its own hash"),
+    "the image": (("image",), {"reference": "x", "digest": None, "id": "sha256:1"}, "its own hash"),
+    "the hash": (("sha256",), "0" * 64, "its own hash"),
+}
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_every_altered_field_is_found(project: Path, fl: Fl, name: str) -> None:
+    keys, value, message = ALTERED[name]
+    alter(project, *keys, value=value)
+    for words in (DRY, ("pin", "--check")):
+        done = fl(*words, cwd=project)
+        assert done.returncode == 9 and message in done.stderr, done.stderr
+        assert "use what was pinned" in done.stderr and "fl pin" in done.stderr
+
+
+BROKEN = {
+    "no JSON": ("{", "is no JSON"),
+    "another form": ("[]", "the whole"),
+    "a key too many": ('{"schema": 1, "lanes": {}, "x": 1}', "fl.lock: x: "),
+    "a key too few": ('{"schema": 1, "lanes": {"cpu": {"stack": "cpu-torch213"}}}', "lanes.cpu.row_sha256: Field required"),
+    "another kind": ('{"schema": 1, "lanes": {"cpu": 3}}', "lanes.cpu"),
+    "a newer schema": ('{"schema": 2, "lanes": {}}', "has schema 2"),
+    "no schema": ('{"lanes": {}}', "schema"),
+    "deep": ("[" * 100_000, "is no JSON"),
+    "large": (" " * (2**20 + 1), "is larger than"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_file_by_hand_with_errors(tmp_path: Path, fl: Fl, name: str) -> None:
+    text, message = BROKEN[name]
+    (tmp_path / "fl.lock").write_text(text, encoding="utf-8")
+    for words in (DRY, ("pin", "--check"), ("pin", "cpu-torch213", "--unproven")):
+        done = fl(*words, cwd=tmp_path)
+        assert done.returncode == 9 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "fl.lock").read_text(encoding="utf-8") == text
+
+
+def test_escape_sequences_do_not_reach_the_terminal(tmp_path: Path, fl: Fl) -> None:
+    (tmp_path / "fl.lock").write_text('{"schema": 1, "lanes": {"\\u001b[31mred": 1}}', encoding="utf-8")
+    done = fl("pin", "--check", cwd=tmp_path)
+    assert done.returncode == 9 and "\x1b" not in done.stderr
+
+
+def test_a_run_that_asks_for_another_stack_or_image(project: Path, fl: Fl) -> None:
+    done = fl(*DRY, "--stack", "cuda130-torch214", cwd=project)
+    assert done.returncode == 9 and "this run asks for cuda130-torch214" in done.stderr
+
+
+def test_an_interpreter_that_is_not_the_locks(project: Path, fl: Fl) -> None:
+    done = fl(*DRY, "--python", os.environ.get("PYTHON", "/usr/bin/python3"), cwd=project)
+    assert done.returncode == 9 and "the interpreter's packages: " in done.stderr
+
+
+def test_a_lane_that_is_not_pinned_is_said(project: Path, fl: Fl) -> None:
+    document = json.loads((project / "fl.lock").read_text(encoding="utf-8"))
+    document["lanes"] = {"cuda": document["lanes"]["cpu"]}
+    (project / "fl.lock").write_text(json.dumps(document), encoding="utf-8")
+    done = fl(*DRY, cwd=project)
+    assert done.returncode == 0 and "pins nothing for the cpu lane" in done.stdout
+
+
+def test_check_looks_for_the_evidence(project: Path, fl: Fl) -> None:
+    for file in (project / "evidence").rglob("*.json"):
+        file.unlink()
+    done = fl("pin", "--check", cwd=project)
+    assert done.returncode == 9 and "the ledger has no such record" in done.stderr
+    assert fl("pin", "--check", cwd=project.parent).returncode == 9  # no fl.lock there
+
+
+def test_other_lanes_stay_as_they_were(project: Path, fl: Fl) -> None:
+    assert fl("pin", "cuda130-torch214", "--unproven", cwd=project).returncode == 0
+    lanes = pin.read(project / "fl.lock")
+    assert list(lanes) == ["cpu", "cuda"] and lanes["cpu"].evidence == [proof()["id"]]
+
+
+def test_a_disk_that_takes_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (project / "fl.lock").read_bytes()
+
+    def full(*args: Any, **options: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pin.json, "dump", full)
+    with pytest.raises(EvidenceError, match="No space left"):
+        pin.write(project / "fl.lock", "cpu", pin.read(project / "fl.lock")["cpu"])
+    assert (project / "fl.lock").read_bytes() == before and len(list(project.iterdir())) == 2
+
+
+def test_upgrade_proposes_what_was_seen_to_work() -> None:
+    cuda = sorted((s for s in ROWS.stacks if s.lane == "cuda" and s.status != "retired"), key=lambda s: s.train["torch"] or "")
+    old, new = cuda[0], next(s for s in ROWS.stacks if s.id == "cuda130-torch214")
+    entry = pin.make(old, pin.today(ROWS, old), None, [])
+
+    def locks(stack: matrix.Stack) -> frozenset[str]:
+        files = [lock.path(stack.id, "train", platform) for platform in stack.hosts.platforms]
+        return frozenset(lock.sha256(file) for file in files if file is not None)
+
+    current = now(ROWS, wheel.code_sha256(), locks)
+    assert pin_evidence.upgrade("cuda", entry, [], current) is None
+    found = pin_evidence.upgrade("cuda", entry, [entry_of(proof(new.id))], current)
+    assert found is not None and (found.before, found.after) == (old.id, new.id)
+    assert ("torch", old.train["torch"], new.train["torch"]) in found.versions
+    there = pin.make(new, pin.today(ROWS, new), None, [])
+    assert pin_evidence.upgrade("cuda", there, [entry_of(proof(old.id)), entry_of(proof(new.id))], current) is None
+
+
+def test_upgrade_through_the_command(project: Path, fl: Fl) -> None:
+    assert "is the newest that was seen to work" in fl("pin", "--upgrade", cwd=project).stdout
+    assert json.loads(fl("pin", "--upgrade", "--json", cwd=project).stdout)["proposals"] == []
+
+
+def test_a_moved_tag() -> None:
+    image = pin.PinnedImage(reference="fl-train:x", digest="sha256:" + "a" * 64)
+    entry = pin.make(STACK, pin.today(ROWS, STACK), image, [])
+    pinned = pin.Pinned(Path("fl.lock"), "cpu", entry)
+    platform = "linux/amd64"
+
+    def used(digest: str) -> pin.Used:
+        return pin.Used(engine="docker", platform=platform, lock_sha256=entry.locks[platform], reference="fl-train:x",
+                        digest=digest, local=True)  # fmt: skip
+
+    pin.check_used(pinned, used("sha256:" + "a" * 64))
+    with pytest.raises(EvidenceError, match=r"fl-train:x: pinned aaaaaaaaaaaa, its tag is now bbbbbbbbbbbb"):
+        pin.check_used(pinned, used("sha256:" + "b" * 64))
