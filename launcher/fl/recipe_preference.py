@@ -1,4 +1,4 @@
-"""Keys of the stages dpo, orpo, simpo and kto, what does not fit together, and the data they need. Part of recipe_table.py's table."""
+"""Keys of the stages dpo, orpo, simpo and kto, what does not fit together, and the data that they and rm need. Part of recipe_table.py."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 Get = Callable[[str], Any]
 _PAIRS: Final = ("dpo", "orpo", "simpo")
 _STAGES: Final = (*_PAIRS, "kto")
+_COMPARED: Final = (*_PAIRS, "rm")
+"""Stages whose rows hold a better and a worse answer."""
 _ANY = ("stage", _STAGES, "stage: dpo, orpo, simpo and kto")
 _PAIR = ("stage", _PAIRS, "stage: dpo, orpo and simpo")
 _DPO = ("stage", ("dpo",), "stage: dpo")
@@ -62,13 +64,15 @@ def fields(get: Get) -> Preference:
 
 def rule(get: Get) -> Iterator[tuple[str, str]]:
     """What does not fit together, by the key to change."""
-    if get("stage") not in _STAGES:
+    if get("stage") not in (*_STAGES, "rm"):
         return
     for key in ("packing", "neat_packing"):
         if get(key):
             yield key, f"not with stage {get('stage')}: its rows are compared one by one"
     if get("label_smoothing_factor"):
         yield "label_smoothing_factor", "of stage sft; that of stage dpo is dpo_label_smoothing"
+    if get("stage") == "rm":
+        return
     if get("dpo_label_smoothing") and get("pref_loss") != "sigmoid":
         yield "dpo_label_smoothing", f"only with `pref_loss: sigmoid`, not {get('pref_loss')}"
     if get("pref_bco_weight") and get("pref_loss") in ("orpo", "simpo"):
@@ -78,14 +82,15 @@ def rule(get: Get) -> Iterator[tuple[str, str]]:
 def check_datasets(stage: str, found: Sequence[Dataset]) -> None:
     """Refuses data of another kind than the stage compares."""
     for dataset in found:
-        if stage in _PAIRS and not dataset.ranking:
+        if stage in _COMPARED and not dataset.ranking:
             raise RecipeError(
                 f"The data set {dataset.name!r} has no pairs of answers, which stage {stage} compares.",
                 "`ranking: true` and `columns: {chosen: …, rejected: …}` in its dataset_info.json entry, or stage: sft",
             )
-        if stage not in _PAIRS and dataset.ranking:
+        if stage not in _COMPARED and dataset.ranking:
             raise RecipeError(
-                f"The data set {dataset.name!r} holds pairs of answers (`ranking: true`), which stage {stage} cannot use.", "stage: dpo"
+                f"The data set {dataset.name!r} holds pairs of answers (`ranking: true`), which stage {stage} cannot use.",
+                "stage: dpo or rm",
             )
         if stage == "kto" and dataset.columns.kto_tag is None:
             raise RecipeError(

@@ -26,8 +26,8 @@ def _work(get: Get) -> Iterator[tuple[str, str]]:
 
 def _stage(get: Get) -> Iterator[tuple[str, str]]:
     stage = get("stage")
-    if stage in ("rm", "ppo"):
-        yield "stage", f"this version trains pt, sft, dpo, orpo, simpo, kto and grpo, not {stage}"
+    if stage == "ppo":
+        yield "stage", f"this version trains pt, sft, rm, dpo, orpo, simpo, kto and grpo, not {stage}"
     if get("neat_packing") and stage != "sft":
         yield "neat_packing", "only with `stage: sft`"
 

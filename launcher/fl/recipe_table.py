@@ -94,7 +94,7 @@ _DATA: Final = (
 
 _METHOD: Final = (
     Key(name="stage", kind="str", default="sft", choices=STAGES,
-        about="What is trained: pt (plain text), sft (instructions), dpo, orpo, simpo (pairs), kto (liked or not), grpo (rewards)."),
+        about="What is trained: pt (text), sft (instructions), dpo, orpo, simpo, rm (pairs), kto (liked or not), grpo (rewards)."),
     Key(name="finetuning_type", kind="str", default="lora", choices=("lora", "oft", "freeze", "full"), about="Which weights are trained."),
     Key(name="pure_bf16", kind="bool", default=False, about="Weights and optimizer in bf16, without autocast."),
     Key(name="compute_accuracy", kind="bool", default=False, about="Token accuracy in evaluation."),

@@ -270,3 +270,26 @@ def preference_losses() -> list[str]:
         wrong.append("ld_alpha")
     short = log_probabilities(torch.zeros(2, 4, 4)[:, -4:], labels)[0]
     return wrong if abs(short[0].item() + 3 * log(4)) < 1e-5 else [*wrong, "sum"]
+
+
+def scores(folder: str, question: str, answers: list[str]) -> dict[str, Any]:
+    """A reward model used as its README says, by peft, transformers and safetensors alone: what it gives for answers, and its files."""
+    import torch
+    from peft import AutoPeftModelForCausalLM
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    adapter = (Path(folder) / "adapter_config.json").is_file()
+    model = (AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM).from_pretrained(folder).eval()
+    head = load_file(f"{folder}/value_head.safetensors")
+    found = []
+    for answer in answers:
+        talk = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        text = tokenizer.apply_chat_template(talk, tokenize=False).rstrip()
+        batch = tokenizer(text, add_special_tokens=False, return_tensors="pt", return_token_type_ids=False)
+        with torch.no_grad():
+            last = model(**batch, output_hidden_states=True).hidden_states[-1][0, -1]
+            found.append(float(last @ head["v_head.summary.weight"][0] + head["v_head.summary.bias"][0]))
+    others = load_file(f"{folder}/{'adapter_model' if adapter else 'model'}.safetensors")
+    return {"scores": found, "names": {name: list(weight.shape) for name, weight in head.items()}, "others": list(others)}

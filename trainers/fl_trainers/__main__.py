@@ -22,7 +22,7 @@ from fl_trainers.errors import InputError, Stopped, TrainerError, TrainingError
 from fl_trainers.progress import Events, log, start_log, world_size
 from fl_trainers.stop import stop
 
-STAGES = ("pt", "sft", "dpo", "orpo", "simpo", "kto", "grpo")
+STAGES = ("pt", "sft", "rm", "dpo", "orpo", "simpo", "kto", "ppo", "grpo")
 
 
 def main(arguments: list[str]) -> int:

@@ -49,7 +49,7 @@ def model_card(config: Config, metrics: Metrics, *, parameters: int, trained: in
         f"- {method.finetuning_type}",
         f"- {method.stage}",
         "- generated_from_trainer",
-        "pipeline_tag: text-generation",
+        f"pipeline_tag: text-{'classification' if method.stage == 'rm' else 'generation'}",
         "---",
     ]
     names = ", ".join(dataset.name for dataset in config.data.train)
@@ -76,7 +76,10 @@ def model_card(config: Config, metrics: Metrics, *, parameters: int, trained: in
     lines += [f"| {key} | {round(value, 4) if isinstance(value, float) else value} |" for key, value in sorted(metrics.items())]
     if (Path(config.training.output_dir) / "training_loss.png").is_file():
         lines += ["", "![training loss](training_loss.png)"]
-    lines += ["", "## Use", "", "```python", *_use(config, adapter=adapter), "```", ""]
+    if method.stage in ("rm", "ppo"):
+        lines += ["", "## Files", "", "| file | holds |", "|---|---|", *_files(adapter=adapter)]
+    use = [*_use(config, adapter=adapter), *(_score() if method.stage == "rm" else [])]
+    lines += ["", "## Use", "", "```python", *use, "```", ""]
     return "\n".join(lines)
 
 
@@ -115,4 +118,29 @@ def _use(config: Config, *, adapter: bool) -> list[str]:
         "# the adapter finds its base model by the name in adapter_config.json",
         f'model = AutoPeftModelForCausalLM.from_pretrained("{pissa.folder_of(config, here)}")',
         f'tokenizer = AutoTokenizer.from_pretrained("{here}")',
+    ]
+
+
+def _files(*, adapter: bool) -> list[str]:
+    """What of a model with a value head lies where."""
+    adapted = "`adapter_model.safetensors`, `adapter_config.json` | the adapter"
+    weights = adapted if adapter else "`model*.safetensors`, `config.json` | the model"
+    return [
+        f"| {weights} |",
+        "| `value_head.safetensors` | the value head: `v_head.summary.weight` and `v_head.summary.bias`, one number a token |",
+        "| `tokenizer.json`, `chat_template.jinja` | tokenizer and chat template |",
+        "| `trainer_log.jsonl`, `trainer_state.json`, `all_results.json` | losses and results |",
+    ]
+
+
+def _score() -> list[str]:
+    """How an answer is scored, with nothing but what the files hold."""
+    return [
+        "from safetensors.torch import load_file",
+        'head = load_file("value_head.safetensors")  # of this folder',
+        'talk = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]',
+        "text = tokenizer.apply_chat_template(talk, tokenize=False).rstrip()",
+        'batch = tokenizer(text, add_special_tokens=False, return_tensors="pt")',
+        "last = model(**batch, output_hidden_states=True).hidden_states[-1][0, -1]",
+        'score = last @ head["v_head.summary.weight"][0] + head["v_head.summary.bias"][0]',
     ]

@@ -32,7 +32,7 @@ def needed(config: Config) -> set[str]:
     fast = config.run.lane == "cuda" and config.training.speed != "off" and config.method.stage in ("sft", "pt")
     if config.model.liger or arguments.get("use_liger_kernel") or fast:
         names.add("liger_kernel")
-    if config.method.stage not in ("sft", "pt", "dpo", "orpo", "simpo", "kto"):
+    if config.method.stage == "grpo":
         names |= {"datasets", "pandas"}  # TRL imports them
     if config.training.predict_with_generate:
         names |= {"scipy", "sklearn"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from fl_trainers.config import Preference
 from fl_trainers.data.encode import IGNORE
 from fl_trainers.loop import Loop
 from fl_trainers.losses import Anchor
+from fl_trainers.noting import Noting
 
 AVERAGED = ("ipo", "orpo", "simpo")
 """Losses that look at the mean of an answer's log-probabilities; the others at their sum."""
@@ -70,7 +70,7 @@ def kto_loss(settings: Preference, gains: Any, liked: Any, distance: Any) -> Any
     return torch.where(liked, good, bad)
 
 
-class PreferenceLoop(Loop):
+class PreferenceLoop(Noting, Loop):
     """Loop whose batches hold two answers a row. Dropout is off, as LLaMA-Factory has it."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -90,7 +90,6 @@ class PreferenceLoop(Loop):
                 self.reference.model.to(self.device_of_run.dtype)
         inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self._cuts = "logits_to_keep" in inspect.signature(inner.forward).parameters
-        self._noted: dict[str, list[Any]] = {}
         self._running = (0, 0.0)
 
     def _inputs(self, inputs: dict[str, Any], rows: slice = slice(None)) -> dict[str, Any]:
@@ -125,7 +124,7 @@ class PreferenceLoop(Loop):
         if self.settings.ftx > 0:
             losses = losses - self.settings.ftx * means.chunk(2)[0]
         good, bad = (self.settings.beta * part.detach() for part in gains)
-        self._note_all(training, {
+        self.note(training, {
             "rewards/chosen": good, "rewards/rejected": bad, "rewards/margins": good - bad, "rewards/accuracies": (good > bad).float(),
             "logps/chosen": better.detach(), "logps/rejected": worse.detach(),
         })  # fmt: skip
@@ -156,7 +155,7 @@ class PreferenceLoop(Loop):
         if self.settings.ftx > 0 and bool(liked.any()):
             loss = loss - self.settings.ftx * (sums / counts.clamp(min=1))[liked].mean() / liked.sum() * half
         rewards = self.settings.beta * gains.detach()
-        self._note_all(training, {"rewards/chosen": rewards[liked], "rewards/rejected": rewards[~liked], "kl": distance.reshape(1)})
+        self.note(training, {"rewards/chosen": rewards[liked], "rewards/rejected": rewards[~liked], "kl": distance.reshape(1)})
         return loss
 
     def _before(self, model: Any, given: dict[str, Any]) -> Any:
@@ -165,29 +164,3 @@ class PreferenceLoop(Loop):
         if self.reference.adapter:
             self.reference.model = self.accelerator.unwrap_model(model)
         return self.reference.logits(given)
-
-    def _note_all(self, training: bool, values: dict[str, Any]) -> None:
-        for name, value in values.items():
-            pair = torch.stack([value.sum().float(), torch.tensor(float(value.numel()), device=value.device)])
-            self._noted.setdefault(name if training else f"eval_{name}", []).append(pair)
-
-    def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
-        inputs.pop("num_tokens", None)
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs).detach(), None, None
-
-    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """The means of what was noted since the last time, over all processes."""
-        held = next((key[: -len("loss")] for key in logs if key.startswith("eval_") and key.endswith("loss")), "")
-        if held or "loss" in logs:
-            mine = [name for name in sorted(self._noted) if name.startswith("eval_") == bool(held)]
-            for name in mine:
-                total, count = self.accelerator.reduce(torch.stack(self._noted.pop(name)).sum(0), "sum").tolist()
-                logs[held + name.removeprefix("eval_")] = total / count if count else math.nan
-            chosen, rejected = held + "rewards/chosen", held + "rewards/rejected"
-            if chosen in logs:
-                logs[held + "rewards/margins"] = logs[chosen] - logs[rejected]
-            for name in [name for name, value in logs.items() if "rewards/" in name and math.isnan(value)]:
-                del logs[name]
-        super().log(logs, *args, **kwargs)

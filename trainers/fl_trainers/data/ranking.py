@@ -1,4 +1,4 @@
-"""Rows with two answers, a better and a worse one (dpo, orpo, simpo), or with one that was liked or not (kto)."""
+"""Rows with two answers, a better and a worse one (dpo, orpo, simpo, rm), or with one that was liked or not (kto)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fl_trainers.data.formats import Conversation, Report, text_of
 from fl_trainers.data.sources import Row, describe
 from fl_trainers.errors import InputError
 
-PAIRS = ("dpo", "orpo", "simpo")
+PAIRS = ("dpo", "orpo", "simpo", "rm")
 STAGES = (*PAIRS, "kto")
 
 
@@ -26,7 +26,7 @@ def check(dataset: Dataset, found: Iterable[str], stage: str) -> None:
                          "`ranking: true`, `columns: {chosen: …, rejected: …}` in its dataset_info.json entry, or stage: sft")  # fmt: skip
     if stage not in PAIRS:
         if dataset.ranking:
-            raise InputError(f"data set {dataset.name} has `ranking: true`, which stage {stage} cannot use", "use stage dpo")
+            raise InputError(f"data set {dataset.name} has `ranking: true`, which stage {stage} cannot use", "use stage dpo or rm")
         if stage == "kto" and dataset.columns.kto_tag is None:
             raise InputError(f"data set {dataset.name} says of no row whether its answer is liked, which stage kto needs",
                              "`columns: {kto_tag: label}` in its dataset_info.json entry")  # fmt: skip
