@@ -74,6 +74,12 @@ class View:
             self._pause()
             ui.step(f"evaluation: loss {_number(event.get('loss', event.get('eval_loss')))}")
 
+    def _predict(self, event: Mapping[str, Any]) -> None:
+        if not self.quiet:
+            found = ((name, event.get(f"predict_{name}")) for name in _SCORES)
+            scores = [f"{name} {value:.2f}" for name, value in found if isinstance(value, int | float)]
+            ui.step(", ".join([f"predictions: {event.get('rows')} answers", *scores]))
+
     def _save(self, event: Mapping[str, Any]) -> None:
         if not self.quiet:
             self._pause()
@@ -121,7 +127,8 @@ class View:
             self._bar = self._task = None
 
 
-_SHOWN = frozenset({"warning", "model", "data", "step", "eval", "save"})
+_SHOWN = frozenset({"warning", "model", "data", "step", "eval", "predict", "save"})
+_SCORES = ("bleu-4", "rouge-1", "rouge-2", "rouge-l")
 
 
 def _number(value: object) -> str:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from fl import recipe_grpo, recipe_preference
+from fl import recipe_grpo, recipe_predict, recipe_preference
 
 Get = Callable[[str], Any]
 Rule = Callable[[Get], Iterator[tuple[str, str]]]
 
 
 def _work(get: Get) -> Iterator[tuple[str, str]]:
-    if not (get("do_train") or get("do_eval")):
-        yield "do_train", "nothing to do: neither do_train nor do_eval is true; write `do_train: true`"
+    if not (get("do_train") or get("do_eval") or get("do_predict")):
+        yield "do_train", "nothing to do: none of do_train, do_eval and do_predict is true; write `do_train: true`"
     if not get("model_name_or_path"):
         yield "model_name_or_path", "missing: which model? A folder, a hub name, or `builtin/smollm2-135m`"
     if not get("output_dir"):
@@ -157,4 +157,4 @@ def _shapes(get: Get) -> Iterator[tuple[str, str]]:
 
 
 RULES: Final[tuple[Rule, ...]] = (_work, _stage, _data, _weights, _methods, _numbers, _evaluation, _shapes, recipe_grpo.rule,
-                                        recipe_preference.rule)  # fmt: skip
+                                        recipe_predict.rule, recipe_preference.rule)  # fmt: skip

@@ -28,7 +28,7 @@ _OFT = ("finetuning_type", ("oft",), "finetuning_type: oft")
 _ADAPTER = ("finetuning_type", ("lora", "oft"), "finetuning_type: lora and oft")
 _FREEZE = ("finetuning_type", ("freeze",), "finetuning_type: freeze")
 _SFT = ("stage", ("sft",), "stage: sft")
-_PREDICT = ("do_predict", (True,), "do_predict: true")
+_PREDICT = ("predict_with_generate", (True,), "predict_with_generate: true")
 
 _MODEL: Final = (
     Key(name="model_name_or_path", kind="str", about="The model: a folder, a hub name, a .gguf file, or builtin/NAME."),
@@ -127,6 +127,8 @@ _METHOD: Final = (
 )
 
 _GENERATION: Final = (
+    Key(name="predict_with_generate", kind="bool", default=False, about="Evaluate by generated answers too: BLEU-4 and ROUGE."),
+    Key(name="do_predict", kind="bool", default=False, about="Answer all evaluation rows into generated_predictions.jsonl."),
     Key(name="do_sample", kind="bool", default=True, needs=_PREDICT, about="Sample instead of the most likely token."),
     Key(name="temperature", kind="float", default=0.95, low=0, needs=_PREDICT, about="Temperature."),
     Key(name="top_p", kind="float", default=0.7, above=0, high=1, needs=_PREDICT, about="Nucleus."),

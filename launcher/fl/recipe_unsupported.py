@@ -98,7 +98,6 @@ _MODEL: Final = (
 _LATER: Final = (
     *_refused("this version reads all rows before it trains", "bool", streaming=False),
     *_refused("this version tokenizes anew each time", "str", tokenized_path=None),
-    *_refused("this version evaluates by loss only", "bool", predict_with_generate=False, do_predict=False),
     *_ignored("rows are tokenized anew each time", "bool", "overwrite_cache"),
 )
 

@@ -43,7 +43,7 @@ def config(tmp_path: Path) -> Callable[..., Path]:
         }
         arguments.update(parts.pop("arguments", {}))
         for key, value in parts.items():
-            made[key].update(value)
+            made.setdefault(key, {}).update(value)
         path = place / "config.json"
         path.write_text(json.dumps(made))
         return path

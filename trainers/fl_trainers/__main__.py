@@ -160,9 +160,7 @@ class _Run:
 def _refuse_unknown(config: Config) -> None:
     """Keys of the config that other stages and later versions use; silence would be worse than refusal."""
     asked = {
-        "streaming": config.data.streaming, "do_predict": config.training.do_predict,
-        "predict_with_generate": config.training.predict_with_generate,
-        "tokenized_path": config.data.tokenized_path is not None,
+        "streaming": config.data.streaming, "tokenized_path": config.data.tokenized_path is not None,
     }  # fmt: skip
     wanted = [key for key, value in asked.items() if value]
     if wanted:

@@ -26,7 +26,11 @@ def arguments_of(config: Config, device: Device) -> TrainingArguments:
     given = dict(config.training.arguments)
     for name in ("gradient_checkpointing", "gradient_checkpointing_kwargs", "remove_unused_columns", "output_dir", "label_names"):
         given.pop(name, None)  # model.py checkpoints; the others have one right value
+    for name in ("generation_max_length", "generation_num_beams", "sortish_sampler"):
+        given.pop(name, None)  # predict.py reads them
     given.setdefault("report_to", "none")
+    if config.method.early_stopping_steps is not None:
+        given.setdefault("metric_for_best_model", "loss")
     given.setdefault("disable_tqdm", True)
     given.setdefault("dataloader_pin_memory", device.type != "cpu")
     if not config.data.shuffle:
@@ -64,6 +68,8 @@ class Loop(optimizers.Chosen, Trainer):  # type: ignore[misc]
         self.device_of_run = device
         self.tokens_seen = 0
         self._bad_step: Any = None
+        self.judge: Any = None
+        """Measures generated answers in every evaluation."""
         self.fast = fast
         self._steps: Any = None
         self._padded = kwargs["data_collator"]
@@ -146,6 +152,13 @@ class Loop(optimizers.Chosen, Trainer):  # type: ignore[misc]
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         inputs.pop("num_tokens", None)
         return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """With predict_with_generate the scores of the answers stand beside the loss, where early stopping sees them too."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.judge is not None:
+            output.metrics.update(self.judge.scores(metric_key_prefix))
+        return output
 
     @functools.cached_property
     def _flops_a_token(self) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fl_trainers import adapters, artefacts, compare, model, optimizers, pissa, record
+from fl_trainers import adapters, artefacts, compare, metrics, model, optimizers, pissa, predict, record
 from fl_trainers.config import Config
 from fl_trainers.data import pipeline
 from fl_trainers.data.collator import Collator
@@ -46,6 +46,7 @@ class Session:
     before: list[str] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
     follow: Any = None
+    judge: predict.Judge | None = None
 
     @property
     def adapter(self) -> bool:
@@ -64,6 +65,7 @@ def open_model(session: Session) -> None:
     start = time.monotonic()
     adapters.check(config)
     optimizers.check(config)
+    predict.check(config)
     source = model.folder_of(config)
     session.tokenizer = model.load_tokenizer(config, source, pipeline.texts(session.items[0]), session.events)
     plain, digest = model.load_model(config, source, session.tokenizer, session.device)
@@ -133,6 +135,9 @@ def build_loop(session: Session, kind: Any = None, *, apart: bool = False, **mor
     if session.config.method.early_stopping_steps is not None:
         loop.add_callback(EarlyStoppingCallback(early_stopping_patience=session.config.method.early_stopping_steps))
     session.follow.loop = loop
+    if session.config.training.predict_with_generate:
+        session.judge = predict.Judge(session.config, session.tokenizer, session.items[1], loop=loop)
+        loop.judge = session.judge if session.config.training.do_eval else None
     return loop
 
 
@@ -256,6 +261,10 @@ def save_all(session: Session, loop: Any) -> None:
         _compare(session)
         if pissa.converts(config) and config.training.do_train:
             pissa.convert(session.model, session.folder)
+    if session.judge is not None:
+        predicted = predict.run(session.judge, folder, session.events) if config.training.do_predict else {}
+        pipeline.tell(session.judge.report, session.events)
+        session.metrics |= {key: value for key, value in predicted.items() if key.removeprefix("predict_") in metrics.NAMES}
     session.metrics |= {key: value for key, value in held.items() if key == "eval_loss"}
 
 
