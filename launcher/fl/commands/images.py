@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fl import ui
+from fl.commands import images_make, images_ship
 from fl.errors import ImageError, MatrixError
 
 if TYPE_CHECKING:
@@ -18,7 +17,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def images() -> None:
-    """List, render, lock, build and verify images."""
+    """List, render, lock, build, verify and ship images."""
+
+
+for _command in (*images_make.COMMANDS, *images_ship.COMMANDS):
+    images.add_command(_command)
 
 
 def _chosen(matrix: Matrix, ids: tuple[str, ...]) -> list[Stack]:
@@ -140,70 +143,3 @@ def _checked(matrix: Matrix, stack: Stack, flavor: Any, platform: str, text: str
     found = lock.problems(text, matrix.packages(stack, flavor), stack)
     ui.say(f"{title}: {len(lock.parse(text))} packages" + (f", {len(found)} problems" if found else ", agrees with the matrix"))
     return [f"{title}: {one}" for one in found]
-
-
-@images.command()
-@click.argument("stack")
-@click.option("--base", metavar="REF", help="Start from this image instead of the row's.")
-@click.option("--find-links", "links", multiple=True, type=click.Path(exists=True, path_type=Path), help="Wheels that no index has.")
-@click.option("--ca", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Certificates of the site; not kept in the image.")
-@click.option("--json", "as_json", is_flag=True, help="What was built as one JSON document.")
-def build(stack: str, base: str | None, links: tuple[Path, ...], ca: Path | None, as_json: bool) -> None:
-    """Build the image of STACK for this machine's platform with docker buildx."""
-    import time
-
-    from fl import matrix as rows
-    from fl import settings
-    from fl.images import build as building
-    from fl.images.context import Site
-
-    matrix = rows.load()
-    begin = time.monotonic()
-    built = building.build(matrix, matrix.stack(stack), site=Site(base=base, links=links, ca=ca), registry=settings.load().registry)
-    seconds = time.monotonic() - begin
-    if as_json:
-        ui.document({**asdict(built), "seconds": round(seconds, 1)})
-    else:
-        ui.out(f"{built.reference}  {built.id[7:19]}  {built.size / 1e9:.2f} GB  {seconds:.0f} s")
-
-
-@images.command()
-@click.argument("name", metavar="REF|STACK")
-@click.option("--json", "as_json", is_flag=True, help="The findings as one JSON document.")
-def verify(name: str, as_json: bool) -> None:
-    """Check a built image from inside: versions, imports, user, labels, no caches, a tiny training run."""
-    from fl import matrix as rows
-    from fl import settings
-    from fl.images import tags
-    from fl.images import verify as verifying
-
-    matrix = rows.load()
-    stack, reference = _meant(matrix, name)
-    reference = reference or tags.reference(stack.id, registry=settings.load().registry)
-    found = verifying.verify(matrix, stack, reference)
-    if as_json:
-        ui.document({"reference": reference, "stack": stack.id, "problems": found})
-    else:
-        ui.out(f"{reference}: " + (f"{len(found)} problems" if found else "is what its lock and its row say"))
-        for one in found:
-            ui.out(f"  {one}")
-    if found:
-        raise click.exceptions.Exit(ImageError.exit_code)
-
-
-def _meant(matrix: Matrix, name: str) -> tuple[Stack, str | None]:
-    """The row behind a stack id or behind the label of an image; the reference where one was given."""
-    import subprocess
-
-    from fl.images.build import ask_daemon
-
-    if name in {stack.id for stack in matrix.stacks}:
-        return matrix.stack(name), None
-    ask_daemon()
-    done = subprocess.run(["docker", "image", "inspect", name], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ImageError(f"{name} is neither a stack nor an image on this machine", "fl images list")
-    label = (json.loads(done.stdout)[0]["Config"].get("Labels") or {}).get("fl.stack")
-    if label is None:
-        raise ImageError(f"{name} is no image of fl: it has no label fl.stack", "fl images list")
-    return matrix.stack(label), name

@@ -18,3 +18,8 @@ def reference(stack_id: str, flavor: str = "train", version: str = __version__, 
 def moving(stack_id: str, flavor: str = "train", registry: str | None = None) -> str:
     """The name that moves on to each new release."""
     return f"{repository(flavor, registry)}:{stack_id}"
+
+
+def of_platform(name: str, platform: str) -> str:
+    """The name of one platform's image where an index of several stands under `name`: `…-linux-arm64`."""
+    return f"{name}-{platform.replace('/', '-')}"

@@ -1,0 +1,132 @@
+"""`fl images push|tags`: images between this machine and others."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from fl import ui
+from fl.errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    from fl.matrix import Flavor, Matrix, Stack
+
+_FLAVOR = click.option("--flavor", default="train", show_default=True, type=click.Choice(["train", "serve"]), help="What the image is for.")
+_REGISTRY = click.option("--registry", metavar="HOST[/PATH]", help="Instead of the registry of the settings.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+
+
+def _registry(told: str | None) -> str:
+    """The registry of the command line or of the settings; UsageError without one."""
+    from fl import paths, settings
+
+    found = told or settings.load().registry
+    if found is None:
+        file = paths.config_home() / "config.yaml"
+        raise UsageError("no registry is configured", f"--registry HOST/PATH, or `registry: HOST/PATH` in {file}")
+    return found.rstrip("/")
+
+
+def _tell(line: str) -> None:
+    ui.say("  " + ui.clean(line))
+
+
+def _source(matrix: Matrix, name: str, flavor: Flavor, host: str) -> tuple[Stack, Flavor, str]:
+    """The row, the flavor and the image on this machine that a stack's id or a reference means."""
+    from fl.images import publish, tags
+
+    if name not in {stack.id for stack in matrix.stacks} and (":" in name or "/" in name):
+        labels = (publish.local(name).get("Config") or {}).get("Labels") or {}
+        if "fl.stack" not in labels:
+            raise ImageError(f"{name} is no image of fl: it has no label fl.stack", "fl images list")
+        return matrix.stack(labels["fl.stack"]), cast("Flavor", labels.get("fl.flavor", flavor)), name
+    stack = matrix.stack(name)
+    for reference in (tags.reference(stack.id, flavor, registry=host), tags.reference(stack.id, flavor)):
+        try:
+            publish.local(reference)
+        except ImageError:
+            continue
+        return stack, flavor, reference
+    raise ImageError(f"the image {tags.reference(stack.id, flavor)} is not on this machine", f"fl images build {stack.id}")
+
+
+@click.command()
+@click.argument("name", metavar="STACK|REF")
+@_FLAVOR
+@_REGISTRY
+@click.option("--moving", is_flag=True, help="Only the moving name: a branch's build, not a release.")
+@click.option("--read-back", is_flag=True, help="Read every layer back and compare its hash.")
+@click.option("--timeout", default=120.0, show_default=True, type=click.FloatRange(min=1), help="Seconds without a byte: given up.")
+@click.option("--retries", default=2, show_default=True, type=click.IntRange(0, 10), help="Further tries after a failure that may pass.")
+@_JSON
+def push(
+    name: str, flavor: Flavor, registry: str | None, moving: bool, read_back: bool, timeout: float, retries: int, as_json: bool
+) -> None:
+    """Push an image of this machine to the registry, with docker's credentials, and print its digest."""
+    from fl import matrix as rows
+    from fl.images import publish
+    from fl.images import push as pushing
+    from fl.images.ending import interruptible
+
+    matrix, host = rows.load(), _registry(registry)
+    stack, flavor, source = _source(matrix, name, flavor, host)
+    with interruptible("the push"):
+        ui.step(f"push {source} to {host}")
+        done = publish.publish(stack, flavor, source, host, _tell, only_moving=moving, silence=timeout, retries=retries)
+        wrong = pushing.damaged(f"{done.names[0].rsplit(':', 1)[0]}@{done.image.digest}", _tell) if read_back else []
+    if wrong:
+        raise ImageError(
+            f"{done.names[0]} is damaged in the registry {host}:\n" + "\n".join(wrong),
+            "delete the layer there (DELETE /v2/NAME/blobs/DIGEST), then push again: docker does not send what the registry says it has",
+        )
+    if done.missing:
+        ui.warning(f"{done.names[0]} has no {', '.join(done.missing)} of this revision yet")
+    if as_json:
+        ui.document({"schema": 1, "stack": stack.id, "flavor": flavor, **asdict(done)})
+        return
+    for one in done.names:
+        ui.out(f"{one}  {done.digest}  {', '.join(done.platforms)}")
+    ui.say(f"{done.image.size / 1e6:.0f} MB in {done.image.seconds:.0f} s")
+
+
+@click.command()
+@click.argument("stacks", nargs=-1, metavar="[STACK]...")
+@_FLAVOR
+@_REGISTRY
+@click.option("--release", is_flag=True, help="Give what the moving names point at the names of this release, in the registry.")
+@_JSON
+def tags(stacks: tuple[str, ...], flavor: Flavor, registry: str | None, release: bool, as_json: bool) -> None:
+    """List the names of images and what the registry has under them; with --release, name a release there."""
+    from fl import matrix as rows
+    from fl import settings
+    from fl.images import publish
+    from fl.images import tags as naming
+
+    matrix = rows.load()
+    chosen = [matrix.stack(one) for one in stacks] or [stack for stack in matrix.stacks if stack.status != "retired"]
+    if release and not stacks:
+        raise UsageError("a release is named for stacks that are told", "fl images tags STACK --release")
+    host = _registry(registry) if release else registry or settings.load().registry
+    entries = []
+    for stack in chosen:
+        if release:
+            name, _, new = publish.release(stack, flavor, str(host))
+            ui.say(f"{name}: {'named' if new else 'was named already'}")
+        for kind, name in (
+            ("release", naming.reference(stack.id, flavor, registry=host)),
+            ("moving", naming.moving(stack.id, flavor, registry=host)),
+        ):
+            found = publish.look_up(name) if host else {"digest": None, "platforms": []}
+            entries.append({"stack": stack.id, "flavor": flavor, "kind": kind, "name": name, **found})
+    if as_json:
+        ui.document({"schema": 1, "tags": entries})
+        return
+    if not host:
+        ui.say("no registry is configured: names only")
+    lines = [(e["name"], e["kind"], ", ".join(e["platforms"]), e["digest"] or "-") for e in entries]
+    ui.table(("name", "kind", "platforms", "digest"), lines)
+
+
+COMMANDS = (push, tags)
