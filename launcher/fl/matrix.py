@@ -64,6 +64,8 @@ class Stack(Row):
     """`base`: the vendor's image brings torch, which must survive untouched and is not in the lock."""
     index: str | None = None
     """Key of `indexes`: where the lane's own wheels come from; None: the ordinary package index."""
+    exclude_newer: str | None = None
+    """The day (`2026-11-22`) from whose beginning on, in UTC, an upload to the index no longer counts: locking again gives the same."""
     train: dict[str, str | None] = Field(default_factory=dict)
     """Distribution → exact version, beside those of the layer; null: known to be absent."""
     serve: dict[str, str | None] = Field(default_factory=dict)
@@ -73,11 +75,25 @@ class Stack(Row):
     notes: tuple[str, ...] = ()
 
 
+class System(Row):
+    """The operating system of base images: what its wheels may ask for."""
+
+    glibc: str
+    python: str
+    """The Python that its packages bring; a base image whose tag names another one (`py3.12`) brings that."""
+    source: str
+    confidence: Confidence
+
+
 class Index(Row):
     """A wheel index of a vendor."""
 
     title: str
     url: str
+    variant: str | None = None
+    """What its torch is called behind the `+`: METADATA of the same release says the same on every index."""
+    runtime: dict[str, str] = Field(default_factory=dict)
+    """The runtime that its torch is built with, as rows call it."""
     source: str
     confidence: Confidence
 
@@ -165,16 +181,22 @@ class Incompatibility(Row):
     id: str
     lanes: tuple[LaneName, ...] = ()
     platforms: tuple[str, ...] = ()
+    flavors: tuple[Flavor, ...] = ()
+    """The images that the rule is for; none named: all."""
     index: Literal["ordinary", "vendor"] | None = None
     """Whether the rule is for rows that take torch from the ordinary index, or from a vendor's; None: both."""
     when: dict[str, str] = Field(default_factory=dict)
-    """Name → specifier. A name is a distribution, `python`, or a runtime: `cuda`, `rocm`, `cann`."""
+    """Name → specifier. A name is a distribution, `python`, `glibc` (of the base's system), or a runtime: `cuda`, `rocm`, `cann`."""
     requires: dict[str, str | None] = Field(default_factory=dict)
     """Name → specifier that it must satisfy where it is there; null: it must not be there."""
     needs: tuple[str, ...] = ()
     """Distributions that must be there."""
     same: tuple[str, ...] = ()
     """Distributions whose release numbers must be equal."""
+    same_minor: tuple[str, ...] = ()
+    """Names, those that are there, whose first two release numbers must be equal."""
+    vllm_last: dict[str, str] = Field(default_factory=dict)
+    """Model type → the last vLLM that has it: the table `models` must say so."""
     without_arches: tuple[str, ...] = ()
     why: str
     source: str
@@ -187,6 +209,8 @@ class Matrix(Row):
     layers: dict[str, dict[str, str]]
     stacks: tuple[Stack, ...]
     indexes: dict[str, Index] = Field(default_factory=dict)
+    systems: dict[str, System] = Field(default_factory=dict)
+    """Start or part of a base image's reference (`debian:trixie`, `ubuntu22.04`) → its system."""
     drivers: dict[str, Drivers] = Field(default_factory=dict)
     models: dict[str, Family] = Field(default_factory=dict)
     incompatibilities: tuple[Incompatibility, ...] = ()
@@ -218,6 +242,11 @@ class Matrix(Row):
         layer = self.layers[stack.layer] if flavor == "train" else {}
         merged: dict[str, str | None] = {**layer, **own}
         return dict(sorted((name, version) for name, version in merged.items() if version is not None))
+
+    def system(self, stack: Stack) -> System | None:
+        """The system of a row's base image, or None where no one is recorded."""
+        image = stack.base.image.replace(":", "")
+        return next((system for name, system in self.systems.items() if name.replace(":", "") in image), None)
 
     def model_type(self, name: str) -> ModelType | None:
         """What is known of a `model_type`, or None."""

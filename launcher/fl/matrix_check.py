@@ -9,10 +9,11 @@ from typing import Final
 
 from packaging.version import Version
 
+from fl import matrix_rules
 from fl.errors import MatrixError
 from fl.matrix import Drivers, Flavor, Incompatibility, Matrix, Stack
 from fl.matrix_form import Finding, Location, Places, nearest, read_form
-from fl.versions import driver_below, driver_clauses, driver_key, fits, is_specifier, is_version
+from fl.versions import driver_below, driver_clauses, driver_key, is_specifier, is_version
 
 __all__ = ["FEATURES", "Finding", "check"]
 
@@ -24,6 +25,7 @@ _TRAINER: Final = ("torch", "gguf", "matplotlib", "pydantic")
 """What the shared trainer imports beside the layer."""
 _PLATFORMS: Final = ("linux/amd64", "linux/arm64")
 _CHIP: Final = re.compile(r"sm_[0-9]{2,3}|gfx[0-9a-f]{3,4}|ascend[0-9]+[0-9a-z_]*|xe[0-9a-z]*(-[a-z]+)*")
+_DAY: Final = re.compile(r"20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])")
 _PYTHON: Final = re.compile(r"3\.[0-9]{1,2}")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -159,6 +161,8 @@ def _versions(matrix: Matrix, stack: Stack) -> Found:
     for name in _TRAINER:
         if stack.train.get(name) is None:
             yield ("train",), f"{name} is not pinned, and the shared trainer needs it", f'add {name}: "…"'
+    if stack.exclude_newer is not None and not _DAY.fullmatch(stack.exclude_newer):
+        yield ("exclude_newer",), f"'{stack.exclude_newer}' is not a day", 'write e.g. "2026-11-22"'
     if not _PYTHON.fullmatch(stack.python):
         yield ("python",), f"'{stack.python}' is not a Python release", 'write e.g. "3.13"'
     if stack.base.digest is not None and not _DIGEST.fullmatch(stack.base.digest):
@@ -241,45 +245,7 @@ def _pins(matrix: Matrix, stack: Stack) -> Found:
     """Both flavors against every recorded incompatibility."""
     flavors: tuple[Flavor, ...] = ("train", "serve")
     for flavor in flavors:
-        if stack.layer not in matrix.layers or not getattr(stack, flavor):
-            continue
-        pins = {name: version for name, version in matrix.packages(stack, flavor).items() if is_version(version)}
-        values = {**pins, "python": stack.python, **stack.runtime}
-        if not all(is_version(value) for value in values.values()):
-            continue
-        for one in matrix.incompatibilities:
-            if is_rule_for(one, stack, values):
-                for name, message in _broken(one, stack, pins, values):
-                    path = (flavor, name) if name in getattr(stack, flavor) else (flavor,)
-                    yield path, f"{message}: {one.why} ({one.source})", f"see incompatibilities.{one.id}"
-
-
-def is_rule_for(one: Incompatibility, stack: Stack, values: dict[str, str]) -> bool:
-    """Whether a rule speaks of a row. `values`: version by name of package, runtime or python."""
-    origin = None if stack.torch_from == "base" else "ordinary" if stack.index is None else "vendor"
-    return (
-        (not one.lanes or stack.lane in one.lanes)
-        and (not one.platforms or any(platform in one.platforms for platform in stack.hosts.platforms))
-        and (one.index is None or one.index == origin)
-        and all(name in values and is_specifier(wanted) and fits(values[name], wanted) for name, wanted in one.when.items())
-    )
-
-
-def _broken(one: Incompatibility, stack: Stack, pins: dict[str, str], values: dict[str, str]) -> Iterator[tuple[str, str]]:
-    cause = ", ".join(f"{name} {values[name]}" for name in one.when)
-    because = f"with {cause}, " if cause else ""
-    for name, wanted in one.requires.items():
-        if name in values and wanted is None:
-            yield name, f"{because}{name} must not be pinned, found {values[name]}"
-        elif name in values and wanted is not None and is_specifier(wanted) and not fits(values[name], wanted):
-            yield name, f"{because}{name} must be {wanted}, found {values[name]}"
-    for name in one.needs:
-        if name not in pins:
-            yield name, f"{because}{name} must be pinned"
-    releases = {name: Version(pins[name]).release for name in one.same if name in pins}
-    if len(set(releases.values())) > 1:
-        yield next(iter(releases)), f"{' and '.join(f'{name} {pins[name]}' for name in releases)} must be of one release"
-    listed = {chip for chips in (stack.hosts.arches, *stack.hosts.arches_on.values()) for chip in chips}
-    wrong = sorted(listed.intersection(one.without_arches))
-    if wrong:
-        yield "torch", f"{because}{', '.join(wrong)} must not be listed"
+        own = getattr(stack, flavor)
+        if stack.layer in matrix.layers and own:
+            for name, message, rule in matrix_rules.findings(matrix, stack, flavor, matrix.packages(stack, flavor)):
+                yield (flavor, name) if name in own else (flavor,), message, f"see incompatibilities.{rule}"

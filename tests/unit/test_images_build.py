@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from fl import matrix as rows
 from fl import pip_config, wheel
 from fl.commands.images import images
-from fl.errors import EngineError, ImageError, MatrixError
+from fl.errors import EngineError, ImageError
 from fl.images import build, context, inside, lock, verify
 
 MATRIX = rows.load()
@@ -66,15 +66,6 @@ def test_references_carry_the_configured_registry() -> None:
     done = CliRunner().invoke(images, ["list", "--json"], catch_exceptions=False)
     references = {entry["reference"] for entry in json.loads(done.stdout)["images"]}
     assert all(name.startswith("registry.example/team/fl-train:") for name in references)
-
-
-def test_lock_check_reads_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "resolve", None)
-    done = CliRunner().invoke(images, ["lock", "--check"], catch_exceptions=False)
-    assert done.exit_code == 0
-    assert "cpu-torch213 for linux/amd64: 71 packages, agrees with the matrix" in done.output
-    with pytest.raises(MatrixError, match="xpu-torch212 for linux/amd64: no lock"):
-        CliRunner().invoke(images, ["lock", "--check", "xpu-torch212"], catch_exceptions=False)
 
 
 def test_the_command_names_contexts_secrets_and_both_tags(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import click
 
 from fl import ui
 from fl.commands import images_make, images_ship
-from fl.errors import ImageError, MatrixError
+from fl.commands.images_lock import lock as lock_command
+from fl.errors import ImageError
 
 if TYPE_CHECKING:
     from fl.matrix import Matrix, Stack
@@ -22,6 +23,7 @@ def images() -> None:
 
 for _command in (*images_make.COMMANDS, *images_ship.COMMANDS):
     images.add_command(_command)
+images.add_command(lock_command)
 
 
 def _chosen(matrix: Matrix, ids: tuple[str, ...]) -> list[Stack]:
@@ -102,44 +104,3 @@ def _write(target: Path, text: str) -> None:
     except OSError as error:
         raise ImageError(f"{target} cannot be written: {error.strerror}", "fl images render --output DIR") from error
     ui.say(str(target))
-
-
-@images.command("lock")
-@click.argument("stacks", nargs=-1, metavar="[STACK]...")
-@click.option("--check", is_flag=True, help="Compare the locks with the matrix, offline; write nothing.")
-def lock_(stacks: tuple[str, ...], check: bool) -> None:
-    """Resolve the locks of stacks: all, or the named ones. Versions that still fit are kept."""
-    from fl import matrix as rows
-    from fl.images import lock
-    from fl.images import render as rendering
-
-    matrix = rows.load()
-    wrong: list[str] = []
-    for stack in _chosen(matrix, stacks):
-        for flavor in rendering.FLAVORS:
-            for platform in stack.hosts.platforms:
-                found = lock.path(stack.id, flavor, platform)
-                text = found.read_text(encoding="utf-8") if found else None
-                if check:
-                    wrong += _checked(matrix, stack, flavor, platform, text, named=bool(stacks))
-                    continue
-                try:
-                    ui.step(f"{stack.id} for {platform}")
-                    ui.say(str(lock.write(stack, flavor, platform, lock.resolve(matrix, stack, flavor, platform, text))))
-                except MatrixError as error:
-                    wrong.append(error.message)
-    if wrong:
-        raise MatrixError("\n".join(wrong), "fl images lock" if check else "")
-
-
-def _checked(matrix: Matrix, stack: Stack, flavor: Any, platform: str, text: str | None, named: bool) -> list[str]:
-    """Findings about one lock; an absent one is a finding only where its stack was named."""
-    from fl.images import lock
-
-    title = f"{stack.id} for {platform}"
-    if text is None:
-        ui.say(f"{title}: no lock")
-        return [f"{title}: no lock"] if named else []
-    found = lock.problems(text, matrix.packages(stack, flavor), stack)
-    ui.say(f"{title}: {len(lock.parse(text))} packages" + (f", {len(found)} problems" if found else ", agrees with the matrix"))
-    return [f"{title}: {one}" for one in found]

@@ -25,13 +25,19 @@ _TICK: Final = 0.2
 
 
 def key(lock: Path, python_version: str) -> str:
-    """Name of the environment's folder: the lock's bytes, the Python and the platform."""
-    try:
-        content = lock.read_bytes()
-    except OSError as error:
-        raise MatrixError(f"The lock {lock} cannot be read: {error.strerror}", "fl images lock") from error
+    """Name of the environment's folder: what the lock installs, the Python and the platform."""
+    content = _content(lock)
     text = f"{python_version} {sys.platform} {platform.machine()} {platform.libc_ver()[0]}\n".encode()
     return hashlib.sha256(text + content).hexdigest()[:16]
+
+
+def _content(lock: Path) -> bytes:
+    """The lock without its comments: an environment stays good when only what the lock says of itself changes."""
+    try:
+        lines = lock.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise MatrixError(f"The lock {lock} cannot be read: {error.strerror}", "fl images lock") from error
+    return b"".join(line for line in lines if not line.startswith(b"#"))
 
 
 def location(lock: Path, python_version: str) -> Path:
@@ -98,7 +104,7 @@ def _whole(folder: Path, lock: Path) -> bool:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         python = folder / "bin/python"
         return bool(
-            marker["lock_sha256"] == hashlib.sha256(lock.read_bytes()).hexdigest()
+            marker["lock_sha256"] == hashlib.sha256(_content(lock)).hexdigest()
             and marker["python"] == os.path.realpath(python)
             and os.access(python, os.X_OK)
             and marker["packages"] == _packages(folder)
@@ -147,7 +153,7 @@ def _mark(folder: Path, lock: Path) -> None:
     """Written last, and on the disk only when everything before it is."""
     marker = {
         "schema": 1,
-        "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
+        "lock_sha256": hashlib.sha256(_content(lock)).hexdigest(),
         "python": os.path.realpath(folder / "bin/python"),
         "packages": _packages(folder),
     }

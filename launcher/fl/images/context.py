@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from fl import pip_config, wheel
 from fl.errors import EngineError, MatrixError
-from fl.images import lock, render
+from fl.images import lock, lock_check, render
 
 if TYPE_CHECKING:
     from fl.matrix import Flavor, Matrix, Stack
@@ -102,14 +102,15 @@ def take_uv(folder: Path) -> None:
     (folder / "uv").chmod(0o755)
 
 
-def need_lock(stack: Stack, flavor: Flavor, platform: str) -> Path:
-    """The lock of an image; MatrixError where there is none: it cannot be built, and nothing stands in for it."""
-    found = lock.path(stack.id, flavor, platform)
+def need_lock(stack: Stack, flavor: Flavor, platform: str, *, allow_unlocked: bool = False) -> Path:
+    """The lock of an image; MatrixError where there is none or a partial one: it cannot be built, and nothing stands in for it."""
+    found = lock.path(stack.id, flavor, platform, partial=True)
     if found is None:
         where = f"the index {stack.index}" if stack.index else "its package index"
         raise MatrixError(
             f"{stack.id} has no lock for {platform}: it can be made where {where} can be reached", f"fl images lock {stack.id}"
         )
+    lock_check.refuse_partial(found, stack.id, allow=allow_unlocked)
     return found
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,10 +16,9 @@ if TYPE_CHECKING:
 
 BUILD_CONSTRAINTS: Final = paths.IMAGES / "common" / "build-constraints.txt"
 """Hashed build dependencies of the packages that are source only (DeepSpeed)."""
-SOURCE_ONLY: Final = ("deepspeed",)
-"""Everything else is installed from wheels."""
-_PYTHON_PLATFORM: Final = {"linux/amd64": "x86_64-manylinux_2_28", "linux/arm64": "aarch64-manylinux_2_28"}
-_VENDOR: Final = frozenset({"torch", "triton"})
+SOURCE_ONLY: Final = ("deepspeed", "flash-attn")
+"""Packages without wheels on the index, whose metadata stand in `common/dependency-metadata.toml`. All others come as wheels."""
+VENDOR: Final = frozenset({"torch", "triton"})
 """What a base image with the vendor's torch brings, and no lock may replace."""
 _CUDA: Final = re.compile(r"nvidia-(?!ml-py).*|cuda-.*")
 _RUNTIME: Final = re.compile(rf"torch|torch-npu|(pytorch-)?triton.*|{_CUDA.pattern}|(intel|onemkl|oneccl|dpcpp|impi)-.*|mkl|tbb|tcmlib|umf")
@@ -40,10 +36,21 @@ def filename(stack: str, flavor: str, platform: str) -> str:
     return f"{stack}.{flavor}.{platform.replace('/', '-')}.txt"
 
 
-def path(stack: str, flavor: str, platform: str) -> Path | None:
-    """The lock of an image, or None: it has not been made (`fl images lock` says why it cannot be)."""
+def path(stack: str, flavor: str, platform: str, *, partial: bool = False) -> Path | None:
+    """The lock of an image, or None: it has not been made (`fl images lock` says why it cannot be).
+
+    `partial`: also one that lacks packages whose index could not be reached. Such a lock makes no image and no environment by itself.
+    """
     found = sorted(paths.IMAGES.glob(f"*/locks/{filename(stack, flavor, platform)}"))
-    return found[0] if found else None
+    return found[0] if found and (partial or not is_partial(found[0].read_text(encoding="utf-8"))) else None
+
+
+def is_partial(text: str) -> bool:
+    """Whether the header lists packages that are not locked."""
+    from fl.images import lock_header
+
+    header = lock_header.parse(text)
+    return header is not None and header.partial
 
 
 def sha256(file: Path) -> str:
@@ -67,7 +74,7 @@ def problems(text: str, pins: Mapping[str, str], stack: Stack) -> list[str]:
     """
     found = []
     versions = parse(text)
-    vendor = _VENDOR if stack.torch_from == "base" else frozenset()
+    vendor = VENDOR if stack.torch_from == "base" else frozenset()
     for name, wanted in pins.items():
         have = versions.get(normalize(name), "")
         local = stack.index is not None and have.startswith(f"{wanted}+")
@@ -96,64 +103,21 @@ def inputs(pins: Mapping[str, str], own: list[str]) -> str:
     return "".join(f"{line}\n" for line in sorted([f"{name}=={version}" for name, version in pins.items()]) + own)
 
 
-def _metadata(torch_from: str) -> str:
-    common = paths.IMAGES / "common"
-    text = (common / "dependency-metadata.toml").read_text(encoding="utf-8")
-    return text + ((common / "vendor-torch.toml").read_text(encoding="utf-8") if torch_from == "base" else "")
-
-
 def resolve(matrix: Matrix, stack: Stack, flavor: Flavor, platform: str, previous: str | None = None) -> str:
-    """The text of a lock, resolved against the indexes that pip uses on this machine, then with the vendor's index that the row
-    names. Metadata only, nothing is installed.
+    """The whole text of a lock, header and all; see `lock_resolve`. Raises MatrixError with the resolver's reason.
 
-    `previous`: a lock whose versions are kept where they still fit. Raises MatrixError with the resolver's reason.
+    `previous`: a lock whose versions are kept where they still fit.
     """
-    pins = matrix.packages(stack, flavor)
-    places = [None, *([matrix.indexes[stack.index].url] if stack.index else [])]
-    reasons = []
-    for place in places:
-        try:
-            text = _compile(stack, pins, platform, previous, place)
-        except MatrixError as error:
-            reasons.append(error.message)
-            continue
-        wrong = problems(text, pins, stack)
-        if not wrong:
-            return text
-        reasons.append("; ".join(wrong))
-    raise MatrixError(f"no lock for {stack.id} on {platform}: " + "; then, with the row's own index: ".join(reasons), "fl images list")
+    from fl.images import lock_resolve
+
+    return lock_resolve.resolve(matrix, stack, flavor, platform, previous)
 
 
 def _compile(stack: Stack, pins: Mapping[str, str], platform: str, previous: str | None, index: str | None) -> str:
-    """Runs the resolver in a folder of its own, so that no project file around has a say."""
-    from uv import find_uv_bin
+    """The packages alone, of whatever day. MatrixError with the resolver's reason."""
+    from fl.images import lock_resolve
 
-    from fl import pip_config, wheel
-
-    told = {"UV_PYTHON_DOWNLOADS": "never", **pip_config.uv_environment(os.environ, local_indexes=False)}
-    if index is not None:
-        told |= {"UV_EXTRA_INDEX_URL": f"{index} {told.get('UV_EXTRA_INDEX_URL', '')}".strip(), "UV_INDEX_STRATEGY": "unsafe-best-match"}
-    command = [find_uv_bin(), "pip", "compile", "--quiet", "--config-file", "uv.toml", "--generate-hashes", "--no-header", "--no-annotate"]
-    command += ["--python-version", stack.python, "--python-platform", _PYTHON_PLATFORM[platform], *pip_config.uv_flags(os.environ)]
-    if stack.torch_from == "base":
-        command += [word for package in sorted(_VENDOR) for word in ("--no-emit-package", package)]
-    with tempfile.TemporaryDirectory(prefix="fl-lock-") as name:
-        folder = Path(name)
-        (folder / "in.txt").write_text(inputs(pins, wheel.requirements()), encoding="utf-8")
-        (folder / "uv.toml").write_text(_metadata(stack.torch_from), encoding="utf-8")
-        if previous is not None:
-            (folder / "lock.txt").write_text(previous, encoding="utf-8")
-        command += ["in.txt", "-o", "lock.txt"]
-        done = subprocess.run(command, cwd=folder, env={**os.environ, **told}, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise MatrixError(_reason(done.stderr))
-        return (folder / "lock.txt").read_text(encoding="utf-8")
-
-
-def _reason(stderr: str) -> str:
-    """The resolver's last words on one line."""
-    words = " ".join(stderr.split())
-    return words[-600:] if words else "the resolver said nothing"
+    return lock_resolve.ask(lock_resolve.Question(stack=stack, pins=pins, platform=platform, previous=previous), index)
 
 
 def write(stack: Stack, flavor: str, platform: str, text: str) -> Path:

@@ -1,0 +1,130 @@
+"""`fl images lock`: resolve the locks of images, or prove that they belong to their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fl import ui
+from fl.errors import MatrixError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fl.matrix import Flavor, Matrix, Stack
+
+
+@dataclass(slots=True)
+class Locked:
+    """One lock: what was found or made."""
+
+    stack: Stack
+    flavor: Flavor
+    platform: str
+    file: Path | None = None
+    packages: int = 0
+    state: str = "absent"
+    """complete, partial, absent or failed."""
+    unlocked: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    changed: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.stack.id} {self.flavor} {self.platform}"
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "stack": self.stack.id, "flavor": self.flavor, "platform": self.platform, "file": self.file.name if self.file else None,
+            "state": self.state, "packages": self.packages, "unlocked": self.unlocked, "problems": self.problems, "changed": self.changed,
+        }  # fmt: skip
+
+
+@click.command("lock")
+@click.argument("stacks", nargs=-1, metavar="[STACK]...")
+@click.option("--flavor", type=click.Choice(["train", "serve"]), help="Only this one.")
+@click.option("--platform", "platforms", multiple=True, metavar="P", help="Only this one, e.g. linux/arm64.")
+@click.option("--check", is_flag=True, help="Prove offline that the locks belong to their rows and satisfy them; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="What was found or made as one JSON document.")
+def lock(stacks: tuple[str, ...], flavor: Flavor | None, platforms: tuple[str, ...], check: bool, as_json: bool) -> None:
+    """Resolve the locks of stacks: all, or the named ones. The same again until the row or its exclude_newer changes."""
+    from fl import matrix as rows
+
+    matrix = rows.load()
+    found = list(_wanted(matrix, stacks, flavor, platforms))
+    for one in found:
+        if check:
+            _check(matrix, one, named=bool(stacks))
+        else:
+            ui.step(one.title)
+            _resolve(matrix, one)
+        ui.say(_line(one))
+    problems = [f"{one.file.name if one.file else one.title}: {text}" for one in found for text in one.problems]
+    if as_json and not problems:
+        ui.document({"schema": 1, "locks": [one.document() for one in found]})
+    if problems:
+        raise MatrixError("\n".join(problems), "fl images lock STACK   makes it again" if check else "")
+
+
+def _wanted(matrix: Matrix, ids: tuple[str, ...], flavor: Flavor | None, platforms: tuple[str, ...]) -> Iterator[Locked]:
+    """The locks that are meant. MatrixError for a platform that no row has, or that a named row has not."""
+    from fl.images import render
+
+    chosen = [matrix.stack(name) for name in ids] or [stack for stack in matrix.stacks if stack.status != "retired"]
+    known = sorted({name for stack in chosen for name in stack.hosts.platforms})
+    for platform in platforms:
+        if platform not in known:
+            raise MatrixError(f"no image for {platform}; known: {', '.join(known)}", "fl images list")
+    for stack in chosen:
+        for one in render.FLAVORS:
+            if flavor in (None, one):
+                yield from (Locked(stack, one, name) for name in stack.hosts.platforms if not platforms or name in platforms)
+
+
+def _describe(one: Locked, text: str) -> None:
+    from fl.images import lock as locks
+    from fl.images import lock_header
+
+    header = lock_header.parse(text)
+    one.packages = len(locks.parse(text))
+    one.unlocked = [f"{missing.name}=={missing.version}: {missing.reason}" for missing in header.unlocked] if header else []
+    one.state = "partial" if one.unlocked else "complete"
+
+
+def _check(matrix: Matrix, one: Locked, *, named: bool) -> None:
+    """An absent lock is a problem only where its stack was named."""
+    from fl.images import lock as locks
+    from fl.images import lock_check
+
+    one.file = locks.path(one.stack.id, one.flavor, one.platform, partial=True)
+    if one.file is None:
+        one.problems = ["no lock"] if named else []
+        return
+    text = one.file.read_text(encoding="utf-8")
+    _describe(one, text)
+    one.problems = lock_check.findings(matrix, one.stack, one.flavor, one.platform, text)
+
+
+def _resolve(matrix: Matrix, one: Locked) -> None:
+    from fl.images import lock as locks
+
+    before = locks.path(one.stack.id, one.flavor, one.platform, partial=True)
+    old = before.read_text(encoding="utf-8") if before else None
+    try:
+        text = locks.resolve(matrix, one.stack, one.flavor, one.platform, None if one.stack.exclude_newer else old)
+    except MatrixError as error:
+        one.state, one.problems = "failed", [error.message]
+        return
+    _describe(one, text)
+    one.changed = text != old
+    one.file = locks.write(one.stack, one.flavor, one.platform, text)
+
+
+def _line(one: Locked) -> str:
+    if one.state in ("absent", "failed"):
+        return f"  {one.title}: {'no lock' if one.state == 'absent' else 'could not be locked'}"
+    extra = [one.state, *one.unlocked, *([f"{len(one.problems)} problems"] if one.problems else [])]
+    return f"  {one.title}: {one.packages} packages, {', '.join(extra)}" + (", changed" if one.changed else "")
