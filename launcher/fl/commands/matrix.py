@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fl import ui
+from fl.commands.matrix_update import update
 
 if TYPE_CHECKING:
     from fl.hardware import Accelerator, Hardware, LaneName
@@ -19,7 +20,10 @@ _json = click.option("--json", "as_json", is_flag=True, help="One JSON document 
 
 @click.group()
 def matrix() -> None:
-    """List, show and check the compatibility matrix."""
+    """List, show, check and update the compatibility matrix."""
+
+
+matrix.add_command(update)
 
 
 @matrix.command("list")

@@ -1,0 +1,109 @@
+"""`fl matrix update`: newer versions for rows; dry unless told to write."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fl import ui
+
+if TYPE_CHECKING:
+    from fl.matrix import Matrix, Stack
+    from fl.matrix_update import Proposal
+
+
+@click.command()
+@click.argument("stacks", nargs=-1, metavar="[STACK]...")
+@click.option("--layer", metavar="NAME", help="The libraries that rows share, instead of those that a row pins itself.")
+@click.option("--fresh", is_flag=True, help="Also packages that no row pins.")
+@click.option("--write", "writing", is_flag=True, help="Write matrix.yaml, comments kept, and the locks.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def update(stacks: tuple[str, ...], layer: str | None, fresh: bool, writing: bool, as_json: bool) -> None:
+    """Look for newer versions that the rules of the matrix allow, lock again, and say what changes. Writes nothing without --write.
+
+    All rows without STACK. Ends with 8 when a row cannot be resolved.
+    """
+    from fl import matrix_update as updating
+    from fl.errors import MatrixError, UsageError
+    from fl.matrix import load
+
+    matrix = load()
+    if layer is not None and stacks:
+        raise UsageError("--layer locks every row of the layer again; it takes no STACK", f"fl matrix update --layer {layer}")
+    resolve, make = updating.resolver(matrix), updating.locker(fresh=fresh)
+    found = []
+    for title, target in _targets(matrix, stacks, layer):
+        ui.step(f"{title}: looking for newer versions")
+        found.append(updating.of_layer(matrix, title, resolve, make) if target is None else updating.of_row(matrix, target, resolve, make))
+    written = updating.write(found) if writing else []
+    if as_json:
+        ui.document({"schema": 1, "proposals": [_json(one) for one in found], "written": written})
+    else:
+        for one in found:
+            _print(one)
+        _print_end(found, written, writing)
+    refused = [f"{one.title}: {one.refused}" for one in found if one.refused]
+    if refused and not as_json:
+        raise MatrixError("\n".join(refused), "fl images lock STACK   says the same with the versions of now")
+    if refused:
+        raise click.exceptions.Exit(MatrixError.exit_code)
+
+
+def _targets(matrix: Matrix, stacks: tuple[str, ...], layer: str | None) -> list[tuple[str, Stack | None]]:
+    if layer is not None:
+        return [(layer, None)]
+    rows = [matrix.stack(name) for name in stacks] or [stack for stack in matrix.stacks if stack.status != "retired"]
+    return [(stack.id, stack) for stack in rows]
+
+
+def _json(one: Proposal) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from fl import matrix_update as updating
+
+    locks = [
+        {"stack": c.stack.id, "platform": c.platform, "new": c.before is None, "packages": [asdict(x) for x in c.difference]}
+        for c in one.locks
+    ]
+    return {
+        "title": one.title, "outcome": "refused" if one.refused else "newer" if one.changes else "current", "refused": one.refused,
+        "changes": [asdict(c) for c in one.changes], "held": [asdict(h) for h in one.held],
+        "locks": locks, "unlocked": [asdict(u) for u in one.unlocked],
+        "dockerfiles": updating.dockerfiles(one), "models": updating.models(one), "look_at": updating.left_over(one),
+    }  # fmt: skip
+
+
+def _print(one: Proposal) -> None:
+    from fl import matrix_update as updating
+    from fl.images import lock
+
+    ui.out(ui.paint(one.title, "bold") + ("" if one.changes or one.refused else ": nothing newer that fits"))
+    for change in one.changes:
+        ui.out(f"  {change.name} {change.before} → {change.after}")
+    for held in one.held:
+        ui.out(f"  held: {held.name} {held.version}: {held.reason}")
+    for place in one.unlocked:
+        ui.out(f"  not locked: {ui.clean(str(place))}")
+    for locked in one.locks:
+        moved = [f"{c.name} {c.before or '(new)'} → {c.after or '(gone)'}" for c in locked.difference]
+        ui.out(f"  lock for {locked.stack.id}, {locked.platform}: {len(moved)} of {len(lock.parse(locked.after))} packages change")
+        for text in moved:
+            ui.out(f"    {text}")
+    if patch := updating.dockerfiles(one):
+        ui.out("  Dockerfile:")
+        ui.out("\n".join(f"    {line}" for line in patch.splitlines()))
+    for model in updating.models(one):
+        ui.out(f"  {model['model']} on {model['stack']}: {model['before']} → {model['after']}: {model['why']}")
+    for line in updating.left_over(one):
+        ui.out(f"  look at {line}")
+
+
+def _print_end(found: list[Proposal], written: list[str], writing: bool) -> None:
+    newer = [one for one in found if one.changes]
+    for name in written:
+        ui.say(f"written: {name}")
+    if newer and not writing:
+        ui.say("nothing is written; --write does")
+    if newer:
+        ui.say("a row with other pins is not proven: train with it (`fl run --stack ID`), then let status and confidence say so")

@@ -1,0 +1,336 @@
+"""Newer versions for rows: looked for by the resolver, held to the matrix's rules, locked again. Only `write` writes.
+
+A version moves within its major release, torch within the minor one that the row's id names. What a resolver cannot read without
+building (`lock.SOURCE_ONLY`) stays. A version that a rule of the matrix forbids is left out and the next lower one is looked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from packaging.version import Version
+
+from fl import audit, matrix_edit, paths
+from fl.errors import MatrixError
+from fl.images import lock, render
+from fl.matrix import Matrix, Stack, parse
+from fl.matrix_check import check
+from fl.matrix_form import Location
+
+FLAVOR: Final = "train"
+_BY_MINOR: Final = frozenset({"torch", "torch-npu"})
+"""A row is for one minor release of these: another one is another row."""
+_ROUNDS: Final = 12
+
+Resolve = Callable[[Stack, Mapping[str, str], str], Mapping[str, str]]
+"""(row, distribution → what follows `==`, platform) → distribution → version. MatrixError with the resolver's reason."""
+Lock = Callable[[Matrix, Stack, str, str | None], str]
+"""(matrix, row, platform, lock of before) → text of the lock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One pin: `name` in the row, or in its layer."""
+
+    name: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A newer version that is there and was not taken."""
+
+    name: str
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LockChange:
+    """What becomes of one lock. `before` is None where there was none."""
+
+    stack: Stack
+    platform: str
+    before: str | None
+    after: str
+
+    @property
+    def difference(self) -> list[Change]:
+        """Packages whose version is another; an empty text where there is none."""
+        old, new = lock.parse(self.before or ""), lock.parse(self.after)
+        return [Change(n, old.get(n, ""), new.get(n, "")) for n in sorted(old | new) if old.get(n) != new.get(n)]
+
+
+@dataclass(frozen=True, slots=True)
+class Unlocked:
+    """A platform that the indexes of this machine cannot resolve, and why."""
+
+    stack: str
+    platform: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.stack} for {self.platform}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """What an update would do to a row, or to a layer and all its rows."""
+
+    title: str
+    changes: tuple[Change, ...] = ()
+    held: tuple[Held, ...] = ()
+    locks: tuple[LockChange, ...] = ()
+    unlocked: tuple[Unlocked, ...] = ()
+    refused: str | None = None
+    edits: Mapping[Location, str] = field(default_factory=dict)
+    before: Matrix
+    after: Matrix
+
+    @property
+    def rows(self) -> tuple[tuple[Stack, Stack], ...]:
+        """Rows whose packages change, as they were and as they would be."""
+        pairs = ((old, self.after.stack(old.id)) for old in self.before.stacks)
+        return tuple((o, n) for o, n in pairs if o != n or self.before.packages(o) != self.after.packages(n))
+
+
+def of_row(matrix: Matrix, stack: Stack, resolve: Resolve, make: Lock) -> Proposal:
+    """Newer versions of the packages that a row pins itself."""
+    table: Location = ("stacks", matrix.stacks.index(stack), FLAVOR)
+    fixed = {*lock.SOURCE_ONLY, *(("torch", "triton") if stack.torch_from == "base" else ())}
+    own = {name: version for name, version in stack.train.items() if version is not None and name not in fixed}
+    return _propose(matrix, stack.id, (stack,), table, own, resolve, make)
+
+
+def of_layer(matrix: Matrix, name: str, resolve: Resolve, make: Lock) -> Proposal:
+    """Newer versions of the libraries that rows share: what every row of the layer can have. Every row is locked again."""
+    if name not in matrix.layers:
+        near = difflib.get_close_matches(name, list(matrix.layers), 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise MatrixError(f"no layer is called '{name}'.{hint}", f"known layers: {', '.join(matrix.layers)}")
+    rows = tuple(s for s in matrix.stacks if s.layer == name and s.status != "retired")
+    return _propose(matrix, f"layer {name}", rows, ("layers", name), matrix.layers[name], resolve, make)
+
+
+def _propose(
+    matrix: Matrix, title: str, rows: tuple[Stack, ...], table: Location, pins: Mapping[str, str], resolve: Resolve, make: Lock
+) -> Proposal:
+    excluded: dict[str, set[str]] = {}
+    held: list[Held] = []
+    unreached: list[Unlocked] = []
+    for _ in range(_ROUNDS):
+        try:
+            found, unreached = _newest(matrix, rows, pins, excluded, resolve)
+        except MatrixError as error:
+            return Proposal(title=title, refused=error.message, held=tuple(held), before=matrix, after=matrix)
+        changed = {name: version for name, version in found.items() if version != pins[name]}
+        wrong = _forbidden(matrix, table, changed)
+        if not wrong:
+            return _locked(matrix, title, rows, table, pins, changed, held, unreached, make)
+        for name, version, reason in wrong:
+            excluded.setdefault(name, set()).add(version)
+            held.append(Held(name, version, reason))
+    refused = f"no versions that the rules allow in {_ROUNDS} tries"
+    return Proposal(title=title, refused=refused, held=tuple(held), before=matrix, after=matrix)
+
+
+def loosened(pins: Mapping[str, str], loose: Iterable[str], excluded: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """What follows `==` for the resolver: a prefix of the release, not older than now, without what a rule forbids. Pure."""
+    wanted = dict(pins)
+    for name in loose:
+        version = Version(pins[name])
+        kept = version.release[: 2 if name in _BY_MINOR else 1]
+        prefix = ".".join(str(part) for part in kept) + ".*"
+        wanted[name] = ",".join([prefix, f">={version.public}", *(f"!={one}" for one in sorted(excluded.get(name, ())))])
+    return wanted
+
+
+def _newest(
+    matrix: Matrix, rows: tuple[Stack, ...], pins: Mapping[str, str], excluded: Mapping[str, Iterable[str]], resolve: Resolve
+) -> tuple[dict[str, str], list[Unlocked]]:
+    """The newest versions that every platform of every row can have, and the platforms that could not be asked. MatrixError: none could."""
+    best: dict[str, str] = {}
+    unreached: list[Unlocked] = []
+    asked = 0
+    for stack in rows:
+        wanted = loosened(matrix.packages(stack), pins, excluded)
+        for platform in stack.hosts.platforms:
+            try:
+                versions = resolve(stack, wanted, platform)
+            except MatrixError as error:
+                unreached.append(Unlocked(stack.id, platform, error.message))
+                continue
+            asked += 1
+            for name, version in pins.items():
+                new = _as_pinned(version, versions.get(lock.normalize(name), version))
+                best[name] = min(best.get(name, new), new, key=Version)
+    if not asked:
+        raise MatrixError("; ".join(str(place) for place in unreached) or "the row has no platform")
+    return best, unreached
+
+
+def _as_pinned(before: str, found: str) -> str:
+    """A found version as a row writes it: with its local label only where the row has one."""
+    return found if "+" in before else found.split("+", 1)[0]
+
+
+def _forbidden(matrix: Matrix, table: Location, changed: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(name, version, the rule's words) of what breaks a rule: by itself, else all of it together. Packages of one release move as one."""
+    reasons = _broken(matrix, table, changed)
+    if not reasons:
+        return []
+    groups = _together(matrix, changed)
+    alone = [(group, found) for group in groups if (found := _broken(matrix, table, {name: changed[name] for name in group}))]
+    guilty = alone or [(tuple(changed), reasons)]
+    return [(name, changed[name], "; ".join(found)) for group, found in guilty for name in group]
+
+
+def _together(matrix: Matrix, changed: Mapping[str, str]) -> list[tuple[str, ...]]:
+    tied = [tuple(name for name in one.same if name in changed) for one in matrix.incompatibilities if one.same]
+    groups = [group for group in dict.fromkeys(tied) if len(group) > 1]
+    return [*groups, *((name,) for name in changed if not any(name in group for group in groups))]
+
+
+def _broken(matrix: Matrix, table: Location, changed: Mapping[str, str]) -> list[str]:
+    """What `fl matrix check` says of a change that it does not say now."""
+    if not changed:
+        return []
+    edited = matrix_edit.replace(matrix.text, {(*table, name): version for name, version in changed.items()})
+    known = {finding.message for finding in check(matrix.text)}
+    return list(dict.fromkeys(finding.message for finding in check(edited) if finding.message not in known))
+
+
+def _locked(
+    matrix: Matrix, title: str, rows: tuple[Stack, ...], table: Location, pins: Mapping[str, str], changed: Mapping[str, str],
+    held: list[Held], unreached: list[Unlocked], make: Lock,
+) -> Proposal:  # fmt: skip
+    edits: dict[Location, str] = {(*table, name): version for name, version in changed.items()}
+    if changed:
+        for stack in rows:
+            edits |= claims(matrix, stack, time.time())
+    after = _loaded(matrix_edit.replace(matrix.text, edits))
+    locks = []
+    unlocked = list(unreached) if not changed else []
+    for stack in rows if changed else ():
+        for platform in stack.hosts.platforms:
+            file = lock.path(stack.id, FLAVOR, platform)
+            before = file.read_text(encoding="utf-8") if file else None
+            try:
+                locks.append(LockChange(stack, platform, before, make(after, after.stack(stack.id), platform, before)))
+            except MatrixError as error:
+                if before is not None:  # its row must not move away from it
+                    return Proposal(title=title, refused=error.message, held=tuple(held), before=matrix, after=matrix)
+                unlocked.append(Unlocked(stack.id, platform, error.message))
+    return Proposal(
+        title=title, changes=tuple(Change(name, pins[name], changed[name]) for name in sorted(changed)), held=tuple(held),
+        locks=tuple(locks), unlocked=tuple(unlocked), edits=edits, before=matrix, after=after,
+    )  # fmt: skip
+
+
+def claims(matrix: Matrix, stack: Stack, day: float) -> dict[Location, str]:
+    """What a row may say of itself once its pins are others: nobody has trained with them. Proof gives it back. `day`: now, in seconds."""
+    here: Location = ("stacks", matrix.stacks.index(stack))
+    edits: dict[Location, str] = {}
+    if "pins" in stack.sources:
+        platforms = " and ".join(name.split("/")[1] for name in stack.hosts.platforms)
+        date = time.strftime("%Y-%m-%d", time.gmtime(day))
+        edits[(*here, "sources", "pins")] = f"resolved by fl matrix update for Python {stack.python}, {platforms}, {date}; not run yet"
+    if getattr(stack, "exclude_newer", None):
+        edits[(*here, "exclude_newer")] = time.strftime("%Y-%m-%d", time.gmtime(day + 86400))
+    if stack.confidence == "verified":
+        edits[(*here, "confidence")] = "documented"
+    if stack.status == "stable":
+        edits[(*here, "status")] = "edge"
+    return edits
+
+
+def _loaded(text: str) -> Matrix:
+    matrix = Matrix.model_validate(parse(text))
+    matrix._text = text
+    return matrix
+
+
+def dockerfiles(proposal: Proposal) -> str:
+    """The difference of the rendered Dockerfiles, as a patch; empty where they stay."""
+    parts: list[str] = []
+    for old, new in proposal.rows:
+        name = str(render.filename(old, FLAVOR))
+        was = render.dockerfile(proposal.before, old, FLAVOR).splitlines(keepends=True)
+        now = render.dockerfile(proposal.after, new, FLAVOR).splitlines(keepends=True)
+        parts += difflib.unified_diff(was, now, f"a/{name}", f"b/{name}", n=1)
+    return "".join(parts)
+
+
+def models(proposal: Proposal) -> list[dict[str, Any]]:
+    """Model families for which a row's metadata says something else than before."""
+    found = []
+    for old, new in proposal.rows:
+        for family, known in proposal.before.models.items():
+            was = audit.metadata(list(known.types), old, proposal.before)
+            now = audit.metadata(list(known.types), new, proposal.after)
+            if was[0] != now[0]:
+                found.append({"stack": old.id, "model": family, "before": was[0], "after": now[0], "why": now[1]})
+    return found
+
+
+def left_over(proposal: Proposal) -> list[str]:
+    """Sources and notes of the rows that still name a replaced version: people wrote them, and people must look at them."""
+    found = []
+    for _, row in proposal.rows:
+        told = [*((f"sources.{name}", text) for name, text in row.sources.items()), *(("notes", text) for text in row.notes)]
+        for place, text in told:
+            if any(re.search(rf"(?<![0-9.]){re.escape(c.before)}(?![0-9])", text) for c in proposal.changes):
+                found.append(f"{row.id}.{place}: {text}")
+    return found
+
+
+def write(proposals: Iterable[Proposal]) -> list[str]:
+    """Writes matrix.yaml and the locks; names of what was written. All edits are against one text, so they are joined first."""
+    chosen = [one for one in proposals if one.changes]
+    if not chosen:
+        return []
+    edits = {place: value for one in chosen for place, value in one.edits.items()}
+    text = matrix_edit.replace(chosen[0].before.text, edits)
+    if wrong := check(text):
+        raise MatrixError(f"the new matrix does not hold together: {wrong[0].where}: {wrong[0].message}", "fl matrix update STACK")
+    written = [str(lock.write(c.stack, FLAVOR, c.platform, c.after)) for one in chosen for c in one.locks]
+    part = paths.MATRIX.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(paths.MATRIX)
+    return [str(paths.MATRIX), *written]
+
+
+def resolver(matrix: Matrix) -> Resolve:
+    """The resolver of the locks, asked for the newest versions instead of given ones."""
+
+    def resolve(stack: Stack, wanted: Mapping[str, str], platform: str) -> Mapping[str, str]:
+        places = [None, *([matrix.indexes[stack.index].url] if stack.index else [])]
+        reasons = []
+        for place in places:
+            try:
+                text = lock._compile(stack, wanted, platform, None, place)
+            except MatrixError as error:
+                reasons.append(error.message)
+                continue
+            wrong = lock.problems(text, {}, stack)
+            if not wrong:
+                return lock.parse(text)
+            reasons.append("; ".join(wrong))
+        raise MatrixError("; then, with the row's own index: ".join(reasons))
+
+    return resolve
+
+
+def locker(*, fresh: bool) -> Lock:
+    """Locks of the new pins. `fresh`: also packages that no row pins move; else those that still fit stay."""
+
+    def make(matrix: Matrix, stack: Stack, platform: str, before: str | None) -> str:
+        return lock.resolve(matrix, stack, FLAVOR, platform, None if fresh else before)
+
+    return make

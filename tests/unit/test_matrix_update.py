@@ -1,0 +1,215 @@
+"""`fl matrix update` through the program's entry, with the real resolver and a local index of small wheels as the only one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from package_folder import sdist, served, wheel, wheels
+from packaging.requirements import Requirement
+
+from fl import matrix_edit, paths
+from fl import wheel as packing
+from fl.cli import main
+from fl.errors import MatrixError
+from fl.images import lock
+from fl.matrix import load, parse
+from fl.matrix_check import check
+from fl.matrix_update import loosened
+
+TEXT = """\
+# The first comment.
+schema: 1
+
+layers:
+  current: {transformers: "5.24.0", trl: "1.12.0"}  # shared
+
+stacks:
+
+# --- CPU
+- id: cpu-torch213
+  lane: cpu
+  status: stable   # proven
+  runtime: {}
+  hosts: {platforms: [linux/amd64]}
+  python: "3.11"
+  base: {image: "debian:bookworm-slim", digest: null}
+  layer: current
+  train: {torch: "2.13.0", deepspeed: "0.19.8", gguf: "0.19.0", matplotlib: '3.11.2', pydantic: "2.14.4"}  # the pins
+  features: {bf16: true, fp16: true, fp8: false, flash_attention: none, bnb_4bit: null, bnb_8bit: null, deepspeed: true, fsdp2: true, liger: false, triton: false}
+  sources:
+    pins: "installed and trained with"
+    gguf: "the wheel of 0.19.0"
+  confidence: verified
+
+- id: cpu-torch214
+  lane: cpu
+  status: edge
+  runtime: {}
+  hosts: {platforms: [linux/amd64]}
+  python: "3.11"
+  base: {image: "debian:bookworm-slim", digest: null}
+  layer: current
+  train: {torch: "2.14.0", gguf: "0.20.1", matplotlib: "3.11.2", pydantic: "2.14.4"}
+  features: {bf16: true, fp16: true, fp8: false, flash_attention: none, bnb_4bit: null, bnb_8bit: null, deepspeed: null, fsdp2: true, liger: false, triton: false}
+  sources: {pins: "resolved"}
+  confidence: inferred
+
+models:
+  Newcomer: {sizes: "1B", types: {newcomer: {transformers: "5.25.0"}}}
+  Oldtimer: {sizes: "1B", types: {oldtimer: {transformers: "5.1.0"}}}
+
+incompatibilities:
+- {id: gguf-torch, when: {torch: "<2.14"}, requires: {gguf: "<0.20.1"}, why: "gguf 0.20.1 needs torch 2.14", source: "tried"}
+"""  # noqa: E501
+
+FOUND = {
+    "transformers": ["5.24.0", "5.25.0", "6.0.0"], "trl": ["1.12.0"], "torch": ["2.13.0", "2.13.1", "2.14.0"],
+    "gguf": ["0.19.0", "0.20.0", "0.20.1"], "matplotlib": ["3.11.2", "4.0.0"], "pydantic": ["2.14.4"],
+    **{name: ["2"] for name in ("einops", "hjson", "msgpack", "ninja", "numpy", "psutil", "py-cpuinfo", "tqdm")},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What makes an index with newer and with unfit versions the only one."""
+    folder = tmp_path_factory.mktemp("wheels")
+    wheels(folder, FOUND)
+    for version in ("0.19.8", "0.19.9"):
+        sdist(folder, "deepspeed", version)
+    for line in packing.requirements():
+        one = Requirement(line)
+        if lock.normalize(one.name) not in FOUND:
+            wheel(folder, one.name, next(iter(one.specifier)).version)
+    with served(folder) as address:
+        yield {"PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": address, "UV_CACHE_DIR": str(tmp_path_factory.mktemp("uv"))}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: dict[str, str]) -> Path:
+    """A checkout with two rows of the cpu lane."""
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "matrix.yaml").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "images").mkdir()
+    for name in ("common", "cpu"):
+        (tmp_path / "images" / name).mkdir()
+        for file in (paths.IMAGES / name).iterdir():
+            if file.is_file():
+                (tmp_path / "images" / name / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(paths, "MATRIX", tmp_path / "matrix.yaml")
+    monkeypatch.setattr(paths, "IMAGES", tmp_path / "images")
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
+        monkeypatch.delenv(name)
+    for name, value in index.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+def update(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as raised:
+        main(["matrix", "update", *arguments])
+    captured = capsys.readouterr()
+    return int(raised.value.code or 0), captured.out, captured.err
+
+
+def proposal(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    code, out, _ = update(capsys, *arguments, "--json")
+    document = json.loads(out)
+    assert code == 0, out
+    assert (document["schema"], len(document["proposals"])) == (1, 1)
+    return dict(document["proposals"][0])
+
+
+def pairs(changes: list[dict[str, str]]) -> dict[str, tuple[str, str]]:
+    return {c["name"]: (c["before"], c["after"]) for c in changes}
+
+
+def test_newer_versions_are_found_within_the_row_s_releases_and_the_rules(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = proposal(capsys, "cpu-torch213")
+    # torch stays in 2.13, matplotlib in 3; deepspeed is source only; the next lower gguf is taken where a rule forbids the newest.
+    assert pairs(found["changes"]) == {"torch": ("2.13.0", "2.13.1"), "gguf": ("0.19.0", "0.20.0")}
+    assert [(held["name"], held["version"]) for held in found["held"]] == [("gguf", "0.20.1")]
+    assert "gguf 0.20.1 needs torch 2.14" in found["held"][0]["reason"]
+    assert [(one["platform"], one["new"]) for one in found["locks"]] == [("linux/amd64", True)]
+    assert "-      org.opencontainers.image.description=\"torch 2.13.0" in found["dockerfiles"]
+    assert "+      org.opencontainers.image.description=\"torch 2.13.1" in found["dockerfiles"]
+    assert found["look_at"] == ["cpu-torch213.sources.gguf: the wheel of 0.19.0"]
+
+
+def test_nothing_is_written_without_write(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = update(capsys, "cpu-torch213")
+    assert code == 0
+    assert "torch 2.13.0 → 2.13.1" in out
+    assert "nothing is written" in err
+    assert (project / "matrix.yaml").read_text(encoding="utf-8") == TEXT
+    assert not (project / "images" / "cpu" / "locks").exists()
+
+
+def test_write_keeps_comments_and_takes_proof_back(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = update(capsys, "cpu-torch213", "--write")
+    assert code == 0
+    text = (project / "matrix.yaml").read_text(encoding="utf-8")
+    assert check(text) == []
+    before, after = TEXT.splitlines(), text.splitlines()
+    assert len(before) == len(after)
+    changed = [new.strip() for old, new in zip(before, after, strict=True) if old != new]
+    assert [line.split(":")[0] for line in changed] == ["status", "train", "pins", "confidence"]
+    assert changed[0] == "status: edge   # proven"
+    assert changed[1].endswith("pydantic: \"2.14.4\"}  # the pins")
+    assert "matplotlib: '3.11.2'" in changed[1]
+    assert "not run yet" in changed[2]
+    row = load(project / "matrix.yaml").stack("cpu-torch213")
+    file = lock.path(row.id, "train", "linux/amd64")
+    assert file is not None
+    assert str(file) in err
+    assert lock.problems(file.read_text(), load(project / "matrix.yaml").packages(row), row) == []
+    assert update(capsys, "cpu-torch213")[1].startswith("cpu-torch213: nothing newer that fits")
+
+
+def test_a_layer_moves_with_all_its_rows_and_says_what_became_possible(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = proposal(capsys, "--layer", "current")
+    assert pairs(found["changes"]) == {"transformers": ("5.24.0", "5.25.0")}
+    assert {one["stack"] for one in found["locks"]} == {"cpu-torch213", "cpu-torch214"}
+    assert [(m["model"], m["stack"], m["before"], m["after"]) for m in found["models"]] == [
+        ("Newcomer", "cpu-torch213", "impossible", "declared"), ("Newcomer", "cpu-torch214", "impossible", "declared"),
+    ]
+
+
+def test_a_row_that_cannot_be_resolved_is_said_with_the_resolver_s_words(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = TEXT.replace('gguf: "0.19.0"', 'gguf: "0.30.0"')
+    (project / "matrix.yaml").write_text(text, encoding="utf-8")
+    code, _, err = update(capsys, "cpu-torch213", "--write")
+    assert code == 8
+    assert "gguf>=0.30.0" in err
+    assert (project / "matrix.yaml").read_text(encoding="utf-8") == text
+    code, out, _ = update(capsys, "cpu-torch213", "--json")
+    assert (code, json.loads(out)["proposals"][0]["outcome"]) == (8, "refused")
+
+
+def test_unknown_names(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = update(capsys, "cpu-torch21")
+    assert (code, "Did you mean cpu-torch21" in err) == (4, True)
+    code, _, err = update(capsys, "--layer", "curent")
+    assert (code, "Did you mean current?" in err) == (8, True)
+    code, _, err = update(capsys, "--layer", "current", "cpu-torch213")
+    assert (code, "takes no STACK" in err) == (2, True)
+
+
+def test_what_the_resolver_is_asked_for() -> None:
+    pins = {"torch": "2.13.0+cpu", "gguf": "0.19.0", "trl": "1.12.0"}
+    assert loosened(pins, ["torch", "gguf"], {"gguf": {"0.20.1"}}) == {
+        "torch": "2.13.*,>=2.13.0", "gguf": "0.*,>=0.19.0,!=0.20.1", "trl": "1.12.0",
+    }
+
+
+def test_an_edit_that_would_say_something_else_is_refused() -> None:
+    text = "a: &x {b: \"1\"}\nc: *x\n"
+    with pytest.raises(MatrixError, match="says something else"):
+        matrix_edit.replace(text, {("a", "b"): "2"})
+    with pytest.raises(MatrixError, match="no plain text"):
+        matrix_edit.replace("a: |\n  one\n  two\n", {("a",): "2"})
+    assert parse(matrix_edit.replace("a: ['é', \"1\"]  # ü\n", {("a", 1): 'x"y'})) == {"a": ["é", 'x"y']}
