@@ -60,11 +60,17 @@ def _listed(matrix: Matrix) -> list[dict[str, Any]]:
 
 @images.command("list")
 @click.option("--json", "as_json", is_flag=True, help="The build matrix as one JSON document.")
-def list_(as_json: bool) -> None:
+@click.option("--changed-since", metavar="REV", help="Only images whose row, lock or template differs from a revision of this checkout.")
+def list_(as_json: bool, changed_since: str | None) -> None:
     """List the images that can be built, this machine's platform first."""
     from fl import matrix as rows
 
-    entries = _listed(rows.load())
+    matrix = rows.load()
+    entries = _listed(matrix)
+    if changed_since is not None:
+        from fl.images import changed
+
+        entries = changed.narrow(entries, matrix, changed_since)
     if as_json:
         ui.document({"schema": 1, "images": entries})
         return

@@ -1,8 +1,9 @@
-"""`fl images push|tags`: images between this machine and others."""
+"""`fl images push|tags|save|load|diff`: images between this machine and others."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -129,4 +130,82 @@ def tags(stacks: tuple[str, ...], flavor: Flavor, registry: str | None, release:
     ui.table(("name", "kind", "platforms", "digest"), lines)
 
 
-COMMANDS = (push, tags)
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="STACK|REF...")
+@click.option("--output", "-o", required=True, type=click.Path(dir_okay=False, path_type=Path), help="FILE.tar or FILE.tar.gz.")
+@_FLAVOR
+@_JSON
+def save(names: tuple[str, ...], output: Path, flavor: Flavor, as_json: bool) -> None:
+    """Write images of this machine into one file, for a site without internet."""
+    from fl import matrix as rows
+    from fl import settings
+    from fl.images import archive
+    from fl.images.ending import interruptible
+
+    matrix, host = rows.load(), settings.load().registry
+    found = [_source(matrix, name, flavor, host or "")[2] for name in names]
+    with interruptible("the archive"):
+        ui.step(f"save {', '.join(found)} to {output}")
+        saved = archive.save(found, output, _tell)
+    if as_json:
+        ui.document({"schema": 1, **asdict(saved)})
+    else:
+        ui.out(f"{saved.sha256}  {saved.path}")
+        ui.say(f"{saved.size / 1e6:.0f} MB; there: fl images load {output.name}")
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_JSON
+def load(file: Path, as_json: bool) -> None:
+    """Give the images of a file to docker, after every layer was compared with its hash."""
+    from fl.images import archive
+    from fl.images.build import ask_daemon
+    from fl.images.ending import interruptible
+
+    ask_daemon()
+    with interruptible("the load"):
+        ui.step(f"load {file}")
+        held = archive.load(file, _tell)
+    if as_json:
+        images = [{"names": one.names, "platform": one.platform, "size": one.size, "stack": one.labels.get("fl.stack")} for one in held]
+        ui.document({"schema": 1, "path": str(file), "images": images})
+        return
+    for one in held:
+        ui.out(f"{', '.join(one.names) or 'an image without a name'}  {one.platform}  {one.size / 1e6:.0f} MB")
+
+
+@click.command()
+@click.argument("before", metavar="A")
+@click.argument("after", metavar="B")
+@_FLAVOR
+@click.option("--platform", help="Of locks; this machine's by default.")
+@_JSON
+def diff(before: str, after: str, flavor: Flavor, platform: str | None, as_json: bool) -> None:
+    """Compare two images: packages, system packages, layers, sizes. A and B are references, stacks (their locks) or STACK@REVISION."""
+    from fl import matrix as rows
+    from fl.images import diff as differences
+    from fl.images import inventory
+    from fl.images.context import host_platform
+
+    matrix, where = rows.load(), platform or host_platform()
+    old, new = (inventory.of(matrix, name, flavor, where) for name in (before, after))
+    if as_json:
+        ui.document(differences.document(old, new))
+        return
+    packages = differences.changes(old.packages, new.packages)
+    system = differences.changes(old.system or {}, new.system or {}) if old.system is not None and new.system is not None else []
+    lines = [(one.name, one.before or "-", one.after or "-") for one in (*packages, *system, *differences.labels(old, new))]
+    lines += [(step[:60], _megabytes(a), _megabytes(b)) for step, a, b in differences.layer_changes(old, new) if old.kind == new.kind]
+    if old.size is not None and new.size is not None and old.size != new.size:
+        lines.append(("size", _megabytes(old.size), _megabytes(new.size)))
+    if lines:
+        ui.table(("", old.name, new.name), lines)
+    ui.say(f"{len(packages)} of {len(old.packages.keys() | new.packages.keys())} packages differ" if lines else "nothing differs")
+
+
+def _megabytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 1e6:.1f} MB"
+
+
+COMMANDS = (push, tags, save, load, diff)
