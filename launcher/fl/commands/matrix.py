@@ -28,11 +28,17 @@ matrix.add_command(update)
 
 @matrix.command("list")
 @_json
-def list_(as_json: bool) -> None:
+@click.option("--md", is_flag=True, help="The page docs/stacks.md: versions, locks and last proof of every stack.")
+def list_(as_json: bool, md: bool) -> None:
     """List the stacks."""
     from fl.matrix import load
 
     loaded = load()
+    if md:
+        from fl import ledger_index, paths, stacks_page
+
+        ui.out(stacks_page.page(loaded, ledger_index.entries(paths.EVIDENCE)).rstrip("\n"))
+        return
     if as_json:
         ui.document({"schema": 1, "matrix_sha256": loaded.sha256, "stacks": [_stack_json(loaded, s) for s in loaded.stacks]})
         return

@@ -1,0 +1,36 @@
+"""`fl images list --json` as a job matrix of GitHub Actions: `images=[…]` for GITHUB_OUTPUT, or with --stacks `stacks=[…]`.
+
+BASE, a revision: only what changed since it, where that revision is there. What has no whole lock cannot be built and is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+RUNNERS = {"linux/amd64": "ubuntu-24.04", "linux/arm64": "ubuntu-24.04-arm"}
+
+
+def listed() -> list[dict[str, str]]:
+    """The images, as fl names them."""
+    command = ["fl", "images", "list", "--json"]
+    base = os.environ.get("BASE", "")
+    known = ["git", "cat-file", "-e", f"{base}^{{commit}}"]
+    if base.strip("0") and subprocess.run(known, capture_output=True, check=False).returncode == 0:
+        command += ["--changed-since", base]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return list(json.loads(done.stdout)["images"])
+
+
+def main(arguments: list[str]) -> None:
+    """Writes one line."""
+    images = [one for one in listed() if one["lock_sha256"] and one["flavor"] == "train"]
+    jobs = [{"stack": one["stack"], "platform": one["platform"], "runner": RUNNERS[one["platform"]]} for one in images]
+    stacks = list(dict.fromkeys(job["stack"] for job in jobs))
+    sys.stdout.write("stacks=" + json.dumps(stacks) + "\n" if "--stacks" in arguments else "images=" + json.dumps(jobs) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
