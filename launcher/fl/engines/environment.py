@@ -128,7 +128,8 @@ def _make(folder: Path, lock: Path, base: Path, installer: Installer, build_cons
     started = time.monotonic()
     report(f"making an environment with Python {base} in {folder}")
     try:
-        installer.uv("venv", "--quiet", "--no-project", "--python", str(base), str(folder))
+        # --clear: the child of a launcher that was killed may still make the folder, after it was looked for above.
+        installer.uv("venv", "--quiet", "--no-project", "--clear", "--python", str(base), str(folder))
         # Not compiled here: 13 500 files take 35 s on two cores, the third of them that a run imports 10 s, and that run keeps them.
         arguments = ["pip", "sync", *uv_flags(os.environ), "--require-hashes"]
         arguments += ["--python", str(folder / "bin/python"), str(lock)]
