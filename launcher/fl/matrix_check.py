@@ -27,6 +27,7 @@ _PLATFORMS: Final = ("linux/amd64", "linux/arm64")
 _CHIP: Final = re.compile(r"sm_[0-9]{2,3}|gfx[0-9a-f]{3,4}|ascend[0-9]+[0-9a-z_]*|xe[0-9a-z]*(-[a-z]+)*")
 _DAY: Final = re.compile(r"20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])")
 _PYTHON: Final = re.compile(r"3\.[0-9]{1,2}")
+_TAG_PYTHON: Final = re.compile(r"py(3\.[0-9]+)")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 Found = Iterator[tuple[Location, str, str]]
@@ -62,7 +63,7 @@ def _content(matrix: Matrix) -> Found:
         if stack.id in seen:
             yield (*here, "id"), f"the id {stack.id} is given twice", "add a word that tells the rows apart"
         seen[stack.id] = number
-        for rule in (_names, _versions, _hosts, _drivers, _features, _claims, _pins):
+        for rule in (_names, _base, _index, _versions, _hosts, _drivers, _features, _claims, _pins):
             for path, message, remedy in rule(matrix, stack):
                 yield (*here, *path), message, remedy
 
@@ -91,6 +92,7 @@ def _tables(matrix: Matrix) -> Found:
                     yield from _exact(("models", family, "types", name, key), value)
     for number, one in enumerate(matrix.incompatibilities):
         yield from _rule_form(number, one)
+        yield from _models(matrix, one)
 
 
 def _driver_tables(runtime: str, table: Drivers) -> Found:
@@ -112,9 +114,19 @@ def _rule_form(number: int, one: Incompatibility) -> Found:
         for name, specifier in table.items():
             if specifier is not None and not is_specifier(specifier):
                 yield (*here, key, name), f"'{specifier}' is not a version specifier", "write e.g. >=2.6,<2.15 and || between alternatives"
-    if not (one.requires or one.needs or one.same or one.without_arches):
-        yield here, f"the rule {one.id} forbids nothing", "give it requires, needs, same or without_arches"
+    if not (one.requires or one.needs or one.same or one.same_minor or one.without_arches or one.vllm_last):
+        yield here, f"the rule {one.id} forbids nothing", "give it requires, needs, same, same_minor, without_arches or vllm_last"
     yield from _sourced((*here, "source"), one.source)
+
+
+def _models(matrix: Matrix, one: Incompatibility) -> Found:
+    """The table of models against what an engine is known to have dropped."""
+    for name, last in one.vllm_last.items():
+        for family, models in matrix.models.items():
+            said = models.types[name].vllm_last if name in models.types else last
+            if said != last:
+                message = f"the last vLLM that has {name} is {last}, this says {said}: {one.why} ({one.source})"
+                yield ("models", family, "types", name), message, f"vllm_last: {last}, see incompatibilities.{one.id}"
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> tuple[str, str]:
@@ -151,6 +163,32 @@ def _names(matrix: Matrix, stack: Stack) -> Found:
         if not re.fullmatch(rf"{re.escape(runtime)}-torch{release}(-[a-z0-9]+)*", stack.id):
             message = f"the id '{stack.id}' does not name runtime and torch"
             yield ("id",), message, f"call it {runtime}-torch{release}, with one word more where two rows would share it"
+
+
+def _base(matrix: Matrix, stack: Stack) -> Found:
+    """The Python of the base image: what its tag says, else what its system brings."""
+    system, tag = matrix.system(stack), _TAG_PYTHON.search(stack.base.image)
+    if system is None:
+        known = ", ".join(matrix.systems)
+        yield ("base", "image"), f"the system of {stack.base.image} is not recorded", f"add it to systems, which has {known}"
+    elif (have := tag[1] if tag else system.python) != stack.python:
+        yield ("python",), f"the base {stack.base.image} has Python {have}, the row says {stack.python}", f'write "{have}", or another base'
+
+
+def _index(matrix: Matrix, stack: Stack) -> Found:
+    """One release of torch is another build on every index, and its METADATA does not tell which: the row must."""
+    entry = matrix.indexes.get(stack.index or "")
+    variant = (stack.train.get("torch") or "").partition("+")[2]
+    hidden = "one release of torch is another build on every index, and its METADATA does not tell"
+    if variant and entry is None and stack.torch_from == "index":
+        yield ("train", "torch"), f"the ordinary index has no +{variant}: {hidden}", "name the index that has it"
+    elif entry is not None and variant and entry.variant not in (None, variant):
+        yield ("train", "torch"), f"the builds of {stack.index} are +{entry.variant}, not +{variant}: {hidden}", "another index or version"
+    for name, release in entry.runtime.items() if entry is not None else ():
+        have = stack.runtime.get(name, "none")
+        if have != release and not have.startswith(f"{release}."):
+            message = f"{stack.index} has torch for {name} {release}, the row says {have}: {hidden}"
+            yield ("runtime", name) if name in stack.runtime else ("runtime",), message, f'write {name}: "{release}", or another index'
 
 
 def _versions(matrix: Matrix, stack: Stack) -> Found:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from packaging.version import Version
 
@@ -11,6 +12,9 @@ from fl.versions import fits, is_specifier, is_version
 
 if TYPE_CHECKING:
     from fl.matrix import Flavor, Incompatibility, Matrix, Stack
+
+_TOOLKIT: Final = re.compile(r"(?:.*/)?nvidia/cuda:([0-9]+\.[0-9]+)")
+_NO_PACKAGES: Final = ("python", "glibc", "toolkit")
 
 
 def findings(
@@ -34,15 +38,16 @@ def constraints(matrix: Matrix, stack: Stack, flavor: Flavor, pins: Mapping[str,
     values = named(matrix, stack, pins)
     rules = (one for one in matrix.incompatibilities if is_rule_for(one, stack, values, flavor, platform))
     wanted = ((name, specifier) for one in rules for name, specifier in one.requires.items() if name not in values)
-    names = {"python", "glibc", *matrix.drivers}
+    names = {*_NO_PACKAGES, *matrix.drivers}
     return sorted({f"{name}{specifier}" for name, specifier in wanted if specifier and "||" not in specifier and name not in names})
 
 
 def named(matrix: Matrix, stack: Stack, pins: Mapping[str, str]) -> dict[str, str]:
-    """Version by the names that rules use: distributions, the runtimes, `python` and, of the base's system, `glibc`."""
-    system = matrix.system(stack)
+    """Version by the names that rules use: distributions, the runtimes, `python`; of the base, `glibc` and the CUDA `toolkit`."""
+    system, toolkit = matrix.system(stack), _TOOLKIT.match(stack.base.image)
     known = {name: version for name, version in pins.items() if is_version(version)}
-    return {**known, "python": stack.python, **stack.runtime, **({"glibc": system.glibc} if system else {})}
+    base = {**({"glibc": system.glibc} if system else {}), **({"toolkit": toolkit[1]} if toolkit else {})}
+    return {**known, "python": stack.python, **stack.runtime, **base}
 
 
 def is_rule_for(

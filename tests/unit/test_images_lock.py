@@ -342,14 +342,11 @@ def test_where_the_vendor_s_index_is_reached_the_lock_is_complete(ordinary: Path
 
 def test_where_it_is_not_reached_all_but_torch_is_locked(ordinary: Path) -> None:
     publish(ordinary, "torch", "2.12.1", "nvidia-cublas==13.0.0")
-    for name in ("filelock", "fsspec", "jinja2", "networkx", "sympy", "typing-extensions"):
-        publish(ordinary, name, "2999.0")
-    publish(ordinary, "setuptools", "81.0")
+    publish(ordinary, "nvidia-cublas", "13.0.0")
     matrix, row = small()
     matrix = with_vendor(matrix, "http://127.0.0.1:9/")
     text = lock.resolve(matrix, row, "train", "linux/amd64")
-    assert set(lock.parse(text)) >= {"click", "numpy", "peft"}
-    assert not {"torch", "nvidia-cublas"} & set(lock.parse(text))
+    assert set(lock.parse(text)) == {"click", "numpy", "peft"}
     header = lock_header.parse(text)
     assert header is not None
     assert [(one.name, one.version) for one in header.unlocked] == [("torch", "2.12.1")]

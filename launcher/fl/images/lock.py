@@ -20,8 +20,8 @@ SOURCE_ONLY: Final = ("deepspeed", "flash-attn")
 """Packages without wheels on the index, whose metadata stand in `common/dependency-metadata.toml`. All others come as wheels."""
 VENDOR: Final = frozenset({"torch", "triton"})
 """What a base image with the vendor's torch brings, and no lock may replace."""
-_CUDA: Final = re.compile(r"nvidia-(?!ml-py).*|cuda-.*")
-_RUNTIME: Final = re.compile(rf"torch|torch-npu|(pytorch-)?triton.*|{_CUDA.pattern}|(intel|onemkl|oneccl|dpcpp|impi)-.*|mkl|tbb|tcmlib|umf")
+CUDA: Final = re.compile(r"nvidia-(?!ml-py).*|cuda-.*")
+_RUNTIME: Final = re.compile(rf"torch|torch-npu|(pytorch-)?triton.*|{CUDA.pattern}|(intel|onemkl|oneccl|dpcpp|impi)-.*|mkl|tbb|tcmlib|umf")
 _ENTRY: Final = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;\\]+)[^\n]*(?:\n[ \t]+[^\n]*)*", re.M)
 _HASH: Final = re.compile(r"--hash=sha256:[0-9a-f]{64}\b")
 
@@ -81,7 +81,7 @@ def problems(text: str, pins: Mapping[str, str], stack: Stack) -> list[str]:
         if normalize(name) not in vendor and have != wanted and not local:
             found.append(f"{name}: the row says {wanted}, the lock {have or 'nothing'}")
     found += [f"{name}: comes with the base image, and the lock would replace it" for name in sorted(vendor & versions.keys())]
-    if (vendor or stack.index) and any(_CUDA.fullmatch(name) for name in versions):
+    if (vendor or stack.index) and any(CUDA.fullmatch(name) for name in versions):
         found.append(f"it holds the ordinary index's torch, which is a CUDA build; the row wants that of {stack.index or 'the base'}")
     found += [f"{name}: no hash" for name, entry in entries(text).items() if not _HASH.search(entry)]
     rest = [line for line in _ENTRY.sub("", text).splitlines() if line.strip() and not line.startswith("#")]

@@ -99,8 +99,9 @@ def _resolved(matrix: Matrix, question: Question) -> tuple[str, list[lock_header
 
 
 def _without_torch(question: Question) -> str:
-    """Everything else, resolved as if torch of that release needed nothing of a vendor's."""
-    text = ask(question, None, stand_in=question.pins["torch"].partition("+")[0])
+    """Everything else, resolved with the ordinary index's build of that release: it asks the same of the rest. Its own runtime goes too."""
+    entries = lock.entries(ask(question, None, stand_in=question.pins["torch"].partition("+")[0]))
+    text = "".join(lines for name, lines in entries.items() if name not in lock.VENDOR and not lock.CUDA.fullmatch(name))
     wrong = lock.problems(text, {name: version for name, version in question.pins.items() if name != "torch"}, question.stack)
     if wrong:
         raise MatrixError(f"no lock for {question.stack.id} on {question.platform}: {'; '.join(wrong)}", "fl images list")
@@ -114,11 +115,11 @@ def _platform(question: Question) -> str:
     return f"{_MACHINE[question.platform]}-manylinux_{(fitting or [_LEAST])[-1].replace('.', '_')}"
 
 
-def _config(question: Question, index: str | None, stand_in: str | None) -> str:
+def _config(question: Question, index: str | None) -> str:
     """uv's own configuration: metadata that it cannot read, and the vendor's index, which tells no upload dates."""
     common = paths.IMAGES / "common"
     text = (common / "dependency-metadata.toml").read_text(encoding="utf-8")
-    if stand_in or question.stack.torch_from == "base":
+    if question.stack.torch_from == "base":
         text += (common / "vendor-torch.toml").read_text(encoding="utf-8")
     return text + (f'\n[[index]]\nname = "vendor"\nurl = "{index}"\nexclude-newer = false\n' if index else "")
 
@@ -138,7 +139,7 @@ def _command(question: Question, stand_in: str | None) -> list[str]:
         command += ["--constraints", "constraints.txt"]
     if stand_in:
         command += ["--override", "override.txt"]
-    if stand_in or question.stack.torch_from == "base":
+    if question.stack.torch_from == "base":
         command += [word for package in sorted(lock.VENDOR) for word in ("--no-emit-package", package)]
     return [*command, "in.txt", "-o", "lock.txt"]
 
@@ -146,7 +147,7 @@ def _command(question: Question, stand_in: str | None) -> list[str]:
 def ask(question: Question, index: str | None, stand_in: str | None = None) -> str:
     """Runs the resolver in a folder of its own, so that no project file around has a say. MatrixError with its reason.
 
-    `stand_in`: the release of torch that is taken for granted and left out.
+    `stand_in`: the release of torch that stands for the vendor's build, whatever a package asks for.
     """
     from fl import pip_config, wheel
 
@@ -157,7 +158,7 @@ def ask(question: Question, index: str | None, stand_in: str | None = None) -> s
     with tempfile.TemporaryDirectory(prefix="fl-lock-") as name:
         folder = Path(name)
         (folder / "in.txt").write_text(lock.inputs(pins, wheel.requirements()), encoding="utf-8")
-        (folder / "uv.toml").write_text(_config(question, index, stand_in), encoding="utf-8")
+        (folder / "uv.toml").write_text(_config(question, index), encoding="utf-8")
         (folder / "constraints.txt").write_text("".join(f"{line}\n" for line in question.constraints), encoding="utf-8")
         (folder / "override.txt").write_text(f"torch=={stand_in}\n", encoding="utf-8")
         if question.previous is not None:
