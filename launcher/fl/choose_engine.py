@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fl.pin import Pinned
     from fl.recipe import Recipe
     from fl.resolve_model import ModelFacts
-    from fl.settings import Settings
+    from fl.settings import Mirrors, Settings
 
 CONTAINERS: tuple[EngineName, ...] = ("docker", "podman", "apptainer")
 _ESCAPES = "its daemon would start the run outside this Slurm job, whose limits and devices then do not hold"
@@ -68,6 +68,7 @@ class Question:
     stack: str | None
     image: str | None
     registry: str | None
+    mirrors: Mirrors
     pinned: Pinned | None = None
 
     def choose(self, engine: EngineName, pythons: frozenset[str] | None = None, own_interpreter: bool = False) -> select.Choice:
@@ -103,6 +104,7 @@ def choose_engine(
         stack=pinned.entry.stack if pinned is not None else options.stack or recipe.launcher.stack,
         image=image.reference if image is not None else options.image or recipe.launcher.image,
         registry=settings.registry,
+        mirrors=settings.mirrors,
         pinned=pinned,
     )
     name = options.engine or recipe.launcher.engine or "auto"
@@ -181,7 +183,7 @@ def _container(question: Question, name: EngineName, notes: tuple[str, ...], fac
     )
     built = platform = ident = None
     if question.hardware.replayed:
-        facts = ASSUMED[name]
+        facts, image = ASSUMED[name], _mirrored(question, name, image)
     else:
         from fl import engines
 
@@ -192,7 +194,11 @@ def _container(question: Question, name: EngineName, notes: tuple[str, ...], fac
             image = plan.Image(reference=reference, digest=local.digest, source="local" if local.local else "pull", file=local.file)
             built, platform, ident = local.labels.get("fl.lock.sha256"), local.platform, local.id
         else:
-            image = _by_digest(question, image)
+            image = _mirrored(question, name, _by_digest(question, image))
+            local = engine.image(image.reference or "") if image.reference != reference else None
+            if local is not None:
+                image = replace(image, digest=local.digest, source="local" if local.local else "pull", file=local.file)
+                built, platform, ident = local.labels.get("fl.lock.sha256"), local.platform, local.id
     locked = lock.path(choice.stack.id, "train", question.hardware.platform)
     ours = None if locked is None else lock.sha256(locked)
     other = ("the image was built from another lock than this version of fl has",) if built and built != ours else ()
@@ -220,6 +226,14 @@ def _by_digest(question: Question, image: plan.Image) -> plan.Image:
     tail = reference.rsplit("/", 1)[-1]
     repository = reference[: len(reference) - len(tail)] + tail.split(":")[0]
     return replace(image, reference=f"{repository}@{pinned.digest}", digest=pinned.digest)
+
+
+def _mirrored(question: Question, name: EngineName, image: plan.Image) -> plan.Image:
+    """An image that is to be pulled comes from the site's mirror of its registry, where the settings name one."""
+    reference = question.mirrors.image(image.reference or "")
+    if image.source != "pull" or reference == image.reference:
+        return image
+    return replace(image, reference=reference, file=_file(name, reference))
 
 
 def _file(name: EngineName, reference: str) -> str | None:

@@ -257,7 +257,7 @@ def _assemble(
         outputs=inputs.written(config),
         environment={
             **{name: os.environ[name] for name in _KEPT if name in os.environ},
-            **({"HF_HUB_CACHE": str(inputs.hub_cache())} if hub else {}),
+            **({"HF_HUB_CACHE": str(inputs.hub_cache()), **settings.hub_environment(os.environ, asked=needs_network)} if hub else {}),
             **resolve.environment(recipe, Path.cwd()),
         },
         secrets=dict.fromkeys(values, "caller"),

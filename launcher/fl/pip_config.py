@@ -1,4 +1,4 @@
-"""pip's own configuration, told to uv, which does not read it.
+"""pip's own configuration, told to uv, which does not read it. A site's mirror in fl's settings stands for the index of pip's files.
 
 Translated: index-url, extra-index-url, no-index, find-links, cert, client-cert, trusted-host, proxy, timeout.
 Not translated: constraint. What is installed comes from a lock, which is exact already, and a lock must not depend on who resolved it.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from fl import settings as fl_settings
 from fl.errors import EngineError
 
 _SECTIONS: Final = ("global", "install")
@@ -133,6 +134,9 @@ def read(environ: Mapping[str, str]) -> PipSettings:
         except UnicodeDecodeError as error:
             raise EngineError(f"pip's configuration file {file} is not UTF-8 text", "pip config debug") from error
     settings = parse(texts, environ)
+    mirror = fl_settings.load().mirrors.index
+    if mirror and not environ.get("PIP_INDEX_URL"):
+        settings = replace(settings, index_url=mirror, extra_index_urls=(), no_index=False)
     links = tuple(link for link in settings.find_links if (path := local_path(link)) is None or path.exists())
     return replace(settings, find_links=links)
 

@@ -1,15 +1,52 @@
-"""The caller's settings in `$XDG_CONFIG_HOME/fl/config.yaml`: registry and ledger."""
+"""The caller's settings in `$XDG_CONFIG_HOME/fl/config.yaml`: registry, ledger, and the mirrors of a site."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, Final
 
 from fl import paths
 from fl.errors import UsageError
 
-_KEYS = ("registry", "ledger")
+_KEYS: Final = ("registry", "ledger", "mirrors")
+_MIRRORS: Final = ("registry", "index", "hub")
+_DOCKER_HUB: Final = "docker.io"
+_PLACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?(/[a-z0-9][a-z0-9._-]*)*")
+_HOST: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?")
+MODELSCOPE: Final = (
+    "ModelScope speaks a protocol of its own, transformers and datasets speak the Hugging Face hub's: a name cannot be fetched from there",
+    "modelscope download --model NAME --local_dir DIR, then model_name_or_path: DIR",
+)
+"""Why it is refused as a hub, and what works."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirrors:
+    """What stands in for the places that this site cannot reach, or should not."""
+
+    registry: Mapping[str, str] = field(default_factory=dict)
+    """Registry host → host and path of its mirror."""
+    index: str | None = None
+    """Package index (PEP 503), instead of the one that pip is configured for."""
+    hub: str | None = None
+    """Address of a hub that speaks the Hugging Face hub's protocol."""
+
+    def image(self, reference: str) -> str:
+        """An image's name with its registry replaced; as it is where no mirror is configured for that."""
+        host, path = split(reference)
+        return f"{self.registry[host]}/{path}" if host in self.registry else reference
+
+
+def split(reference: str) -> tuple[str, str]:
+    """(registry host, the rest) of an image's name, as docker reads it: `debian:12` is `docker.io`, `library/debian:12`."""
+    first, slash, rest = reference.partition("/")
+    if slash and (first == "localhost" or "." in first or ":" in first):
+        return (_DOCKER_HUB if first == "index.docker.io" else first), rest
+    return _DOCKER_HUB, reference if slash else f"library/{reference}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +55,7 @@ class Settings:
 
     registry: str | None = None
     ledger: str | None = None
+    mirrors: Mirrors = Mirrors()
 
 
 def load(path: Path | None = None) -> Settings:
@@ -35,12 +73,60 @@ def load(path: Path | None = None) -> Settings:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise UsageError(f"the settings {path} are not YAML: {error}", f"mend or remove {path}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"the settings {path} must be a mapping of {', '.join(_KEYS)}", f"mend or remove {path}")
-    for key, value in values.items():
-        if key not in _KEYS:
-            near = get_close_matches(str(key), _KEYS, 1)
-            raise UsageError(f"{path}: unknown setting `{key}`", f"use `{near[0]}`" if near else f"known settings: {', '.join(_KEYS)}")
+    _mapping(values, _KEYS, f"the settings {path}", path)
+    texts = {key: value for key, value in values.items() if key != "mirrors"}
+    for key, value in texts.items():
         if not isinstance(value, str):
             raise UsageError(f"{path}: `{key}` must be a text, found {value!r}", f"mend {path}")
-    return Settings(**values)
+    return Settings(**texts, mirrors=_mirrors(values.get("mirrors") or {}, path))
+
+
+def _mapping(values: object, known: tuple[str, ...], what: str, path: Path) -> None:
+    if not isinstance(values, dict):
+        raise UsageError(f"{what} must be a mapping of {', '.join(known)}", f"mend or remove {path}")
+    for key in values:
+        if key not in known:
+            near = get_close_matches(str(key), known, 1)
+            raise UsageError(f"{what}: unknown setting `{key}`", f"use `{near[0]}`" if near else f"known settings: {', '.join(known)}")
+
+
+def _mirrors(values: Any, path: Path) -> Mirrors:
+    _mapping(values, _MIRRORS, f"{path}: mirrors", path)
+    hub = _address(values, "hub", path)
+    if values.get("hub") is not None and "modelscope" in str(values["hub"]).lower():
+        raise UsageError(f"{path}: mirrors.hub: {MODELSCOPE[0]}", MODELSCOPE[1])
+    return Mirrors(registry=_registries(values.get("registry"), path), index=_address(values, "index", path), hub=hub)
+
+
+def _address(values: Mapping[str, Any], key: str, path: Path) -> str | None:
+    value = values.get(key)
+    if value is None or (key == "hub" and value == "modelscope"):
+        return None
+    if not isinstance(value, str) or not re.fullmatch(r"https?://[^\s/]+\S*", value):
+        raise UsageError(f"{path}: mirrors.{key} must be an http address, found {value!r}", f"{key}: https://HOST/PATH")
+    return value.rstrip("/") if key == "hub" else value
+
+
+def _registries(value: Any, path: Path) -> dict[str, str]:
+    """One text stands in for Docker Hub; a mapping names the registries."""
+    table = {_DOCKER_HUB: value} if isinstance(value, str) else value or {}
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: mirrors.registry must be a text or a mapping, found {value!r}", "registry: {docker.io: HOST/PATH}")
+    for host, place in table.items():
+        if not isinstance(host, str) or not _HOST.fullmatch(host):
+            raise UsageError(f"{path}: mirrors.registry: {host!r} is not a registry's host", "registry: {docker.io: HOST/PATH}")
+        if not isinstance(place, str) or not _PLACE.fullmatch(place.rstrip("/")):
+            hint = place.split("://", 1)[1] if isinstance(place, str) and "://" in place else "HOST/PATH"
+            raise UsageError(f"{path}: mirrors.registry.{host}: {place!r} is not a host and path", f"{host}: {hint}")
+    return {host: place.rstrip("/") for host, place in table.items()}
+
+
+def hub_environment(environ: Mapping[str, str], *, asked: bool) -> dict[str, str]:
+    """What the trainer and its libraries must be told of the hub: the caller's HF_ENDPOINT, else the mirror of the settings.
+
+    `asked`: something will be fetched. UsageError where the caller wants it from ModelScope.
+    """
+    if asked and environ.get("USE_MODELSCOPE_HUB", "").lower() in ("1", "true", "y"):
+        raise UsageError(f"USE_MODELSCOPE_HUB: {MODELSCOPE[0]}", f"{MODELSCOPE[1]}\nunset USE_MODELSCOPE_HUB")
+    endpoint = environ.get("HF_ENDPOINT") or load().mirrors.hub
+    return {"HF_ENDPOINT": endpoint} if endpoint else {}

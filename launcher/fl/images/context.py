@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from fl import pip_config, wheel
+from fl import settings as settings_of_caller
 from fl.errors import EngineError, MatrixError
 from fl.images import lock, lock_check, render
 
@@ -122,7 +123,8 @@ def prepare(matrix: Matrix, stack: Stack, flavor: Flavor, root: Path, site: Site
     folders = {"uv": root / "uv", "wheels": root / "wheels"}
     for folder in (*(context / name for name in ("torch", "full", "own")), *folders.values()):
         folder.mkdir(parents=True)
-    (context / "Dockerfile").write_text(render.dockerfile(matrix, stack, flavor, site.base), encoding="utf-8")
+    base = site.base or settings_of_caller.load().mirrors.image(render.base(stack))
+    (context / "Dockerfile").write_text(render.dockerfile(matrix, stack, flavor, base), encoding="utf-8")
     (context / "torch" / "lock.txt").write_text(lock.split(text)[0], encoding="utf-8")
     (context / "full" / "lock.txt").write_text(text, encoding="utf-8")
     shutil.copyfile(lock.BUILD_CONSTRAINTS, context / "full" / "build-constraints.txt")
