@@ -16,6 +16,7 @@ def read(config: Config) -> tuple[Mount, ...]:
     if config.model.kind in ("folder", "gguf"):
         wanted.append(config.model.path)
     wanted += [adapter for adapter in config.model.adapters if Path(adapter).is_absolute()]
+    wanted += [path for path, hub in _others(config) if not hub]
     wanted += [data.path for data in (*config.data.train, *config.data.eval) if data.source == "file"]
     wanted += [name.rpartition(":")[0] for name in config.method.grpo.reward_funcs if ":" in name]
     wanted += [config.data.media_dir] if config.data.media_dir else []
@@ -24,6 +25,16 @@ def read(config: Config) -> tuple[Mount, ...]:
     if isinstance(config.training.resume_from_checkpoint, str):
         wanted.append(config.training.resume_from_checkpoint)
     return tuple(Mount(source=path, target=path) for start in wanted for path in _with_links(start))
+
+
+def _others(config: Config) -> list[tuple[str, bool]]:
+    """(folder or hub name, whether it is one of the hub) of a reference and of what judges answers."""
+    method = config.method
+    models = [other for other in (method.reference, method.ppo.reward_model) if other is not None]
+    found = [(other.path, other.kind == "hub") for other in models if other.kind != "tiny"]
+    adapters = [adapter for other in models for adapter in other.adapters]
+    adapters += [method.ppo.reward_adapter] if method.ppo.reward_adapter is not None else []
+    return found + [(adapter, not Path(adapter).is_absolute()) for adapter in adapters]
 
 
 def _with_links(path: str) -> list[str]:
@@ -48,6 +59,7 @@ def hub(config: Config) -> tuple[str, ...]:
     """Hub names of models and data sets that this config needs."""
     names = [config.model.path] if config.model.kind == "hub" else []
     names += [adapter for adapter in config.model.adapters if not Path(adapter).is_absolute()]
+    names += [path for path, hub in _others(config) if hub]
     return tuple(names + [data.path for data in (*config.data.train, *config.data.eval) if data.source == "hub"])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from fl.errors import RecipeError, UsageError
 from fl.recipe_keys import Key, Verdict, all_keys, nearest
 from fl.recipe_launcher import LAUNCHER_KEYS, Launcher, read_one, wanted
+from fl.recipe_reward import SAMPLING
 from fl.recipe_rules import RULES
 from fl.recipe_values import WrongValueError, coerce
 from fl.recipe_yaml import Document, load, load_value
@@ -148,10 +149,13 @@ def _one(key: Key, value: Any, place: str) -> tuple[Any, KeyNote]:
 
 
 def _unknown(name: str) -> str:
-    """A key that is used in this version is named rather than another one that is a little closer."""
+    """A key that is used in this version is named rather than another one that is a little closer; one of every stage (`epochs` →
+    `num_train_epochs`) rather than one of a single stage."""
     used = [key.name for key in all_keys().values() if key.verdict in ("handled", "translated")]
     holding = [key for key in used if len(name) > 3 and name.lower() in key]
-    return _hint(nearest(name, [*all_keys(), "fl"], 0.85) or nearest(name, used) or min(holding, key=len, default=None))
+    common = [key for key in holding if key.endswith("_" + name.lower()) and all_keys()[key].needs is None]
+    close = nearest(name, [*all_keys(), "fl"], 0.85) or min(common, key=len, default=None)
+    return _hint(close or nearest(name, used) or min(holding, key=len, default=None))
 
 
 def _hint(near: str | None) -> str:
@@ -170,6 +174,8 @@ def _depending(values: dict[str, Any], notes: dict[str, KeyNote]) -> tuple[dict[
         needs = all_keys()[name].needs
         if name == "freeze_trainable_layers" and kept.get("use_llama_pro"):
             continue  # with an adapter too it says how many layers were added
+        if name in SAMPLING and values.get("stage") == "ppo":
+            continue  # its answers are generated
         if needs is not None and values.get(needs[0], all_keys()[needs[0]].default) not in needs[1]:
             drop(name, f"only with {needs[2]}")
     if "warmup_ratio" in kept and kept.get("warmup_steps", 0) > 0:

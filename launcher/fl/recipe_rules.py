@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from fl import recipe_grpo, recipe_predict, recipe_preference
+from fl import recipe_grpo, recipe_predict, recipe_preference, recipe_reward
 
 Get = Callable[[str], Any]
 Rule = Callable[[Get], Iterator[tuple[str, str]]]
@@ -26,8 +26,6 @@ def _work(get: Get) -> Iterator[tuple[str, str]]:
 
 def _stage(get: Get) -> Iterator[tuple[str, str]]:
     stage = get("stage")
-    if stage == "ppo":
-        yield "stage", f"this version trains pt, sft, rm, dpo, orpo, simpo, kto and grpo, not {stage}"
     if get("neat_packing") and stage != "sft":
         yield "neat_packing", "only with `stage: sft`"
 
@@ -157,4 +155,4 @@ def _shapes(get: Get) -> Iterator[tuple[str, str]]:
 
 
 RULES: Final[tuple[Rule, ...]] = (_work, _stage, _data, _weights, _methods, _numbers, _evaluation, _shapes, recipe_grpo.rule,
-                                        recipe_predict.rule, recipe_preference.rule)  # fmt: skip
+                                        recipe_predict.rule, recipe_preference.rule, recipe_reward.rule)  # fmt: skip

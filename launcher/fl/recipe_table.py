@@ -8,6 +8,7 @@ from fl.recipe_grpo import GRPO
 from fl.recipe_keys import Key, words
 from fl.recipe_methods import METHODS
 from fl.recipe_preference import PREFERENCE
+from fl.recipe_reward import REWARD
 
 TEMPLATES: Final = words(
     "alpaca bailing bailing_v2 breeze chatglm3 chatml chatml_de cohere cpm4 dbrx deepseek deepseek3 deepseekr1 hy3 deepseekcoder "
@@ -94,7 +95,7 @@ _DATA: Final = (
 
 _METHOD: Final = (
     Key(name="stage", kind="str", default="sft", choices=STAGES,
-        about="What is trained: pt (text), sft (instructions), dpo, orpo, simpo, rm (pairs), kto (liked or not), grpo (rewards)."),
+        about="What is trained: pt (text), sft (instructions), dpo, orpo, simpo, rm (pairs), kto (liked or not), ppo, grpo (rewards)."),
     Key(name="finetuning_type", kind="str", default="lora", choices=("lora", "oft", "freeze", "full"), about="Which weights are trained."),
     Key(name="pure_bf16", kind="bool", default=False, about="Weights and optimizer in bf16, without autocast."),
     Key(name="compute_accuracy", kind="bool", default=False, about="Token accuracy in evaluation."),
@@ -140,4 +141,4 @@ _GENERATION: Final = (
     Key(name="skip_special_tokens", kind="bool", default=True, needs=_PREDICT, about="Leave special tokens out of the text."),
 )
 
-HANDLED: Final = (*_MODEL, *_DATA, *_METHOD, *METHODS, *GRPO, *PREFERENCE, *_GENERATION)
+HANDLED: Final = (*_MODEL, *_DATA, *_METHOD, *METHODS, *GRPO, *PREFERENCE, *REWARD, *_GENERATION)

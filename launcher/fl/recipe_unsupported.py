@@ -32,7 +32,6 @@ def _family(switch: str, title: str, children: str) -> tuple[Key, ...]:
 
 _SECRET = "a token in a recipe would be copied with it; set HF_TOKEN in the environment"
 _MEDIA = "pictures, videos and sounds are not trained in this version"
-_RLHF = "belongs to stage ppo, which this version does not have"
 _SERVE = "of inference, which a training does not touch"
 _EXPORT = "of the export of models, which a training does not touch"
 _RAY = "fl starts the processes itself"
@@ -102,13 +101,6 @@ _LATER: Final = (
 )
 
 _OTHER: Final = (
-    *_ignored(_RLHF, "any", "ppo_buffer_size ppo_epochs ppo_score_norm "
-        "ppo_target "
-              "ppo_whiten_rewards "
-              "reward_model "
-              "reward_model_adapters reward_model_quantization_bit reward_model_type"),
-    *_refused("the reference of this version is the model as it was; create_new_adapter: true merges adapters into it",
-              "any", ref_model=None, ref_model_adapters=None, ref_model_quantization_bit=None),
     *_ignored(_SERVE, "any", "infer_backend infer_dtype use_kv_cache offload_folder vllm_maxlen vllm_gpu_util vllm_enforce_eager "
         "vllm_max_lora_rank "
               "vllm_config sglang_maxlen sglang_mem_fraction sglang_tp_size sglang_config sglang_lora_backend"),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fl import paths, recipe_grpo, recipe_preference
+from fl import paths, recipe_grpo, recipe_preference, resolve_reward
 from fl.errors import RecipeError
 from fl.hardware import LaneName
 from fl.recipe import Recipe, parse
@@ -92,7 +92,7 @@ def resolve(
         if not model.name.startswith("builtin/"):  # those are fetched or made later
             check_model(model.path, model.kind, from_scratch=model.train_from_scratch)
         check_adapters(model.adapters)
-    return Config(
+    config = Config(
         run=Run(name=run_name, lane=lane, stack=stack, events=events, cache=cache, prompts=recipe.launcher.prompts, threads=threads),
         model=model,
         data=_data(recipe, train, evaluation, cwd),
@@ -100,6 +100,9 @@ def resolve(
         training=_training(recipe, _json_files(recipe, base), cwd, output_dir),
         generation=_generation(recipe),
     )
+    with _opening():
+        resolve_reward.check(config)
+    return config
 
 
 def draft(recipe: Recipe, *, lane: LaneName, stack: str) -> Config:
@@ -236,6 +239,8 @@ def _method(recipe: Recipe, cwd: Path) -> Method:
         oft=Oft(rank=get("oft_rank"), block_size=get("oft_block_size"), target=get("oft_target"), module_dropout=get("module_dropout")),
         grpo=recipe_grpo.fields(get, cwd),
         preference=recipe_preference.fields(get),
+        reference=resolve_reward.reference(get, cwd),
+        ppo=resolve_reward.ppo(get, cwd),
         freeze=Freeze(
             trainable_layers=get("freeze_trainable_layers"),
             trainable_modules=get("freeze_trainable_modules"),

@@ -293,3 +293,88 @@ def scores(folder: str, question: str, answers: list[str]) -> dict[str, Any]:
             found.append(float(last @ head["v_head.summary.weight"][0] + head["v_head.summary.bias"][0]))
     others = load_file(f"{folder}/{'adapter_model' if adapter else 'model'}.safetensors")
     return {"scores": found, "names": {name: list(weight.shape) for name, weight in head.items()}, "others": list(others)}
+
+
+def ppo_arithmetic() -> list[str]:
+    """Names of results that are not the formula worked out here, one number at a time."""
+    from math import exp, sqrt
+
+    import torch
+
+    from fl_trainers import ppo_math
+
+    wrong = []
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    logps, before = torch.tensor([[-1.0, -2.0, -3.0], [-1.5, -0.5, -9.0]]), torch.tensor([[-1.5, -2.0, -2.0], [-1.0, -1.0, -1.0]])
+    rewards, distance = ppo_math.token_rewards(torch.tensor([2.0, -1.0]), logps, before, mask, 0.2)
+    if (distance.sum(-1) - torch.tensor([-0.5, 0.0])).abs().max() > 1e-6:
+        wrong.append("distance")
+    if (rewards - torch.tensor([[-0.1, 0.0, 2.2], [0.1, -1.1, 0.0]])).abs().max() > 1e-6:
+        wrong.append("rewards")
+    values = torch.tensor([[0.5, 1.0, 1.5], [0.2, -0.2, 7.0]])
+    gains, returns = ppo_math.advantages(rewards, values, mask, whiten=False)
+    third = 2.2 - 1.5
+    second = 0.0 + 1.5 - 1.0 + 0.95 * third
+    first = -0.1 + 1.0 - 0.5 + 0.95 * second
+    far = -1.1 - -0.2
+    near = 0.1 + -0.2 - 0.2 + 0.95 * far
+    plain = [first, second, third, near, far]
+    wanted = [gain + value for gain, value in zip(plain, [0.5, 1.0, 1.5, 0.2, -0.2], strict=True)]
+    if max(abs(found - value) for found, value in zip(returns[mask].tolist(), wanted, strict=True)) > 1e-5:
+        wrong.append("returns")
+    middle = sum(plain) / 5
+    deviation = sqrt(sum((gain - middle) ** 2 for gain in plain) / 4)
+    if max(abs(found - (gain - middle) / deviation) for found, gain in zip(gains[mask].tolist(), plain, strict=True)) > 1e-5:
+        wrong.append("advantages")
+    old = {"mask": mask[:1, :2], "logps": logps[:1, :2], "values": values[:1, :2],
+           "advantages": torch.tensor([[1.0, -2.0]]), "returns": torch.tensor([[1.5, 1.0]])}  # fmt: skip
+    policy, value, whole = ppo_math.loss(old["logps"] + torch.tensor([[0.5, -0.1]]), torch.tensor([[1.0, 1.1]]), old)
+    pressed = (-1.2 + max(2 * exp(-0.1), 2 * 0.8)) / 2  # the first ratio, e^0.5, is clipped
+    valued = 0.5 * (max(0.25, (0.7 - 1.5) ** 2) + 0.01) / 2
+    if abs(float(policy) - pressed) > 1e-5 or abs(float(value) - valued) > 1e-5 or abs(float(whole) - pressed - 0.1 * valued) > 1e-5:
+        wrong.append("loss")
+    if float(ppo_math.loss(old["logps"] + 9.0, old["values"], old)[2]) != 0.0:
+        wrong.append("ratio")
+    weight = ppo_math.Distance(6.0)
+    weight.update(12.0, 100)
+    if abs(weight.weight - 0.2 * (1 + 0.2 * 100 / 10000)) > 1e-9:
+        wrong.append("weight")
+    moments, scores = ppo_math.Moments(), torch.tensor([1.0, 2.0, 4.0, 8.0, 9.0])
+    moments.normalized(scores[:2], scores[:2])
+    normal = moments.normalized(scores[2:], scores[2:])
+    if (normal - (scores[2:] - scores.mean()) / scores.std()).abs().max() > 1e-4:
+        wrong.append("moments")
+    return wrong
+
+
+def ppo_places() -> dict[str, float]:
+    """Log-probabilities and values in a batch padded on both sides against each row alone, from the whole logits."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from fl_trainers.ppo_loop import Actor, chosen
+
+    torch.manual_seed(0)
+    made = LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4))
+    actor = Actor(made, dropout=0.0).eval()
+    questions, answers = [[5, 6, 7, 8], [9, 10]], [[11, 12], [13, 14, 15]]
+    width, keep = 4, 4
+    ids, mask = torch.zeros(2, 7, dtype=torch.long), torch.zeros(2, 7, dtype=torch.long)
+    for row, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        ids[row, width - len(question) : width + len(answer)] = torch.tensor([*question, *answer])
+        mask[row, width - len(question) : width + len(answer)] = 1
+    given = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0), "logits_to_keep": keep}
+    apart = {"logps": 0.0, "values": 0.0, "width": 0.0}
+    with torch.no_grad():
+        logits, values = actor(keep, input_ids=ids, **given)
+        logps = chosen(logits, ids, keep)
+        for row, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+            alone = made(input_ids=torch.tensor([[*question, *answer]]), output_hidden_states=True)
+            for place, token in enumerate(answer):
+                at = len(question) + place - 1
+                wanted = alone.logits[0, at].log_softmax(-1)[token]
+                value = actor.v_head(alone.hidden_states[-1][0, at])
+                apart["logps"] = max(apart["logps"], abs(float(logps[row, place] - wanted)))
+                apart["values"] = max(apart["values"], abs(float(values[row, place] - value)))
+                apart["width"] += 1
+    return apart

@@ -202,7 +202,7 @@ def test_wrong_values_say_what_was_found_and_wanted(line: str, found: str, wante
         ("lora_rank: null", "handled", "default"),
         ("use_mca: null", "ignored", "default"),
         ("parallelism_config: {a: 1}", "refused", "accelerate"),
-        ("stage: ppo", "refused", "kto and grpo, not ppo"),
+        ("stage: ppo", "handled", ""),
         ("stage: rm", "handled", ""),
         ("kt_config: {a: 1}", "refused", "KTransformers"),
         ("tool_format: qwen", "refused", "template"),

@@ -61,6 +61,19 @@ def apply(config: Config, model: Any) -> Any:
     return model
 
 
+def standing(config: Config, model: Any) -> Any:
+    """A model that is not trained, with the config's adapters: merged, or, since quantized weights take none, one that stands on them."""
+    paths = config.model.adapters
+    if quantization.method_of(model) is None:
+        for path in paths:
+            model = _load(config, model, path, trainable=False).merge_and_unload()
+    elif len(paths) > 1:
+        raise InputError(f"model {config.model.name} is quantized: {len(paths)} adapters cannot be merged into it", "give one adapter")
+    elif paths:
+        model = _load(config, model, paths[0], trainable=False)
+    return model
+
+
 def count(model: Any) -> tuple[int, int]:
     """All parameters and the trained ones; a 4-bit weight holds two a byte."""
     total = trained = 0

@@ -208,7 +208,7 @@ class Badam(Part):
 
 
 class Grpo(Part):
-    """Stage grpo, by TRL's names."""
+    """Stage grpo, by TRL's names. Stage ppo takes the reward functions too."""
 
     reward_funcs: tuple[str, ...] = ()
     """Names of fl_trainers.rewards, or FILE.py:FUNCTION with an absolute path."""
@@ -240,6 +240,32 @@ class Preference(Part):
     kto_rejected_weight: float = Field(default=1.0, gt=0)
 
 
+class Other(Part):
+    """A second model beside the one that is trained: what it is compared with, or what judges its answers. It is never trained."""
+
+    name: str
+    path: str
+    kind: Literal["folder", "hub", "tiny"]
+    adapters: tuple[str, ...] = ()
+    quantization: Quantization | None = None
+
+
+class Ppo(Part):
+    """Stage ppo, by LLaMA-Factory's names. Answers are judged by a reward model, by a reward adapter, or by grpo's reward functions."""
+
+    reward_model: Other | None = None
+    """With a value head beside its last adapter or its weights."""
+    reward_adapter: str | None = None
+    """A folder with an adapter and a value head, which stand on the base of the adapter that is trained."""
+    epochs: int = Field(default=4, ge=1)
+    buffer_size: int = Field(default=1, ge=1)
+    """Batches of answers collected before they are learned from."""
+    score_norm: bool = False
+    target: float = Field(default=6.0, gt=0)
+    """Distance to the reference that the weight of this distance aims at."""
+    whiten_rewards: bool = False
+
+
 class Method(Part):
     """What is trained of the model, and towards what."""
 
@@ -250,6 +276,9 @@ class Method(Part):
     freeze: Freeze = Freeze()
     grpo: Grpo = Grpo()
     preference: Preference = Preference()
+    reference: Other | None = None
+    """What dpo, kto and ppo compare with; None: the model as it was."""
+    ppo: Ppo = Ppo()
     use_llama_pro: bool = False
     """Freeze and LoRA act on the layers that an expansion added."""
     low_rank: LowRank | None = None

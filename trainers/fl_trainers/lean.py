@@ -25,6 +25,9 @@ def needed(config: Config) -> set[str]:
         names |= {"bitsandbytes", "scipy"}
     if _saved_quantized(config):
         names |= {"bitsandbytes", "scipy"}
+    others = (config.method.reference, config.method.ppo.reward_model)
+    if any(other is not None and other.quantization is not None for other in others):
+        names |= {"bitsandbytes", "scipy"}
     if config.method.low_rank is not None:  # its package imports it
         names |= {"bitsandbytes", "scipy"}
     if arguments.get("deepspeed"):

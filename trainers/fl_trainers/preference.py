@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from fl_trainers import others
 from fl_trainers.config import Preference
 from fl_trainers.data.encode import IGNORE
 from fl_trainers.loop import Loop
@@ -83,7 +84,9 @@ class PreferenceLoop(Noting, Loop):
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         self.reference: Anchor | None = None
-        if self.kind not in ("orpo", "simpo"):
+        if self.kind not in ("orpo", "simpo") and method.reference is not None:
+            self.reference = others.reference(self.config_of_run, self.processing_class, self.device_of_run)
+        elif self.kind not in ("orpo", "simpo"):
             beside = method.finetuning_type in ("lora", "oft") and not method.lora.pissa_init
             self.reference = Anchor(self.model, adapter=beside)
             if not beside:

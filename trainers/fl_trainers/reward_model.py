@@ -39,7 +39,7 @@ def add_head(config: Config, model: value_head.WithValueHead) -> None:
     """The head as it was saved with the model or adapter that the run starts from; else it stays random."""
     source = start_of(config)
     key = "adapter_name_or_path" if config.model.adapters else "model_name_or_path"
-    if source is not None and value_head.load(model, source, key, config.model.revision):
+    if source is not None and value_head.load(model.v_head, source, key, config.model.revision):
         log.info("value head: from %s", source)
     else:
         log.info("value head: new, with random weights")
@@ -61,7 +61,7 @@ class HeadLoop(Loop):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         whole = model if model is not None else self.model
         super()._load_from_checkpoint(resume_from_checkpoint, whole.pretrained_model)
-        if not value_head.load(whole, resume_from_checkpoint, "resume_from_checkpoint"):
+        if not value_head.load(whole.v_head, resume_from_checkpoint, "resume_from_checkpoint"):
             raise InputError(f"{resume_from_checkpoint} has no {value_head.FILE}", "a checkpoint of the same stage")
 
     def _load_best_model(self) -> None:

@@ -57,10 +57,14 @@ class Scorer(WithValueHead):
     """A reward model: one number a row."""
 
     def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-        """The value of each row's last token. Rows are padded on the right."""
-        hidden = _hidden(self.pretrained_model, input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        last = attention_mask.sum(-1) - 1
-        return self.v_head(hidden[torch.arange(len(last), device=last.device), last])
+        return score(self.pretrained_model, self.v_head, input_ids, attention_mask)
+
+
+def score(model: Any, head: Head, input_ids: Any, attention_mask: Any) -> Any:
+    """The value of each row's last token. Rows are padded on the right."""
+    hidden = _hidden(model, input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    last = attention_mask.sum(-1) - 1
+    return head(hidden[torch.arange(len(last), device=last.device), last])
 
 
 def plain(model: Any) -> Any:
@@ -101,7 +105,8 @@ def save(model: WithValueHead, folder: str, state: dict[str, Any] | None = None)
     inner = None
     if state is not None:
         inner = {name.removeprefix("pretrained_model."): value for name, value in state.items() if not name.startswith("v_head.")}
-    model.pretrained_model.save_pretrained(folder, state_dict=inner)
+    own = {"selected_adapters": ["default"]} if hasattr(model.pretrained_model, "peft_config") else {}  # others only judge
+    model.pretrained_model.save_pretrained(folder, state_dict=inner, **own)
     found = model.v_head.state_dict() if state is None else {name: state[key] for name, key in NAMES.items()}
     weights = {key: found[name].detach().float().cpu().contiguous() for name, key in NAMES.items()}
     save_file(weights, Path(folder) / FILE, metadata={"format": "pt"})
@@ -121,17 +126,17 @@ def read(source: str, revision: str = "main") -> dict[str, Any] | None:
     return None
 
 
-def load(model: WithValueHead, source: str, key: str, revision: str = "main") -> bool:
+def load(head: Head, source: str, key: str, revision: str = "main") -> bool:
     """Fills the head from a folder; False: it holds none. InputError naming the recipe's key where it is another model's."""
     found = read(source, revision)
     if found is None:
         return False
-    wanted = {name: tuple(weight.shape) for name, weight in model.v_head.state_dict().items()}
+    wanted = {name: tuple(weight.shape) for name, weight in head.state_dict().items()}
     shapes = {name: tuple(weight.shape) for name, weight in found.items()}
     if shapes != wanted:
         raise InputError(
             f"{key}: the value head of {source} has the shapes {shapes}, this model needs {wanted}",
             "a value head that was trained on this base",
         )
-    model.v_head.load_state_dict({name: weight.float() for name, weight in found.items()})
+    head.load_state_dict({name: weight.float() for name, weight in found.items()})
     return True
