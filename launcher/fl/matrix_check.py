@@ -166,12 +166,13 @@ def _names(matrix: Matrix, stack: Stack) -> Found:
 
 
 def _base(matrix: Matrix, stack: Stack) -> Found:
-    """The Python of the base image: what its tag says, else what its system brings."""
+    """The Python of the base image: what its tag says, else what its system brings. A matrix without a table of systems says nothing."""
     system, tag = matrix.system(stack), _TAG_PYTHON.search(stack.base.image)
-    if system is None:
+    have = tag[1] if tag else system.python if system else stack.python
+    if system is None and matrix.systems:
         known = ", ".join(matrix.systems)
         yield ("base", "image"), f"the system of {stack.base.image} is not recorded", f"add it to systems, which has {known}"
-    elif (have := tag[1] if tag else system.python) != stack.python:
+    if have != stack.python:
         yield ("python",), f"the base {stack.base.image} has Python {have}, the row says {stack.python}", f'write "{have}", or another base'
 
 
