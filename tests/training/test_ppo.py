@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import pytest
-from trainer_harness import SUMS, Done, Trainer
+from trainer_harness import SUMS, Done, Trainer, environment
 
 VOWELS = """
 def vowels(completions, **_):
@@ -23,11 +24,11 @@ PAIR_SET = {"ranking": True, "columns": {"prompt": "instruction", "query": None,
 
 
 @pytest.fixture
-def ppo(trainer: Trainer, config: Callable[..., Path], tmp_path: Path) -> Callable[..., Done]:
+def ppo_config(config: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     file = tmp_path / "rewards.py"
     file.write_text(VOWELS)
 
-    def run(kind: str = "lora", folder: str = "run", *, functions: tuple[str, ...] = (), ppo: Any = None, **more: Any) -> Done:
+    def make(kind: str = "lora", folder: str = "run", *, functions: tuple[str, ...] = (), ppo: Any = None, **more: Any) -> Path:
         arguments = {"max_steps": 20, "learning_rate": 0.01 if kind == "lora" else 0.003, "per_device_train_batch_size": 32,
                      "lr_scheduler_type": "constant", **more.pop("arguments", {})}  # fmt: skip
         method = {
@@ -38,9 +39,14 @@ def ppo(trainer: Trainer, config: Callable[..., Path], tmp_path: Path) -> Callab
         path = config(folder, method=method, arguments=arguments, **more)
         made = json.loads(path.read_text())
         path.write_text(json.dumps({**made, "generation": generation}))
-        return trainer.train(path)
+        return path
 
-    return run
+    return make
+
+
+@pytest.fixture
+def ppo(trainer: Trainer, ppo_config: Callable[..., Path]) -> Callable[..., Done]:
+    return lambda *arguments, **parts: trainer.train(ppo_config(*arguments, **parts))
 
 
 def rewards_of(done: Done) -> list[float]:
@@ -151,3 +157,18 @@ def test_what_cannot_judge_is_named(
         assert all(word in done.output for word in words), done.output
     done = ppo(model=base, ppo={"reward_model": {"name": "base", "path": base["path"], "kind": "folder"}})
     assert done.code == 5 and "has no value_head.safetensors" in done.output, done.output
+
+
+def test_quantized_policy_reference_and_reward_model(
+    train_python: Path, ppo_config: Callable[..., Path], trainer: Trainer, config: Callable[..., Path], base: dict[str, str]
+) -> None:
+    """In a process of its own: bitsandbytes is looked for when transformers is imported."""
+    judge = reward_model(trainer, config, base, "lora")
+    bits = {"quantization": {"bits": 4}}
+    settings = {"reward_model": {**base, **bits, "adapters": [judge]}}
+    more = {"reference": {**base, **bits}, "lora": {"additional_target": []}}
+    path = ppo_config(model={**base, **bits}, ppo=settings, method=more, arguments={"max_steps": 2, "learning_rate": 1e-4})
+    ended = subprocess.run([train_python, "-m", "fl_trainers", str(path)], env=environment(), capture_output=True, text=True, check=False)
+    done = Done(ended.returncode, ended.stderr, path.parent)
+    assert len(rewards_of(done)) == 2
+    assert abs(done.of("step")[0]["kl"]) < 1e-3  # policy and reference are quantized alike

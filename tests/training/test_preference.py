@@ -32,7 +32,7 @@ def prefer(trainer: Trainer, config: Callable[..., Path]) -> Callable[..., Done]
         arguments = {"max_steps": 10, "learning_rate": 0.02 if kind == "lora" else 0.005, **more.pop("arguments", {})}
         dataset = more.pop("dataset", MARK_SET if stage == "kto" else PAIR_SET)
         rows = rows if rows is not None else MARKS if stage == "kto" else PAIRS
-        method = {"stage": stage, "finetuning_type": kind, "preference": preference or {}}
+        method = {"stage": stage, "finetuning_type": kind, "preference": preference or {}, "reference": more.pop("reference", None)}
         return trainer.train(config(f"run{next(runs)}", rows=rows, dataset=dataset, method=method, arguments=arguments, **more))
 
     return run
@@ -108,3 +108,25 @@ def test_chats_with_pairs_and_marks(prefer: Callable[..., Done]) -> None:
     done = prefer("dpo", rows=pairs, dataset={"formatting": "sharegpt", "ranking": True, "columns": columns})
     assert done.code == 0, done.output
     assert done.losses == pytest.approx(prefer("dpo").losses, abs=1e-5)
+
+
+def test_the_reference_is_the_model_that_the_recipe_names(prefer: Callable[..., Done]) -> None:
+    """A trained adapter that goes on is far from its base, and not at all from a reference with the same adapter."""
+    first = prefer("dpo")
+    start = {"adapters": [str(first.folder / "out")]}
+    same = {"name": "builtin/tiny-llama", "path": "builtin/tiny-llama", "kind": "tiny"}
+    one = {"max_steps": 1}
+    assert prefer("dpo", model=start, arguments=one).losses[0] < 0.6
+    beside = prefer("dpo", model=start, arguments=one, reference={**same, **start})
+    assert beside.code == 0, beside.output
+    assert beside.losses[0] == pytest.approx(0.6931, abs=1e-3)
+    other = prefer("dpo", kind="full", arguments=one, reference={**same, **start})  # the reference knows better than the model
+    assert other.losses[0] > 0.8
+    assert prefer("kto", model=start, arguments=one, reference={**same, **start}).losses[0] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_reference_with_another_vocabulary_is_refused(trainer: Trainer, config: Callable[..., Path], prefer: Callable[..., Done]) -> None:
+    stranger = trainer.train(config("stranger", method={"finetuning_type": "full"}, arguments={"max_steps": 1}))
+    done = prefer("dpo", reference={"name": "other", "path": str(stranger.folder / "out"), "kind": "folder"})
+    assert done.code == 5, done.output
+    assert "ref_model: other has another vocabulary" in done.output

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import os
 from typing import Any
 
 from fl_trainers import adapters, value_head
@@ -19,6 +21,8 @@ def load(config: Config, other: Other, key: str, tokenizer: Any, device: Device)
 
     Both models are given the same token ids, so InputError where it was trained with another vocabulary.
     """
+    if other.quantization is not None and importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"{key}_quantization_bit needs the package bitsandbytes, which is not installed here", "leave it out")
     kept = config.model
     settings = Model(
         name=other.name, path=other.path, kind=other.kind, adapters=other.adapters, quantization=other.quantization,
@@ -38,8 +42,6 @@ def load(config: Config, other: Other, key: str, tokenizer: Any, device: Device)
 
 
 def _place(device: Device) -> str:
-    import os
-
     return "cpu" if device.type == "cpu" else f"{device.type}:{os.environ.get('LOCAL_RANK', '0')}"
 
 
