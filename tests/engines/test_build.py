@@ -190,7 +190,7 @@ def standin(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, only: str 
     entries = lock.entries(file.read_text())
     wanted = only.split() or [package for package in entries if package != "torch" or row.torch_from == "index"]
     (folder / "lock.txt").write_text("".join(entries[package] for package in wanted))
-    monkeypatch.setattr(lock, "path", lambda *_: folder / "lock.txt")
+    monkeypatch.setattr(lock, "path", lambda *_, **__: folder / "lock.txt")
     return row
 
 

@@ -23,7 +23,7 @@ from fl import matrix as rows
 from fl import paths
 from fl.cli import main
 from fl.errors import MatrixError
-from fl.images import context, lock, lock_check, lock_header, lock_resolve
+from fl.images import context, lock, lock_check, lock_header, lock_resolve, render
 
 MATRIX = rows.load()
 LOCKS = sorted(paths.IMAGES.glob("*/locks/*.txt"))
@@ -400,3 +400,33 @@ def test_the_row_s_day_hides_later_uploads(ordinary: Path, capsys: pytest.Captur
     matrix, row = small(index=None, exclude_newer="2026-11-22")
     with pytest.raises(MatrixError, match=r"exclude-newer.*2026-11-22T00:00:00Z"):
         lock.resolve(matrix, row, "train", "linux/amd64")
+
+
+def test_an_allowed_partial_lock_builds_with_what_it_lacks_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "host_platform", lambda: "linux/amd64")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    (wheels / "torch-2.12.1+xpu-cp312-cp312-linux_x86_64.whl").touch()
+    row = MATRIX.stack("xpu-torch212")
+    with pytest.raises(MatrixError, match="partial lock"):
+        context.prepare(MATRIX, row, "train", tmp_path / "refused", context.Site())
+    assert not (tmp_path / "refused").exists()
+    folder, folders = context.prepare(MATRIX, row, "train", tmp_path / "root", context.Site(allow_unlocked=True, links=(wheels,)))
+    text = (folder / "Dockerfile").read_text()
+    assert "/mnt/uv pip install --constraints /usr/src/constraints.txt torch==2.12.1;" in text
+    assert text.index("pip sync") < text.index("--constraints /usr/src") < text.index("--no-index")
+    assert "trl==1.12.0\n" in (folder / "full" / "constraints.txt").read_text()
+    assert [file.name for file in folders["wheels"].iterdir()] == ["torch-2.12.1+xpu-cp312-cp312-linux_x86_64.whl"]
+    assert "--constraints" not in render.dockerfile(MATRIX, row)
+
+
+def test_building_from_a_partial_lock_ends_with_8_before_docker_is_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fl.images.build.host_platform", lambda: "linux/amd64")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit) as raised:
+        main(["images", "build", "xpu-torch212"])
+    assert raised.value.code == 8
+    assert "torch==2.12.1: it and what it requires come from the index pytorch-xpu" in capsys.readouterr().err

@@ -33,6 +33,8 @@ class Site:
     """Folders of wheels that no index has."""
     ca: Path | None = None
     """Certificates that the package index is checked against."""
+    allow_unlocked: bool = False
+    """Also from a partial lock: what it lacks is installed without a hash."""
 
 
 def host_platform() -> str:
@@ -79,7 +81,7 @@ def take_wheels(sources: Iterable[Path], versions: Mapping[str, str], folder: Pa
                 name, version, _, _ = parse_wheel_filename(file.name)
             except InvalidWheelFilename:
                 continue
-            if versions.get(name) == str(version) and not (folder / file.name).exists():
+            if versions.get(name) in (str(version), version.public) and not (folder / file.name).exists():
                 _link(file, folder / file.name)
                 taken.append(str(name))
     return taken
@@ -117,21 +119,26 @@ def need_lock(stack: Stack, flavor: Flavor, platform: str, *, allow_unlocked: bo
 
 def prepare(matrix: Matrix, stack: Stack, flavor: Flavor, root: Path, site: Site) -> tuple[Path, dict[str, Path]]:
     """Fills `root`: the context, the named contexts and the secrets. Gives (context, named contexts)."""
-    locked = need_lock(stack, flavor, host_platform())
+    locked = need_lock(stack, flavor, host_platform(), allow_unlocked=site.allow_unlocked)
     text = locked.read_text(encoding="utf-8")
+    missing = {one.name: one.version for one in lock_check.refuse_partial(locked, stack.id, allow=site.allow_unlocked)}
     context = root / "context"
     folders = {"uv": root / "uv", "wheels": root / "wheels"}
     for folder in (*(context / name for name in ("torch", "full", "own")), *folders.values()):
         folder.mkdir(parents=True)
     base = site.base or settings_of_caller.load().mirrors.image(render.base(stack))
-    (context / "Dockerfile").write_text(render.dockerfile(matrix, stack, flavor, base), encoding="utf-8")
+    unlocked = tuple(f"{name}=={version}" for name, version in missing.items())
+    (context / "Dockerfile").write_text(render.dockerfile(matrix, stack, flavor, base, unlocked), encoding="utf-8")
     (context / "torch" / "lock.txt").write_text(lock.split(text)[0], encoding="utf-8")
     (context / "full" / "lock.txt").write_text(text, encoding="utf-8")
+    if missing:
+        pins = "".join(f"{name}=={version}\n" for name, version in lock.parse(text).items())
+        (context / "full" / "constraints.txt").write_text(pins, encoding="utf-8")
     shutil.copyfile(lock.BUILD_CONSTRAINTS, context / "full" / "build-constraints.txt")
     wheel.pack(context / "own")
     take_uv(folders["uv"])
     settings = pip_config.read(os.environ)
-    taken = take_wheels([*site.links, *settings.folders()], lock.parse(text), folders["wheels"])
+    taken = take_wheels([*site.links, *settings.folders()], {**lock.parse(text), **missing}, folders["wheels"])
     told = pip_config.uv_environment(os.environ)
     if stack.index and "torch" not in taken and stack.torch_from == "index":
         told["UV_EXTRA_INDEX_URL"] = f"{matrix.indexes[stack.index].url} {told.get('UV_EXTRA_INDEX_URL', '')}".strip()

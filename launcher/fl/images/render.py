@@ -31,8 +31,10 @@ def title(stack: Stack, packages: dict[str, str]) -> str:
     return ", ".join(part for part in (runtime, f"torch {packages['torch']}", f"Python {stack.python}") if part)
 
 
-def dockerfile(matrix: Matrix, stack: Stack, flavor: str = "train", base_image: str | None = None) -> str:
-    """The text of a Dockerfile; `base_image` replaces what FROM names."""
+def dockerfile(
+    matrix: Matrix, stack: Stack, flavor: str = "train", base_image: str | None = None, unlocked: tuple[str, ...] = ()
+) -> str:
+    """The text of a Dockerfile; `base_image` replaces what FROM names, `unlocked` are requirements that are installed without a hash."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -50,6 +52,7 @@ def dockerfile(matrix: Matrix, stack: Stack, flavor: str = "train", base_image: 
         base=base_image or base(stack),
         title=title(stack, packages),
         nvidia_require=nvidia_require(stack),
+        unlocked=unlocked,
     )
 
 
