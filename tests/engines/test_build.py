@@ -92,27 +92,44 @@ def test_fl_itself_runs_inside(built: dict[str, Any]) -> None:
 
 def test_verify_finds_nothing(built: dict[str, Any]) -> None:
     done = fl("images", "verify", REFERENCE, "--json")
-    assert json.loads(done.stdout)["problems"] == []
+    report = json.loads(done.stdout)
+    assert report["problems"] == []
     assert done.returncode == 0
+    passed = {check["name"] for check in report["checks"] if check["passed"]}
+    assert {"versions", "requirements", "imports", "training", "uid", "home", "entrypoint", "labels", "files", "secrets"} <= passed
+    assert [check["name"] for check in report["checks"] if check["passed"] is None] == ["device"]
+    layers = [one["bytes"] for one in report["sizes"] if one["kind"] == "layer"]
+    assert abs(sum(layers) - built["size"]) < 1e6
+    assert "torch" in {one["what"] for one in report["sizes"] if one["kind"] == "package"}
+    assert (report["reference"], report["stack"], report["id"]) == (REFERENCE, STACK, built["id"])
 
 
 def test_verify_finds_what_was_changed(built: dict[str, Any], tmp_path: Path) -> None:
-    """A child that upgrades nothing but lies about its stack, runs as root, keeps a cache and has lost a package."""
+    """A child that upgrades nothing but lies about its stack, runs as root, keeps caches and secrets and has lost a package."""
     (tmp_path / "Dockerfile").write_text(
-        f"FROM {REFERENCE}\nUSER 0:0\nLABEL fl.lock.sha256=other\nENV NVIDIA_VISIBLE_DEVICES=all\n"
-        "RUN rm -rf /opt/venv/lib/python3.11/site-packages/xxhash* && touch /srv/cache\n"
+        f'FROM {REFERENCE}\nUSER 0:0\nLABEL fl.lock.sha256=other\nENV NVIDIA_VISIBLE_DEVICES=all\nENTRYPOINT ["/usr/bin/env"]\n'
+        f"RUN rm -rf {SITE}/xxhash* && touch /srv/cache /opt/x-1-py3-none-any.whl /root/.netrc && mkdir -p {SITE}/evil-1.dist-info && "
+        f"printf 'Metadata-Version: 2.1\\nName: evil\\nVersion: 1\\n' > {SITE}/evil-1.dist-info/METADATA\n"
+        "RUN echo https://me:hunter22@index.example/simple > /dev/null\n"
     )
     assert docker("build", "-q", "-t", "fl-test:broken", str(tmp_path)).returncode == 0
     try:
-        done = fl("images", "verify", "fl-test:broken", "--json")
+        done = fl("images", "verify", "fl-test:broken", "--json", SITE_TOKEN="a-secret-of-this-test")
     finally:
         docker("image", "rm", "-f", "fl-test:broken")
     assert done.returncode == ImageError.exit_code
-    found = "\n".join(json.loads(done.stdout)["problems"])
+    report = json.loads(done.stdout)
+    found = "\n".join(report["problems"])
     for words in (
         "label fl.lock.sha256 is other", "user is 0:0", "xxhash: the lock says", "left behind: /srv/cache", "NVIDIA_VISIBLE_DEVICES is set",
+        "left behind: /opt/x-1-py3-none-any.whl", "left behind: /root/.netrc", "evil 1 is installed, and the lock does not have it",
+        "the image has an entrypoint", "a password in a URL",
     ):  # fmt: skip
         assert words in found
+    assert "hunter22" not in done.stdout + done.stderr
+    assert {"labels", "user", "versions", "files", "environment", "entrypoint", "secrets"} <= {
+        check["name"] for check in report["checks"] if check["passed"] is False
+    }
 
 
 def test_no_index_and_no_secret_stay_in_the_image(built: dict[str, Any]) -> None:
@@ -151,10 +168,11 @@ def test_no_daemon_is_an_engine_error() -> None:
     assert "the docker daemon does not answer" in done.stderr
 
 
-def test_a_stack_without_a_lock_is_refused_before_anything_starts() -> None:
+def test_a_partial_lock_is_refused_before_anything_starts() -> None:
     done = fl("images", "build", "xpu-torch212", DOCKER_HOST="unix:///nonexistent/docker.sock")
     assert done.returncode == 8
-    assert "xpu-torch212 has no lock" in done.stderr
+    assert "is a partial lock" in done.stderr
+    assert "fl images lock xpu-torch212" in done.stderr
 
 
 # Stand-ins for vendors' bases. Proven: the order of steps, the hash checks, that the vendor's torch survives, that the environment is

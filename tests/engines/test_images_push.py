@@ -184,6 +184,26 @@ def test_a_layer_that_rotted_in_the_registry_is_found(image: str, host: str, sto
     assert "DELETE" in done.stderr
 
 
+def test_verify_pulls_what_is_not_here_and_a_damaged_layer_is_told(host: str, storage: Path, tmp_path: Path) -> None:
+    """The image has a layer of its own that the builder's cache does not hold."""
+    need_docker()
+    (tmp_path / "data").write_bytes(os.urandom(1 << 20))
+    container = docker("create", "flbox:1", "true").stdout.strip()
+    name = tags.reference(STACK, registry=host)
+    label = f"LABEL fl.stack={STACK} fl.flavor=train fl.version={__version__}"
+    assert docker("cp", str(tmp_path / "data"), f"{container}:/data").returncode == 0
+    assert docker("commit", "--change", label, container, name).returncode == 0
+    docker("rm", container)
+    assert fl("images", "push", name, "--registry", host).returncode == 0
+    layer = json.loads(docker("manifest", "inspect", "--insecure", name).stdout)["layers"][-1]["digest"]
+    docker("image", "rm", "-f", name)
+    flip(storage, layer)
+    done = fl("images", "verify", name)
+    assert done.returncode == 7
+    assert "arrived damaged" in done.stderr
+    assert docker("image", "inspect", name).returncode != 0
+
+
 def test_a_full_disk_of_the_registry_is_named_at_once(image: str, storage: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(storage)], capture_output=True, check=False).returncode:
         pytest.skip("a small file system cannot be mounted here")

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import stat
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from fl import matrix as rows
 from fl import pip_config, wheel
 from fl.commands.images import images
 from fl.errors import EngineError, ImageError
-from fl.images import build, context, inside, lock, verify
+from fl.images import build, context, lock
 
 MATRIX = rows.load()
 CPU = MATRIX.stack("cpu-torch213")
@@ -203,48 +202,6 @@ def test_progress_is_lines_without_the_noise(tmp_path: Path, capsys: pytest.Capt
     ]
     build._run(script(tmp_path, lines, 0))
     assert capsys.readouterr().err.splitlines() == ["  #1 [os 1/3] FROM base", "  #2 4.1 Installed 71 packages"]
-
-
-def test_verify_tells_every_difference() -> None:
-    facts = {
-        "python": "3.12", "lock_sha256": "b" * 64, "uid": 0, "environment": {"NVIDIA_VISIBLE_DEVICES": "all"}, "differences": ["peft: x"],
-        "packages": ["y"], "imports": ["import trl: z"], "left_behind": ["/srv/a"], "writable_home": False, "run": ["r"],
-    }  # fmt: skip
-    found = verify.fact_problems(facts, CPU, "a" * 64)
-    assert len(found) == 10
-    good = {
-        "python": "3.11", "lock_sha256": "a" * 64, "uid": verify.UID, "environment": {}, "differences": [], "packages": [], "imports": [],
-        "left_behind": [], "writable_home": True, "run": [],
-    }  # fmt: skip
-    assert verify.fact_problems(good, CPU, "a" * 64) == []
-
-
-def test_labels_are_compared() -> None:
-    wanted = verify.labels_wanted(CPU, "train", "a", "b")
-    assert verify.label_problems(wanted, wanted) == []
-    assert verify.label_problems({**wanted, "fl.stack": "other"}, wanted) == ["label fl.stack is other, not cpu-torch213"]
-
-
-def test_versions_are_compared_with_what_is_installed() -> None:
-    version = metadata.version("click")
-    assert inside.differences(f"click=={version}\n") == []
-    assert inside.differences("click==0.0.1\nno-such-package==1\n") == [
-        f"click: the lock says 0.0.1, installed is {version}",
-        "no-such-package: the lock says 1, installed is absent",
-    ]
-
-
-def test_imports_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert inside.import_failures(["click", "PyYAML"]) == []
-    broken = tmp_path / "fl_test_broken"
-    broken.mkdir()
-    (broken / "__init__.py").write_text("raise ImportError('no libfoo')\n")
-    (tmp_path / "fl_test_broken-1.dist-info").mkdir()
-    (tmp_path / "fl_test_broken-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: fl-test-broken\nVersion: 1\n")
-    (tmp_path / "fl_test_broken-1.dist-info" / "top_level.txt").write_text("fl_test_broken\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert inside.import_failures(["fl-test-broken"]) == ["import fl_test_broken: ImportError: no libfoo"]
 
 
 def test_a_lock_s_hash_is_of_its_bytes(tmp_path: Path) -> None:

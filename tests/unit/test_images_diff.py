@@ -48,8 +48,8 @@ def test_a_lock_has_no_layers_and_no_system_to_compare() -> None:
 
 def test_a_layer_is_named_by_what_was_run() -> None:
     told = "RUN |2 SOURCE_DATE_EPOCH=1 UV_X=2 /bin/bash -euo pipefail -c touch /tmp/begin;     uv sync # buildkit"
-    assert inventory.step(told) == "RUN touch /tmp/begin; uv sync"
-    assert inventory.step("RUN --mount=type=bind,from=uv,target=/mnt     touch /tmp/begin; uv sync") == "RUN touch /tmp/begin; uv sync"
+    assert inventory.step(told) == "RUN uv sync"
+    assert inventory.step("RUN --mount=type=bind,from=uv,target=/mnt     touch /tmp/begin; uv sync") == "RUN uv sync"
     assert inventory.step('/bin/sh -c #(nop)  CMD ["bash"]') == 'CMD ["bash"]'
     assert inventory.step("") == "the base image"
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -13,7 +12,8 @@ from fl import ui
 from fl.errors import ImageError
 
 if TYPE_CHECKING:
-    from fl.matrix import Matrix, Stack
+    from fl.images.verify import Report
+    from fl.matrix import Flavor, Matrix, Stack
 
 
 @click.command()
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 @click.option("--base", metavar="REF", help="Start from this image instead of the row's.")
 @click.option("--find-links", "links", multiple=True, type=click.Path(exists=True, path_type=Path), help="Wheels that no index has.")
 @click.option("--ca", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Certificates of the site; not kept in the image.")
-@click.option("--allow-unlocked", is_flag=True, help="Also from a partial lock: what it lacks is installed without a hash.")
 @click.option("--json", "as_json", is_flag=True, help="What was built as one JSON document.")
-def build(stack: str, base: str | None, links: tuple[Path, ...], ca: Path | None, allow_unlocked: bool, as_json: bool) -> None:
+def build(stack: str, base: str | None, links: tuple[Path, ...], ca: Path | None, as_json: bool) -> None:
     """Build the image of STACK for this machine's platform with docker buildx."""
     import time
 
@@ -34,8 +33,7 @@ def build(stack: str, base: str | None, links: tuple[Path, ...], ca: Path | None
 
     matrix = rows.load()
     begin = time.monotonic()
-    site = Site(base=base, links=links, ca=ca, allow_unlocked=allow_unlocked)
-    built = building.build(matrix, matrix.stack(stack), site=site, registry=settings.load().registry)
+    built = building.build(matrix, matrix.stack(stack), site=Site(base=base, links=links, ca=ca), registry=settings.load().registry)
     seconds = time.monotonic() - begin
     if as_json:
         ui.document({**asdict(built), "seconds": round(seconds, 1)})
@@ -45,44 +43,68 @@ def build(stack: str, base: str | None, links: tuple[Path, ...], ca: Path | None
 
 @click.command()
 @click.argument("name", metavar="REF|STACK")
-@click.option("--json", "as_json", is_flag=True, help="The findings as one JSON document.")
-def verify(name: str, as_json: bool) -> None:
-    """Check a built image from inside: versions, imports, user, labels, no caches, a tiny training run."""
+@click.option("--flavor", default="train", show_default=True, type=click.Choice(["train", "serve"]), help="Of a stack named by its id.")
+@click.option("--json", "as_json", is_flag=True, help="The report as one JSON document.")
+def verify(name: str, flavor: Flavor, as_json: bool) -> None:
+    """Check a built image from inside: versions, imports, user, labels, no caches, no secrets, a tiny training run."""
     from fl import matrix as rows
-    from fl import settings
-    from fl.images import tags
     from fl.images import verify as verifying
+    from fl.images.ending import interruptible
 
     matrix = rows.load()
-    stack, reference = _meant(matrix, name)
-    reference = reference or tags.reference(stack.id, registry=settings.load().registry)
-    found = verifying.verify(matrix, stack, reference)
+    with interruptible("the verification"):
+        stack, flavor, reference = _meant(matrix, name, flavor)
+        ui.step(f"verify {reference}")
+        report = verifying.verify(matrix, stack, reference, flavor)
     if as_json:
-        ui.document({"reference": reference, "stack": stack.id, "problems": found})
+        ui.document(report.document())
     else:
-        ui.out(f"{reference}: " + (f"{len(found)} problems" if found else "is what its lock and its row say"))
-        for one in found:
-            ui.out(f"  {one}")
-    if found:
+        _show(report)
+    if report.problems:
         raise click.exceptions.Exit(ImageError.exit_code)
 
 
-def _meant(matrix: Matrix, name: str) -> tuple[Stack, str | None]:
-    """The row behind a stack id or behind the label of an image; the reference where one was given."""
-    import subprocess
+def _show(report: Report) -> None:
+    """The checks and the sizes as tables."""
+    words = {True: "passed", False: "FAILED", None: "not seen"}
+    lines = [(one.name, words[one.passed], f"{one.seconds:.1f} s" if one.seconds else "", line) for one in report.checks
+             for line in one.found or ("",)]  # fmt: skip
+    ui.table(("check", "", "", ""), lines)
+    ui.out()
+    ui.table(("", "MB", "what"), [(one["kind"], f"{one['bytes'] / 1e6:.1f}".rjust(8), one["what"][:100]) for one in report.sizes])
+    ui.out()
+    wrong = report.problems
+    ui.out(f"{report.reference}: " + (f"{len(wrong)} problems" if wrong else "is what its lock and its row say"))
 
+
+def _meant(matrix: Matrix, name: str, flavor: Flavor) -> tuple[Stack, Flavor, str]:
+    """The row, the flavor and the reference behind a stack's id or a reference; one of a registry is pulled where it is not here."""
+    import os
+    from difflib import get_close_matches
+
+    from fl import settings
+    from fl.engines import daemon
+    from fl.images import tags
     from fl.images.build import ask_daemon
 
-    if name in {stack.id for stack in matrix.stacks}:
-        return matrix.stack(name), None
     ask_daemon()
-    done = subprocess.run(["docker", "image", "inspect", name], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ImageError(f"{name} is neither a stack nor an image on this machine", "fl images list")
-    label = (json.loads(done.stdout)[0]["Config"].get("Labels") or {}).get("fl.stack")
-    if label is None:
+    if name in {stack.id for stack in matrix.stacks}:
+        return matrix.stack(name), flavor, tags.reference(name, flavor, registry=settings.load().registry)
+    address = daemon.endpoint(os.environ)
+    found = daemon.image(address, name)
+    if found is None and "/" in name:
+        from fl.engines.docker_pull import pull
+
+        pull(address, name, lambda line: ui.say("  " + ui.clean(line)))
+        found = daemon.image(address, name)
+    if found is None:
+        near = get_close_matches(name, [stack.id for stack in matrix.stacks], 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ImageError(f"{name} is neither a stack nor an image on this machine{hint}", "fl images list")
+    labels = (found.get("Config") or {}).get("Labels") or {}
+    if "fl.stack" not in labels:
         raise ImageError(f"{name} is no image of fl: it has no label fl.stack", "fl images list")
-    return matrix.stack(label), name
+    return matrix.stack(labels["fl.stack"]), cast("Flavor", labels.get("fl.flavor", flavor)), name
 
 
 COMMANDS = (build, verify)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _STATUS: Final = "/var/lib/dpkg/status"
 _LOCK: Final = "/opt/fl/lock.txt"
 _MOST: Final = 64 << 20
+_OPENING: Final = ("touch /tmp/begin; ", "if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; ")
+"""What every step of our Dockerfiles begins with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,8 +200,9 @@ def layers(reference: str) -> tuple[tuple[str, int], ...]:
 
 
 def step(created_by: str) -> str:
-    """What a layer's history says, without the shell, the build arguments and the mounts: what two builds of a step share."""
+    """What a layer's history says, without the shell, the build arguments, the mounts and our steps' opening."""
     text = re.sub(r"--mount=\S+\s*", "", created_by)
     text = re.sub(r"^RUN (\|\d+ .*? )?(/bin/bash -euo pipefail -c|/bin/sh -c) ", "RUN ", text)
     text = re.sub(r"^/bin/sh -c #\(nop\)\s*", "", text)
-    return " ".join(text.replace("# buildkit", "").split()) or "the base image"
+    text = " ".join(text.replace("# buildkit", "").split())
+    return text.replace(_OPENING[0], "").replace(_OPENING[1], "") or "the base image"

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from fl import __version__
+from fl import __version__, pip_config
 from fl.errors import ImageError
-from fl.images import lock
+from fl.images import inventory, leaks, lock
 from fl.images.build import ask_daemon
-from fl.images.context import host_platform, need_lock
+from fl.images.context import need_lock
+from fl.images.inside import SCHEMA
+from fl.images.publish import local, platform_of
 
 if TYPE_CHECKING:
     from fl.matrix import Flavor, Matrix, Stack
@@ -22,8 +27,48 @@ _FORBIDDEN: Final = ("NVIDIA_VISIBLE_DEVICES", "UV_DEFAULT_INDEX", "UV_EXTRA_IND
 """Devices are the launcher's choice, and a site's package index is no part of an image."""
 
 
-def _docker(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["docker", *words], input=stdin, capture_output=True, text=True, check=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was looked at. `passed` is None where it could not be, and `found` says why."""
+
+    name: str
+    passed: bool | None
+    found: tuple[str, ...] = ()
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything that was looked at in one image."""
+
+    reference: str
+    stack: str
+    flavor: str
+    platform: str
+    id: str
+    digest: str | None
+    lock_sha256: str
+    time: str
+    checks: tuple[Check, ...]
+    sizes: tuple[Mapping[str, Any], ...]
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong, as lines."""
+        return [line for check in self.checks if check.passed is False for line in check.found]
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"schema": 1, **asdict(self), "problems": self.problems}
+
+
+def _docker(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["docker", *words], capture_output=True, text=True, check=False)
+
+
+def check(name: str, found: Sequence[str], seconds: float | None = None) -> Check:
+    """Passed where nothing was found."""
+    return Check(name=name, passed=not found, found=tuple(found), seconds=seconds)
 
 
 def labels_wanted(stack: Stack, flavor: str, lock_sha256: str, matrix_sha256: str) -> dict[str, str]:
@@ -43,20 +88,43 @@ def label_problems(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[
     return [f"label {name} is {found.get(name, 'absent')}, not {value}" for name, value in wanted.items() if found.get(name) != value]
 
 
-def fact_problems(facts: Mapping[str, Any], stack: Stack, lock_sha256: str) -> list[str]:
+def config_checks(inspected: Mapping[str, Any], stack: Stack, wanted: Mapping[str, str]) -> list[Check]:
+    """What the image's configuration says: platform, labels, user, entrypoint, environment."""
+    config = inspected.get("Config") or {}
+    platform, user = platform_of(inspected), config.get("User")
+    places = [] if platform in stack.hosts.platforms else [f"it is for {platform}, the row for {', '.join(stack.hosts.platforms)}"]
+    names = {entry.partition("=")[0] for entry in config.get("Env") or ()}
+    entrypoint = config.get("Entrypoint")
+    return [
+        check("platform", places),
+        check("labels", label_problems(config.get("Labels") or {}, wanted)),
+        check("user", [] if user == "1000:1000" else [f"the image's user is {user or 'root'}, not 1000:1000"]),
+        check("entrypoint", [f"the image has an entrypoint: {entrypoint}"] if entrypoint else []),
+        check("environment", [f"{name} is set in the image" for name in _FORBIDDEN if name in names]),
+    ]
+
+
+def fact_checks(facts: Mapping[str, Any], stack: Stack, lock_sha256: str) -> list[Check]:
     """What the image's own facts say against it."""
-    found = [*facts["differences"], *facts["packages"], *facts["imports"], *facts["run"]]
-    found += [f"left behind: {path}" for path in facts["left_behind"]]
-    found += [f"{name} is set in the image" for name in _FORBIDDEN if name in facts["environment"]]
-    if facts["python"] != stack.python:
-        found.append(f"Python is {facts['python']}, not {stack.python}")
-    if facts["uid"] != UID:
-        found.append(f"runs as uid {facts['uid']}, not as the caller's {UID}")
-    if facts["lock_sha256"] != lock_sha256:
-        found.append(f"/opt/fl/lock.txt is another lock: {facts['lock_sha256'][:12]}, not {lock_sha256[:12]}")
-    if not facts["writable_home"]:
-        found.append("an arbitrary uid cannot write to its home")
-    return found
+    took = facts["seconds"]
+    same = facts["lock_sha256"] == lock_sha256
+    other = [] if same else [f"/opt/fl/lock.txt is another lock: {facts['lock_sha256'][:12]}, not {lock_sha256[:12]}"]
+    extra = [] if stack.torch_from == "base" else [f"{one} is installed, and the lock does not have it" for one in facts["beyond"]]
+    python = [] if facts["python"] == stack.python else [f"Python is {facts['python']}, not {stack.python}"]
+    uid = [] if facts["uid"] == UID else [f"runs as uid {facts['uid']}, not as the caller's {UID}"]
+    home = [] if facts["writable_home"] else ["an arbitrary uid cannot write to its home"]
+    return [
+        check("lock", other),
+        check("python", python),
+        check("versions", [*facts["differences"], *extra], took["versions"]),
+        check("requirements", facts["packages"], took["requirements"]),
+        check("imports", facts["imports"], took["imports"]),
+        check("uid", uid),
+        check("home", home),
+        Check(name="training", passed=None, found=("a serving image does not train",))
+        if facts["run"] is None
+        else check("training", facts["run"], took["training"]),
+    ]
 
 
 def environment_problems(reference: str) -> list[str]:
@@ -77,23 +145,59 @@ def environment_problems(reference: str) -> list[str]:
     return found
 
 
-def verify(matrix: Matrix, stack: Stack, reference: str, flavor: Flavor = "train") -> list[str]:
-    """Everything that is wrong with an image. Raises ImageError where it is not there or does not start."""
-    ask_daemon()
-    inspected = _docker("image", "inspect", reference)
-    if inspected.returncode != 0:
-        raise ImageError(f"the image {reference} is not on this machine", f"fl images build {stack.id}")
-    config = json.loads(inspected.stdout)[0]["Config"]
-    locked = lock.sha256(need_lock(stack, flavor, host_platform()))
-    found = label_problems(config.get("Labels") or {}, labels_wanted(stack, flavor, locked, matrix.sha256))
-    if config.get("User") != "1000:1000":
-        found.append(f"the image's user is {config.get('User') or 'root'}, not 1000:1000")
-    if config.get("Entrypoint"):
-        found.append(f"the image has an entrypoint: {config['Entrypoint']}")
-    names = matrix.packages(stack, flavor)
-    options = ["--rm", "--network", "none", "--user", f"{UID}:{UID}", "--env", "TORCH_DEVICE_BACKEND_AUTOLOAD=0", "--shm-size", "1g"]
-    asked = _docker("run", *options, reference, "python", "-m", "fl.images.inside", *names)
+def secret_problems(reference: str, inspected: Mapping[str, Any]) -> list[str]:
+    """Secrets in what everybody can read of an image: history, environment, labels, command."""
+    done = _docker("history", "--no-trunc", "--format", "{{json .CreatedBy}}", reference)
+    config = inspected.get("Config") or {}
+    places = {f"step {number} of its history": line for number, line in enumerate(reversed(done.stdout.splitlines()), 1)}
+    places |= {"its environment": "\n".join(config.get("Env") or ()), "its labels": json.dumps(config.get("Labels") or {})}
+    places["its command"] = json.dumps([config.get("Cmd"), config.get("Entrypoint")])
+    settings = pip_config.read(os.environ)
+    urls = [url for url in (settings.index_url, *settings.extra_index_urls, *settings.find_links, settings.proxy) if url and "://" in url]
+    return leaks.leaks(places, leaks.own(os.environ, urls))
+
+
+def ask_inside(reference: str, stack: Stack, *words: str, user: str) -> dict[str, Any]:
+    """What the image tells of itself. ImageError where it cannot."""
+    options = ["--rm", "--network", "none", "--user", user, "--env", "TORCH_DEVICE_BACKEND_AUTOLOAD=0", "--shm-size", "1g"]
+    asked = _docker("run", *options, reference, "python", "-m", "fl.images.inside", *words)
     if asked.returncode != 0:
         last = (asked.stderr.strip().splitlines() or ["no message"])[-1]
         raise ImageError(f"{reference} cannot tell what it holds: {last}", f"fl images build {stack.id}")
-    return found + fact_problems(json.loads(asked.stdout.splitlines()[-1]), stack, locked) + environment_problems(reference)
+    told = json.loads(asked.stdout.splitlines()[-1])
+    if words[:1] != ("--files",) and told.get("schema") != SCHEMA:
+        raise ImageError(f"{reference} holds another fl than this one", f"fl images build {stack.id}")
+    return dict(told)
+
+
+def verify(matrix: Matrix, stack: Stack, reference: str, flavor: Flavor = "train") -> Report:
+    """Looks at everything. Raises ImageError where the image is not there, does not start, or cannot be asked."""
+    ask_daemon()
+    inspected = local(reference)
+    platform = platform_of(inspected)
+    where = platform if platform in stack.hosts.platforms else stack.hosts.platforms[0]
+    locked = lock.sha256(need_lock(stack, flavor, where, allow_unlocked=True))
+    checks = config_checks(inspected, stack, labels_wanted(stack, flavor, locked, matrix.sha256))
+    serve = () if flavor == "train" else ("--serve",)
+    facts = ask_inside(reference, stack, *serve, *matrix.packages(stack, flavor), user=f"{UID}:{UID}")
+    checks += fact_checks(facts, stack, locked)
+    left = ask_inside(reference, stack, "--files", user="0:0")["left_behind"]
+    checks.append(check("files", [f"left behind: {path}" for path in left]))
+    checks.append(check("secrets", secret_problems(reference, inspected)))
+    checks.append(check("vendor-environment", environment_problems(reference)))
+    unseen = ("no accelerator was given to the image: devices and drivers are looked at by `fl doctor` and by runs",)
+    checks.append(Check(name="device", passed=None, found=unseen))
+    layers = [{"kind": "layer", "what": step, "bytes": size} for step, size in inventory.layers(reference)]
+    digests = [str(one).partition("@")[2] for one in inspected.get("RepoDigests") or ()]
+    return Report(
+        reference=reference,
+        stack=stack.id,
+        flavor=flavor,
+        platform=platform,
+        id=str(inspected.get("Id")),
+        digest=digests[0] if digests else None,
+        lock_sha256=locked,
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        checks=tuple(checks),
+        sizes=({"kind": "image", "what": reference, "bytes": int(inspected.get("Size", 0))}, *layers, *facts["sizes"]),
+    )
