@@ -72,7 +72,9 @@ class View:
     def _eval(self, event: Mapping[str, Any]) -> None:
         if not self.quiet:
             self._pause()
-            ui.step(f"evaluation: loss {_number(event.get('loss', event.get('eval_loss')))}")
+            accuracy = event.get("eval_accuracy")
+            more = f", accuracy {_number(accuracy)}" if isinstance(accuracy, int | float) else ""
+            ui.step(f"evaluation: loss {_number(event.get('loss', event.get('eval_loss')))}{more}")
 
     def _predict(self, event: Mapping[str, Any]) -> None:
         if not self.quiet:

@@ -16,7 +16,7 @@ _GRPO = ("stage", ("grpo",), "stage: grpo")
 _JUDGED = ("stage", ("grpo", "ppo"), "stage: grpo and ppo")
 
 GRPO: Final = (
-    Key(name="reward_funcs", kind="names", needs=_JUDGED, about="exact, contains, number, think_format, or FILE.py:FUNCTION."),
+    Key(name="reward_funcs", kind="names", needs=_JUDGED, about="exact, contains, number, think_format, brief, or FILE.py:FUNCTION."),
     Key(name="reward_weights", kind="floats", needs=_JUDGED, about="Weight of each reward; 1 if not set."),
     Key(name="num_generations", kind="int", default=8, low=2, needs=_GRPO, about="Completions of each question, which are compared."),
     Key(name="max_completion_length", kind="int", default=256, low=1, needs=_GRPO, about="Longest completion, in tokens."),

@@ -30,6 +30,8 @@ def said(text: str) -> list[dict[str, str]]:
         ("think_format", "<think>well</think> yes", "", 1.0),
         ("think_format", "<think></think> yes", "", 0.0),
         ("think_format", "yes", "", 0.0),
+        ("brief", "", "", 1.0),
+        ("brief", "x" * 300, "", 0.25),
     ],
 )
 def test_built_in_rewards(name: str, completion: str, answer: str, value: float | None) -> None:

@@ -1,4 +1,4 @@
-"""Reward functions of stage grpo: built in, or from a Python file of the user's.
+"""Reward functions of the stages grpo and ppo: built in, or from a Python file of the user's.
 
 A function is what TRL calls: `f(completions, answer, prompts, …) -> list of numbers`, one a completion; completions are lists of messages
 (`completion[0]["content"]` is the text), `answer` holds the answers of the data set's rows. A None leaves that completion out.
@@ -57,11 +57,16 @@ def think_format(completions: Sequence[Any], **_: Any) -> list[float | None]:
     return [float(bool(_THOUGHT.match(text(made)))) for made in completions]
 
 
+def brief(completions: Sequence[Any], **_: Any) -> list[float | None]:
+    """1 for nothing said, 1/2 for a hundred characters, less for more: of use beside another reward, with a small weight."""
+    return [100 / (100 + len(text(made))) for made in completions]
+
+
 def _value(digits: str) -> float:
     return float(digits.replace(",", ""))
 
 
-BUILT_IN: dict[str, Reward] = {"exact": exact, "contains": contains, "number": number, "think_format": think_format}
+BUILT_IN: dict[str, Reward] = {"exact": exact, "contains": contains, "number": number, "think_format": think_format, "brief": brief}
 
 
 def load(names: Sequence[str], events: Events) -> list[Reward]:
