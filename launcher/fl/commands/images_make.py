@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 @click.option("--base", metavar="REF", help="Start from this image instead of the row's.")
 @click.option("--find-links", "links", multiple=True, type=click.Path(exists=True, path_type=Path), help="Wheels that no index has.")
 @click.option("--ca", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Certificates of the site; not kept in the image.")
+@click.option("--allow-unlocked", is_flag=True, help="Also from a partial lock: what it lacks is installed without a hash.")
 @click.option("--json", "as_json", is_flag=True, help="What was built as one JSON document.")
-def build(stack: str, base: str | None, links: tuple[Path, ...], ca: Path | None, as_json: bool) -> None:
+def build(stack: str, base: str | None, links: tuple[Path, ...], ca: Path | None, allow_unlocked: bool, as_json: bool) -> None:
     """Build the image of STACK for this machine's platform with docker buildx."""
     import time
 
@@ -33,7 +34,8 @@ def build(stack: str, base: str | None, links: tuple[Path, ...], ca: Path | None
 
     matrix = rows.load()
     begin = time.monotonic()
-    built = building.build(matrix, matrix.stack(stack), site=Site(base=base, links=links, ca=ca), registry=settings.load().registry)
+    site = Site(base=base, links=links, ca=ca, allow_unlocked=allow_unlocked)
+    built = building.build(matrix, matrix.stack(stack), site=site, registry=settings.load().registry)
     seconds = time.monotonic() - begin
     if as_json:
         ui.document({**asdict(built), "seconds": round(seconds, 1)})
