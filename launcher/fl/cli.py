@@ -19,6 +19,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "images": ("fl.commands.images:images", "List, render, lock and build images."),
     "pin": ("fl.commands.pin:pin", "Write or verify fl.lock: the stack that a project runs on."),
     "audit": ("fl.commands.audit:audit", "Say which model works on which lane, and how we know."),
+    "fetch": ("fl.commands.fetch:fetch", "Fetch what a recipe needs, for a site without internet."),
     "ps": ("fl.commands.runs:ps", "List runs."),
     "logs": ("fl.commands.runs:logs", "Print the log of a run."),
     "stop": ("fl.commands.runs:stop", "Stop a run: checkpoint, then end."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fl import hub_cache as hub_cache_of
 from fl import mounts
 from fl.grants import Mount
 from fl_trainers.config import Config
@@ -73,8 +74,5 @@ def hub_cache() -> Path:
 
 
 def in_hub_cache(names: tuple[str, ...], cache: Path) -> bool:
-    """True when every name has a snapshot in the cache, so that nothing is to be fetched."""
-    return all(
-        any(any((cache / f"{kind}--{name.replace('/', '--')}" / "snapshots").glob("*/*")) for kind in ("models", "datasets"))
-        for name in names
-    )
+    """True when every name has a whole snapshot in the cache, so that nothing is to be fetched."""
+    return all(hub_cache_of.whole(cache, name) for name in names)

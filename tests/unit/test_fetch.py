@@ -1,0 +1,69 @@
+"""What `fl fetch` takes of a repository, and what counts as whole in the hub's cache. The fetching itself: tests/training/test_fetch_runs.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fl import inputs
+from fl_trainers.fetch import chosen
+
+
+@pytest.mark.parametrize(
+    ("files", "taken"),
+    [
+        (
+            ["config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5", "original/consolidated.00.pth", "onnx/model.onnx"],
+            ["config.json", "model.safetensors"],
+        ),
+        (["config.json", "pytorch_model.bin", "flax_model.msgpack"], ["config.json", "pytorch_model.bin"]),
+        (
+            ["a-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json", "modeling_x.py", "merges.txt"],
+            ["a-00001-of-00002.safetensors", "model.safetensors.index.json", "modeling_x.py", "merges.txt"],
+        ),
+        (["adapter_config.json", "adapter_model.safetensors"], ["adapter_config.json", "adapter_model.safetensors"]),
+    ],
+)
+def test_one_format_of_the_weights_is_taken_and_everything_beside_it(files: list[str], taken: list[str]) -> None:
+    assert chosen(files) == taken
+
+
+def cached(cache: Path, name: str, files: dict[str, str], kind: str = "models") -> Path:
+    """A repository in a cache as huggingface_hub lays it out: links in the snapshot, content in blobs."""
+    folder = cache / f"{kind}--{name.replace('/', '--')}"
+    snapshot = folder / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (folder / "blobs").mkdir()
+    for number, (path, content) in enumerate(files.items()):
+        (folder / "blobs" / str(number)).write_text(content)
+        (snapshot / path).symlink_to(folder / "blobs" / str(number))
+    return folder
+
+
+def test_a_model_is_whole_with_its_weights(tmp_path: Path) -> None:
+    folder = cached(tmp_path, "a/b", {"config.json": "{}"})
+    assert not inputs.in_hub_cache(("a/b",), tmp_path)
+    (folder / "snapshots" / "abc" / "model.safetensors").write_text("x")
+    assert inputs.in_hub_cache(("a/b",), tmp_path)
+    (folder / "blobs" / "77.incomplete").touch()
+    assert not inputs.in_hub_cache(("a/b",), tmp_path)
+
+
+def test_a_model_is_whole_with_every_shard_that_its_index_names(tmp_path: Path) -> None:
+    index = json.dumps({"weight_map": {"x": "m-1.safetensors", "y": "m-2.safetensors"}})
+    folder = cached(tmp_path, "a/b", {"model.safetensors.index.json": index, "m-1.safetensors": "x"})
+    assert not inputs.in_hub_cache(("a/b",), tmp_path)
+    (folder / "snapshots" / "abc" / "m-2.safetensors").symlink_to(folder / "blobs" / "gone")
+    assert not inputs.in_hub_cache(("a/b",), tmp_path)
+    (folder / "blobs" / "gone").write_text("y")
+    assert inputs.in_hub_cache(("a/b",), tmp_path)
+    (folder / "blobs" / "0").write_text("{")
+    assert not inputs.in_hub_cache(("a/b",), tmp_path)
+
+
+def test_a_data_set_is_whole_with_any_file_and_all_names_are_wanted(tmp_path: Path) -> None:
+    cached(tmp_path, "a/rows", {"train.jsonl": "{}"}, "datasets")
+    assert inputs.in_hub_cache(("a/rows",), tmp_path)
+    assert not inputs.in_hub_cache(("a/rows", "a/other"), tmp_path)
