@@ -134,10 +134,11 @@ def summary(found: Mapping[str, Any]) -> list[str]:
     """Counts as lines: rows used, cut and dropped, each cause with the first rows it happened to."""
     counts, causes = found["counts"], found["causes"]
     dropped = sum(cause["rows"] for cause in causes if cause["dropped"])
+    lines = ["streaming: only the first rows were read"] if counts["streaming"] else []
     head = f"{counts['read']:,} rows read, {counts['used']:,} used, {dropped:,} dropped; {counts['sequences']:,} sequences"
     if counts.get("eval_rows"):
         head += f"; {counts['eval_rows']:,} rows for evaluation"
-    lines = [head]
+    lines.append(head)
     if counts.get("tokens"):
         share = counts["trained_tokens"] / counts["tokens"]
         lines.append(f"{counts['tokens']:,} tokens, {counts['trained_tokens']:,} of them trained ({share:.0%}); "

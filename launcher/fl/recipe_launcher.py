@@ -31,6 +31,7 @@ LAUNCHER_KEYS: Final = {
         Key(name="network", kind="str", choices=("none", "bridge", "host"), about="Network of the container."),
         Key(name="dialect", kind="str", default=DIALECT, choices=(DIALECT,), about="Language of the recipe's other keys."),
         Key(name="speed", kind="str", default="auto", choices=("auto", "off", "memory", "speed"), about="How steps are computed."),
+        Key(name="max_dropped", kind="float", default=0.5, low=0, high=1, about="Share of a data set's rows that may be left out."),
         Key(name="prompts", kind="any", about="Questions answered before and after training."),
     )
 }
@@ -52,6 +53,7 @@ class Launcher:
     env: Mapping[str, str] = field(default_factory=dict)
     network: str | None = None
     speed: Literal["auto", "off", "memory", "speed"] = "auto"
+    max_dropped: float = 0.5
     dialect: str = DIALECT
     prompts: tuple[str, ...] = ()
 

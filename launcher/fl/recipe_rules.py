@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from fl import recipe_grpo, recipe_predict, recipe_preference, recipe_reward
+from fl.recipe_streaming import rule as streaming
 
 Get = Callable[[str], Any]
 Rule = Callable[[Get], Iterator[tuple[str, str]]]
@@ -18,7 +19,7 @@ def _work(get: Get) -> Iterator[tuple[str, str]]:
         yield "model_name_or_path", "missing: which model? A folder, a hub name, or `builtin/smollm2-135m`"
     if not get("output_dir"):
         yield "output_dir", "missing: where may the training write?"
-    if get("do_train") and not get("dataset"):
+    if get("do_train") and not get("dataset") and not get("tokenized_path"):
         yield "dataset", "missing: which data set of dataset_info.json is trained on?"
     if get("dataset_dir").startswith("REMOTE:"):
         yield "dataset_dir", "a remote dataset_info.json is not read in this version; copy it into a folder, or write `dataset_dir: ONLINE`"
@@ -43,6 +44,7 @@ def _data(get: Get) -> Iterator[tuple[str, str]]:
         yield "val_size", "there is no dataset to hold rows back from"
     if get("val_size") > 1 and not float(get("val_size")).is_integer():
         yield "val_size", "a share below 1, or a whole number of rows"
+    yield from streaming(get)
     probabilities = get("interleave_probs")
     if probabilities:
         if get("mix_strategy") == "concat":

@@ -71,6 +71,8 @@ _DATA: Final = (
     Key(name="cutoff_len", kind="int", default=2048, low=1, about="Longest sequence, in tokens."),
     Key(name="train_on_prompt", kind="bool", default=False, needs=_SFT, about="Count the loss on prompts too."),
     Key(name="mask_history", kind="bool", default=False, needs=_SFT, about="Count the loss on the last turn only."),
+    Key(name="streaming", kind="bool", default=False, about="Read rows while training goes on; needs max_steps."),
+    Key(name="tokenized_path", kind="str", about="Folder where the rows of token ids are kept and read again."),
     Key(name="buffer_size", kind="int", default=16384, low=1, needs=("streaming", (True,), "streaming: true"),
         about="Rows shuffled at once when streaming."),
     Key(name="mix_strategy", kind="str", default="concat", choices=("concat", "interleave_under", "interleave_over", "interleave_once"),

@@ -95,9 +95,7 @@ _MODEL: Final = (
 )
 
 _LATER: Final = (
-    *_refused("this version reads all rows before it trains", "bool", streaming=False),
-    *_refused("this version tokenizes anew each time", "str", tokenized_path=None),
-    *_ignored("rows are tokenized anew each time", "bool", "overwrite_cache"),
+    *_ignored("rows are tokenized anew each time, except those of tokenized_path", "bool", "overwrite_cache"),
 )
 
 _OTHER: Final = (

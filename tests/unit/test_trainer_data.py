@@ -119,6 +119,24 @@ def test_mixing() -> None:
     assert drawn.count("a") == 500 and 30 < drawn.count("b") < 90
 
 
+@given(st.lists(st.lists(st.integers(), max_size=6), min_size=1, max_size=3))
+def test_interleaving_loses_and_doubles_no_row_but_where_it_says_so(sets: list[list[int]]) -> None:
+    named = [[(number, at) for at in range(len(rows))] for number, rows in enumerate(sets)]
+    whole = sorted(row for rows in named for row in rows)
+    assert sorted(mix.mix(named, "interleave_once", (), 1)) == whole
+    under = mix.mix(named, "interleave_under", (), 1)
+    assert len(set(under)) == len(under)
+    if all(named):
+        assert sorted(set(mix.mix(named, "interleave_over", (), 1))) == whole
+
+
+@given(st.lists(st.integers(), max_size=60), st.integers(1, 70), st.integers(0, 5))
+def test_a_shuffled_stream_has_every_row_no_earlier_than_the_buffer_allows(rows: list[int], size: int, seed: int) -> None:
+    made = list(mix.shuffled(enumerate(rows), size, seed))
+    assert sorted(made) == list(enumerate(rows)) and made == list(mix.shuffled(enumerate(rows), size, seed))
+    assert all(at <= place + size for place, (at, _) in enumerate(made))
+
+
 def test_resample_repeats_only_when_it_must() -> None:
     assert sorted(mix.resample([1, 2, 3], 3, 1)) == [1, 2, 3]
     assert len(set(mix.resample(range(100), 40, 1))) == 40

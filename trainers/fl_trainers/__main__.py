@@ -159,12 +159,14 @@ class _Run:
 
 def _refuse_unknown(config: Config) -> None:
     """Keys of the config that other stages and later versions use; silence would be worse than refusal."""
-    asked = {
-        "streaming": config.data.streaming, "tokenized_path": config.data.tokenized_path is not None,
-    }  # fmt: skip
+    asked = {"streaming": config.data.streaming, "tokenized_path": config.data.tokenized_path is not None}
     wanted = [key for key, value in asked.items() if value]
-    if wanted:
-        raise InputError(f"this trainer cannot do yet: {', '.join(wanted)}", "leave them out of the recipe")
+    if wanted and config.method.stage in ("grpo", "ppo"):
+        raise InputError(f"stage {config.method.stage} cannot do {', '.join(wanted)}", "leave them out of the recipe")
+    if len(wanted) == 2:
+        raise InputError("tokenized_path keeps all rows, and streaming never has them all", "one of the two")
+    if config.data.streaming and int(config.training.arguments.get("max_steps") or 0) < 1:
+        raise InputError("streaming: nobody knows how long an epoch is", "`max_steps:` in the recipe")
     if config.data.neat_packing and config.method.stage == "pt":
         raise InputError("neat_packing is for stage sft: blocks of stage pt have no parts", "leave neat_packing out")
 

@@ -130,6 +130,8 @@ class Data(Part):
     max_samples: int | None = Field(default=None, ge=1)
     val_size: float = Field(default=0.0, ge=0)
     """Below 1 a share of the rows, else a number of rows."""
+    max_dropped: float = Field(default=0.5, ge=0, le=1)
+    """The share of a data set's rows that may be left out; above it the run is refused."""
     eval_on_each_dataset: bool = False
     mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = "concat"
     interleave_probs: tuple[float, ...] = ()

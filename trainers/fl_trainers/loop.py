@@ -29,6 +29,8 @@ def arguments_of(config: Config, device: Device) -> TrainingArguments:
     for name in ("generation_max_length", "generation_num_beams", "sortish_sampler"):
         given.pop(name, None)  # predict.py reads them
     given.setdefault("report_to", "none")
+    if config.data.streaming:  # every process reads the stream and takes its rows; batches are not sent around
+        given["accelerator_config"] = {**(given.get("accelerator_config") or {}), "dispatch_batches": False}
     if config.method.early_stopping_steps is not None:
         given.setdefault("metric_for_best_model", "loss")
     given.setdefault("disable_tqdm", True)

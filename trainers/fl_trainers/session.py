@@ -12,7 +12,7 @@ from typing import Any
 
 from fl_trainers import adapters, artefacts, compare, metrics, model, optimizers, pissa, predict, record
 from fl_trainers.config import Config
-from fl_trainers.data import pipeline
+from fl_trainers.data import pipeline, tokens
 from fl_trainers.data.collator import Collator
 from fl_trainers.data.encode import IGNORE
 from fl_trainers.data.formats import Report
@@ -56,7 +56,10 @@ class Session:
 
 def read_rows(session: Session) -> None:
     """Rows first: their faults are found in a second, and the built-in models make their tokenizer from them."""
-    session.items = pipeline.items_of(session.config, session.report)
+    config = session.config
+    if tokens.is_there(config) and config.model.kind != "tiny" and not config.training.predict_with_generate:
+        return
+    session.items = pipeline.items_of(config, session.report)
 
 
 def open_model(session: Session) -> None:
@@ -97,14 +100,19 @@ def _keep_base(session: Session, plain: Any) -> None:
 def tokenize(session: Session) -> pipeline.Prepared:
     """Rows of token ids; the first one is shown as text, with the part that counts."""
     start = time.monotonic()
-    prepared = pipeline.prepare(session.config, session.tokenizer, *session.items, session.report, session.events)
+    config = session.config
+    kept = tokens.load(config, session.tokenizer, session.events)
+    prepared = kept or pipeline.prepare(config, session.tokenizer, *session.items, session.report, session.events)
     session.prepared = prepared
+    if kept is not None:
+        pipeline.tell(kept.report, session.events)
+    elif config.data.tokenized_path and rank() == 0:
+        tokens.save(config, session.tokenizer, prepared)
     held = sum(len(rows) for rows in prepared.eval.values())
-    session.events.emit(
-        "data", rows=prepared.rows, sequences=len(prepared.train), tokens=prepared.tokens, eval_rows=held,
-        dropped_or_cut=session.report.counts, seconds=round(time.monotonic() - start, 2),
-    )  # fmt: skip
-    log.info("data: %d rows, %d sequences, %d tokens, %d rows for evaluation", prepared.rows, len(prepared.train), prepared.tokens, held)
+    known: dict[str, Any] = {} if config.data.streaming else {"rows": prepared.rows, "sequences": len(prepared.train), "tokens": prepared.tokens}
+    session.events.emit("data", **known, eval_rows=held, streaming=config.data.streaming, dropped_or_cut=prepared.report.counts,
+                        seconds=round(time.monotonic() - start, 2))  # fmt: skip
+    log.info("data: %s, %d rows for evaluation", ", ".join(f"{count} {name}" for name, count in known.items()) or "a stream", held)
     log.info("first sequence: %r\n  of it the loss counts: %r", prepared.preview[0][:600], prepared.preview[1][:600])
     return prepared
 
@@ -182,8 +190,10 @@ def run_loop(session: Session, loop: Any) -> None:
         return
     if session.resume:
         session.events.emit("resume", path=session.resume)
-    with _no_casts(session), _fused(session, loop):
+    with _no_casts(session), _fused(session, loop), _faults(session):
         result = loop.train(resume_from_checkpoint=session.resume)
+    if session.config.data.streaming and session.prepared:
+        pipeline.tell(session.prepared.report, session.events)
     loop.check()
     if stop.requested and loop.state.global_step < loop.state.max_steps:
         raise Stopped(
@@ -193,6 +203,15 @@ def run_loop(session: Session, loop: Any) -> None:
     runtime = result.metrics.get("train_runtime") or 0.0
     if runtime:
         session.metrics["tokens_per_second"] = round(loop.tokens_seen * world_size() / runtime, 1)
+
+
+def _faults(session: Session) -> Any:
+    """Faults of rows that come while training goes on."""
+    if not session.config.data.streaming:
+        return contextlib.nullcontext()
+    from fl_trainers.data.streaming import faults_of_workers
+
+    return faults_of_workers()
 
 
 def _no_casts(session: Session) -> Any:
@@ -255,7 +274,7 @@ def save_all(session: Session, loop: Any) -> None:
             _draw(session, loop)
         card = artefacts.model_card(
             config, {**session.metrics, **held}, parameters=session.counts[0], trained=session.counts[1],
-            rows=session.prepared.rows if session.prepared else 0, losses=session.follow.losses,
+            rows=(session.prepared.rows or session.prepared.report.read) if session.prepared else 0, losses=session.follow.losses,
         )  # fmt: skip
         (folder / "README.md").write_text(card, encoding="utf-8")
         _compare(session)

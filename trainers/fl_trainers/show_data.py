@@ -41,26 +41,37 @@ def main(arguments: list[str]) -> int:
 def describe(config: Config, count: int) -> dict[str, Any]:
     """The first `count` rows of token ids with their text, and the counts of all."""
     from fl_trainers import model
-    from fl_trainers.data import pipeline
+    from fl_trainers.data import pipeline, tokens
 
     events, report = Events(Path(config.run.events)), Report()
-    train, held = pipeline.items_of(config, report)
+    stored = tokens.is_there(config) and not config.data.train
+    train, held = ([], {}) if stored else pipeline.items_of(config, report)
     tokenizer = model.load_tokenizer(config, model.folder_of(config), pipeline.texts(train), events)
+    counts: dict[str, Any] = {"used": len(train), "sequences": len(train)}
     if config.method.stage in ("grpo", "ppo"):
         rows = [(where, question(tokenizer, item)) for where, item in train[:count] if not isinstance(item, str)]
-        counts: dict[str, Any] = {"used": len(train), "sequences": len(train)}
     else:
         before = sum(report.dropped.values())
-        prepared = pipeline.prepare(config, tokenizer, train, held, report, events)
-        packed = config.data.packing or config.data.neat_packing
-        rows = [("", row) for row in prepared.train[:count]] if packed else first(config, tokenizer, train, count)
-        labels = sum(sum(label != IGNORE for label in row["labels"]) for row in prepared.train)
-        counts = {"used": len(train) - sum(report.dropped.values()) + before, "sequences": len(prepared.train), "tokens": prepared.tokens,
-                  "trained_tokens": labels, "longest": max((len(row["input_ids"]) for row in prepared.train), default=0)}  # fmt: skip
-    counts |= {"read": report.read, "eval_rows": sum(map(len, held.values()))}
+        if config.data.streaming:
+            made: Sequence[dict[str, Any]] = pipeline.tokenized(config, tokenizer, train, report)
+        else:
+            prepared = tokens.load(config, tokenizer, events) if stored else None
+            prepared = prepared or pipeline.prepare(config, tokenizer, train, held, report, events)
+            made, report = prepared.train, prepared.report
+        apart = not (stored or config.data.packing or config.data.neat_packing)
+        rows = first(config, tokenizer, train, count) if apart else [("", row) for row in made[:count]]
+        counts = totals(made) | {"used": prepared.rows if stored and prepared else len(train) - sum(report.dropped.values()) + before}
+    counts |= {"read": report.read, "eval_rows": sum(map(len, held.values())), "streaming": config.data.streaming}
     causes = [{"reason": reason, "rows": number, "examples": report.examples[reason], "dropped": reason not in report.shortened}
               for reason, number in report.counts.items()]  # fmt: skip
     return {"rows": [shown(tokenizer, where, row) for where, row in rows], "counts": counts, "causes": causes}
+
+
+def totals(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Sequences, tokens, and how many of them count."""
+    lengths = [len(row["input_ids"]) for row in rows]
+    trained = sum(sum(label != IGNORE for label in row["labels"]) for row in rows)
+    return {"sequences": len(rows), "tokens": sum(lengths), "trained_tokens": trained, "longest": max(lengths, default=0)}
 
 
 def first(config: Config, tokenizer: Any, items: Sequence[Any], count: int) -> list[tuple[str, dict[str, Any]]]:

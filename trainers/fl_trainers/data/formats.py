@@ -28,6 +28,7 @@ class Conversation:
     """Of kto: whether the last answer is a good one."""
 
 
+EVALUATION = "in evaluation: "
 SHOWN = 3
 """How many rows are named of each reason."""
 
@@ -44,19 +45,29 @@ class Report:
     read: int = 0
     """Rows looked at, good and bad."""
 
+    prefix: str = ""
+
+    def of_evaluation(self) -> Report:
+        """The same report, for rows that are not trained on."""
+        return Report(self.counts, self.examples, self.shortened, prefix=EVALUATION)
+
     def count(self, reason: str, where: str, rows: int = 1) -> None:
         """`where` names the row it happened to."""
+        cut = reason.startswith(("cut to ", "turns left out"))
+        reason = self.prefix + reason
         self.counts[reason] = self.counts.get(reason, 0) + rows
         named = self.examples.setdefault(reason, [])
         if len(named) < SHOWN:
             named.append(where)
-        if reason.startswith(("cut to ", "turns left out")):
+        if cut:
             self.shortened.add(reason)
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Rows that are not trained on, by reason."""
-        return {reason: count for reason, count in self.counts.items() if reason not in self.shortened}
+        """Rows that would have been trained on and are not, by reason."""
+        return {
+            reason: count for reason, count in self.counts.items() if reason not in self.shortened and not reason.startswith(EVALUATION)
+        }
 
     def told(self, reason: str) -> str:
         """`3 rows: empty answer (mine row 4, mine row 9, mine row 12)`."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -18,28 +19,72 @@ def resample(rows: Sequence[T], wanted: int, seed: int) -> list[T]:
 
 
 def mix(sets: Sequence[Sequence[T]], strategy: str, probabilities: Sequence[float], seed: int) -> list[T]:
-    """concat; or interleave: _under ends with the first exhausted set, _over repeats until all were read, _once reads each row once."""
+    """All of `woven`, from rows that are at hand."""
+    return list(woven([partial(iter, rows) for rows in sets], strategy, probabilities, seed))
+
+
+def woven(sets: Sequence[Callable[[], Iterator[T]]], strategy: str, probabilities: Sequence[float], seed: int) -> Iterator[T]:
+    """concat; or interleave: _under ends with the first exhausted set, _over repeats until all were read, _once reads each row once.
+
+    A set is what gives its rows from the beginning each time that it is called.
+    """
     if strategy == "concat" or len(sets) == 1:
-        return [row for rows in sets for row in rows]
+        for begin in sets:
+            yield from begin()
+        return
     rng = random.Random(seed)
-    at, done = [0] * len(sets), [not rows for rows in sets]
-    mixed: list[T] = []
+    open_sets = [_Peeking(begin) for begin in sets]
     turn = 0
-    while not all(done):
+    while not all(one.done for one in open_sets):
         if probabilities:
             which = rng.choices(range(len(sets)), weights=probabilities)[0]
         else:
             which, turn = turn % len(sets), turn + 1
-        if strategy == "interleave_once" and done[which]:
+        chosen = open_sets[which]
+        if strategy == "interleave_once" and chosen.done:
             continue
-        if not sets[which]:
-            break
-        mixed.append(sets[which][at[which] % len(sets[which])])
-        at[which] += 1
-        done[which] = done[which] or at[which] == len(sets[which])
-        if done[which] and strategy == "interleave_under":
-            break
-    return mixed
+        if chosen.empty:
+            return
+        yield chosen.take()
+        if chosen.done and strategy == "interleave_under":
+            return
+
+
+class _Peeking(Generic[T]):
+    """Rows one by one, over and over; `done` as soon as the last row was given for the first time."""
+
+    def __init__(self, begin: Callable[[], Iterator[T]]) -> None:
+        self._begin = begin
+        self._rows = begin()
+        self._ahead = next(self._rows, _END)
+        self.done = self.empty = self._ahead is _END
+
+    def take(self) -> T:
+        row = self._ahead
+        self._ahead = next(self._rows, _END)
+        if self._ahead is _END:
+            self.done = True
+            self._rows = self._begin()
+            self._ahead = next(self._rows, _END)
+        return cast("T", row)
+
+
+_END: Any = object()
+
+
+def shuffled(rows: Iterable[T], size: int, seed: int) -> Iterator[T]:
+    """Rows in random order within a buffer of `size`: each that comes in takes the place of one that goes out."""
+    rng = random.Random(seed)
+    held: list[T] = []
+    for row in rows:
+        if len(held) < size:
+            held.append(row)
+        else:
+            at = rng.randrange(size)
+            held[at], row = row, held[at]
+            yield row
+    rng.shuffle(held)
+    yield from held
 
 
 def split(rows: Sequence[Any], val_size: float, seed: int) -> tuple[list[Any], list[Any]]:

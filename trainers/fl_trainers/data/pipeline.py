@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ Item = tuple[str, Conversation | str]
 class Prepared:
     """Rows ready for the collator: input_ids, labels and, in packs that keep their parts apart, the parts' lengths."""
 
-    train: Sequence[dict[str, Any]]
+    train: Any
+    """A sequence of rows, or a stream of them."""
     eval: dict[str, Sequence[dict[str, Any]]] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
     rows: int = 0
@@ -46,9 +48,28 @@ def read(config: Config, dataset: Dataset, report: Report) -> list[Item]:
     report.read += len(numbered)
     items = list(convert(config, dataset, ((number, rows[number]) for number in numbered), report))
     if not items:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in report.counts.items())
-        raise InputError(f"data set {dataset.name}: none of its {len(numbered)} rows can be trained on: {reasons}")
+        raise InputError(none_left(dataset, len(numbered), report))
+    lost = len(numbered) - len(items)
+    if lost > config.data.max_dropped * len(numbered):
+        message, remedy = too_many(lost, len(numbered), report, config.data.max_dropped)
+        raise InputError(f"data set {dataset.name}: {message}", remedy)
     return items
+
+
+def none_left(dataset: Dataset, count: int, report: Report) -> str:
+    """The message about a data set of which no row is of use."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in report.counts.items())
+    return f"data set {dataset.name}: none of its {count} rows can be trained on: {reasons}"
+
+
+def too_many(lost: int, count: int, report: Report, most: float) -> tuple[str, str]:
+    """Message and remedy where more rows are dropped than the recipe allows."""
+    reasons = "; ".join(report.told(reason) for reason in report.dropped)
+    share = math.ceil(100 * lost / count) / 100
+    return (
+        f"{lost} of {count} rows cannot be trained on, more than the share of {most:g} that may be left out: {reasons}",
+        f"mend the rows, or accept it: `fl: {{max_dropped: {share}}}` in the recipe",
+    )
 
 
 def convert(config: Config, dataset: Dataset, rows: Iterable[tuple[int, sources.Row]], report: Report) -> Iterator[Item]:
@@ -92,17 +113,27 @@ def items_of(config: Config, report: Report) -> tuple[list[Item], dict[str, list
     """Training and evaluation rows as the recipe mixes and splits them."""
     if not config.data.train and config.training.do_train:
         raise InputError("the recipe names no data set to train on", "`dataset: NAME` in the recipe")
+    if config.data.streaming:
+        from fl_trainers.data import streaming
+
+        return streaming.look(config, report)
     sets = [read(config, dataset, report) for dataset in config.data.train]
     train = mix.mix(sets, config.data.mix_strategy, config.data.interleave_probs, seed(config)) if sets else []
-    held: dict[str, list[Item]] = {}
-    for dataset in config.data.eval:
-        key = dataset.name if config.data.eval_on_each_dataset else ""
-        held.setdefault(key, []).extend(read(config, dataset, Report()))
+    held = held_sets(config, report)
     if config.data.val_size and train:
         if len(train) < 2:
             raise InputError("val_size is set, but there is only one row to train on")
         train, held[""] = mix.split(train, config.data.val_size, seed(config))
     return train, held
+
+
+def held_sets(config: Config, report: Report) -> dict[str, list[Item]]:
+    """The rows of eval_dataset, all together or by data set."""
+    held: dict[str, list[Item]] = {}
+    for dataset in config.data.eval:
+        key = dataset.name if config.data.eval_on_each_dataset else ""
+        held.setdefault(key, []).extend(read(config, dataset, report.of_evaluation()))
+    return held
 
 
 def texts(items: Iterable[Item]) -> Iterator[str]:
@@ -117,14 +148,25 @@ def texts(items: Iterable[Item]) -> Iterator[str]:
 
 def prepare(config: Config, tokenizer: Any, train: list[Item], held: dict[str, list[Item]], report: Report, events: Events) -> Prepared:
     """Tokenizes what items_of gave, and tells what was left out or cut."""
+    if config.data.streaming:  # what happens to the sample is told when its rows come with the stream
+        report = Report()
+    before = sum(report.dropped.values())
     rows = tokenized(config, tokenizer, train, report)
+    lost = sum(report.dropped.values()) - before
+    if rows and lost > config.data.max_dropped * len(train):
+        raise InputError(*too_many(lost, len(train), report, config.data.max_dropped))
     if not rows and train:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in report.counts.items())
         raise InputError(f"no row can be trained on: {reasons}", "a larger cutoff_len, or other data")
     prepared = Prepared(rows, report=report, rows=len(train), tokens=sum(len(row["input_ids"]) for row in rows))
     for key, items in held.items():
-        prepared.eval[key] = tokenized(config, tokenizer, items, Report(), packed=False)
+        prepared.eval[key] = tokenized(config, tokenizer, items, report.of_evaluation(), packed=False)
     tell(report, events)
+    if config.data.streaming and train:
+        from fl_trainers.data.streaming import Stream, Telling
+
+        prepared.report = Telling(events, config.data.max_dropped)
+        prepared.train, prepared.rows, prepared.tokens = Stream(config, tokenizer, prepared.report), 0, 0
     if rows:
         labels = [label for label in rows[0]["labels"] if label >= 0]
         prepared.preview = (tokenizer.decode(rows[0]["input_ids"]), tokenizer.decode(labels))

@@ -52,6 +52,12 @@ def stream(dataset: Dataset, cache: str | None) -> Iterator[Row]:
     if kind in ("csv", "text"):
         for file in files:
             yield from _read_csv(file) if kind == "csv" else _read_text(file)
+    elif kind == "jsonl":
+        for file in files:
+            yield from _stream_lines(file)
+    elif kind == "json" and sum(file.stat().st_size for file in files) <= DIRECT:
+        for file in files:
+            yield from _read_json(file, lines=False)
     else:
         yield from _explain(dataset, lambda: _load_dataset(kind, files, cache, streaming=True))
 
@@ -129,6 +135,22 @@ def _parse_lines(file: Path, text: str) -> list[Row]:
             except (json.JSONDecodeError, RecursionError) as error:
                 raise InputError(f"{file}: line {number} is not JSON: {error}", "one JSON object a line") from error
     return rows
+
+
+def _stream_lines(file: Path) -> Iterator[Row]:
+    """One object a line, of a file that need not fit into memory."""
+    try:
+        with file.open(encoding="utf-8-sig") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise InputError(f"{file}: line {number} is {describe(row)}, an object with columns is needed")
+                    yield row
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8: byte {error.start}", "convert it: iconv -t UTF-8") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{file}: line {number} is not JSON: {error}", "one JSON object a line") from error
 
 
 def _read_csv(file: Path) -> Iterator[Row]:

@@ -34,8 +34,8 @@ def load_of(session: Any) -> Load:
     arguments, rows = session.arguments, session.prepared.train
     size = arguments.per_device_train_batch_size
     try:
-        longest = sorted((len(row["input_ids"]) for row in rows), reverse=True)[:size]
         batches = -(-len(rows) // (size * world_size()))
+        longest = sorted((len(row["input_ids"]) for row in rows), reverse=True)[:size]
     except TypeError:
         longest, batches = [session.config.data.cutoff_len] * size, 10**6
     steps = -(-batches // arguments.gradient_accumulation_steps) * arguments.num_train_epochs
