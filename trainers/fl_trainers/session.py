@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fl_trainers import adapters, artefacts, compare, metrics, model, optimizers, pissa, predict, record
+from fl_trainers import adapters, artefacts, checkpoints, compare, metrics, model, optimizers, pissa, predict, record
 from fl_trainers.config import Config
 from fl_trainers.data import pipeline, tokens
 from fl_trainers.data.collator import Collator
@@ -190,6 +190,7 @@ def run_loop(session: Session, loop: Any) -> None:
         return
     if session.resume:
         session.events.emit("resume", path=session.resume)
+    checkpoints.clear(session.config)
     with _no_casts(session), _fused(session, loop), _faults(session):
         result = loop.train(resume_from_checkpoint=session.resume)
     if session.config.data.streaming and session.prepared:
