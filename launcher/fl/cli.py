@@ -22,7 +22,11 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "fetch": ("fl.commands.fetch:fetch", "Fetch what a recipe needs, for a site without internet."),
     "ps": ("fl.commands.runs:ps", "List runs."),
     "logs": ("fl.commands.runs:logs", "Print the log of a run."),
+    "attach": ("fl.commands.runs:attach", "Watch a run until it ends."),
     "stop": ("fl.commands.runs:stop", "Stop a run: checkpoint, then end."),
+    "resume": ("fl.commands.runs:resume", "Go on with a run from its last checkpoint."),
+    "rm": ("fl.commands.runs:rm", "Remove the folders of runs that are over."),
+    "gc": ("fl.commands.gc:gc", "Remove caches that nothing needs."),
     "env": ("fl.commands.env:env", "Print what a bug report needs."),
     "doctor": ("fl.commands.doctor:doctor", "Check host, drivers, engines and permissions."),
 }

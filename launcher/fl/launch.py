@@ -85,10 +85,18 @@ def execute(decision: Decision, view: View) -> dict[str, Any]:
     return _close(decision, run, error)
 
 
+def _source(decision: Decision) -> dict[str, Any]:
+    """What else is needed to read the recipe once more."""
+    recipe = decision.recipe
+    told = {"name": recipe.name, "path": recipe.path, "shipped": recipe.shipped, "overrides": list(recipe.overrides)}
+    return {"schema": 1, **told, "directory": str(Path.cwd())}
+
+
 def write_inputs(decision: Decision, folder: Path) -> None:
     """The files of design §4.6 that exist before the start."""
     (folder / "recipe.yaml").write_bytes(decision.recipe.text)
-    for name, document in (("plan.json", decision.plan.to_json()), ("hardware.json", decision.hardware.to_json())):
+    documents = {"plan.json": decision.plan.to_json(), "hardware.json": decision.hardware.to_json(), "recipe.json": _source(decision)}
+    for name, document in documents.items():
         (folder / name).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     decision.config.write(folder / "config.json")
     (folder / "events.jsonl").touch()

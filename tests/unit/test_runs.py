@@ -397,3 +397,96 @@ def test_env_counts_caches(tmp_path: Path) -> None:
     (tmp_path / "environments/a/file").write_bytes(b"x" * 100_000)
     assert report.cache_sizes(tmp_path)["environments"] >= 100_000
     assert report.cache_sizes(tmp_path / "none") == {}
+
+
+def told(name: str, output: Path, **more: Any) -> Path:
+    """A run that has ended, with what `fl resume` reads."""
+    folder = make(name, "stopped", exit_code=143, **more)
+    plan = {"lane": "cpu", "stack": "cpu-torch213", "engine": "host", "image": {"reference": None}, "accelerators": [],
+            "argv": [str(paths.cache_home() / "environments" / "abc" / "bin" / "python")]}  # fmt: skip
+    (folder / "plan.json").write_text(json.dumps(plan))
+    (folder / "config.json").write_text(json.dumps({"training": {"output_dir": str(output)}}))
+    recipe = {"name": "mine", "path": str(output / "mine.yaml"), "shipped": False, "overrides": ["max_steps=9"], "directory": str(output)}
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    (folder / "recipe.yaml").write_text("stage: sft\n")
+    return folder
+
+
+def test_a_resumed_run_has_the_decisions_of_the_first(tmp_path: Path) -> None:
+    from fl import resume
+
+    folder = told("mine-1", tmp_path)
+    for number, whole in ((2, True), (10, True), (12, False)):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{number}" / "trainer_state.json").write_text("{}")
+    found = resume.again(one("mine-1"))
+    assert found.checkpoint == tmp_path / "checkpoint-10"
+    assert found.source == str(folder / "recipe.yaml")
+    assert found.overrides == ("max_steps=9", "overwrite_output_dir=false")
+    assert (found.directory, found.options.hw, found.options.engine, found.options.stack) == (tmp_path, "cpu", "host", "cpu-torch213")
+    assert (found.options.python, found.options.image, found.options.devices) == (None, None, None)
+    (tmp_path / "mine.yaml").write_text("stage: sft\n")
+    assert resume.again(one("mine-1")).source == str(tmp_path / "mine.yaml")
+    (tmp_path / "mine.yaml").write_text("stage: pt\n")
+    assert resume.again(one("mine-1")).source == str(folder / "recipe.yaml")
+
+
+def test_an_image_and_devices_are_those_of_the_first(tmp_path: Path) -> None:
+    from fl import resume
+
+    folder = told("mine-1", tmp_path)
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text("{}")
+    plan = json.loads((folder / "plan.json").read_text())
+    plan |= {"engine": "docker", "image": {"reference": "harbor/x:1"}, "accelerators": [0, 2], "argv": ["docker"]}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    options = resume.again(one("mine-1")).options
+    assert (options.engine, options.image, options.devices, options.python) == ("docker", "harbor/x:1", "0,2", None)
+    plan |= {"engine": "host", "image": {"reference": None}, "argv": ["/opt/venv/bin/python"]}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    options = resume.again(one("mine-1")).options
+    assert (options.engine, options.python) == (None, Path("/opt/venv/bin/python"))
+
+
+def test_what_cannot_be_resumed_is_refused_with_what_to_type(tmp_path: Path) -> None:
+    from fl import resume
+    from fl.errors import RecipeError
+
+    make("going", launcher=processes.identity(os.getpid()))
+    make("done", "finished")
+    make("old", "failed", exit_code=10)
+    told("bare", tmp_path)
+    (told("moved", tmp_path) / "recipe.json").write_text(
+        json.dumps({"name": "m", "path": "x", "shipped": False, "overrides": [], "directory": str(tmp_path / "gone")})
+    )
+    (paths.runs_home() / "broken").mkdir()
+    for name, kind, said, typed in (
+        ("going", UsageError, "goes on", "fl attach going"),
+        ("done", UsageError, "has finished", "fl run"),
+        ("old", UsageError, "its recipe.json is missing", "again"),
+        ("bare", RecipeError, "no checkpoint", "save_steps"),
+        ("moved", RecipeError, "is not there any more", "mkdir -p"),
+        ("broken", UsageError, "cannot be resumed", "fl rm broken"),
+    ):
+        with pytest.raises(kind, match=said) as error:
+            resume.again(one(name))
+        assert typed in error.value.remedy
+
+
+def test_attach_shows_a_run_that_is_over_and_ends_with_its_code(capsys: pytest.CaptureFixture[str]) -> None:
+    from fl.cli import main
+
+    step = {"event": "step", "step": 20, "max_steps": 20, "loss": 1.5}
+    make("failed-1", "failed", events=(step,), exit_code=10, message="NaN at step 20")
+    with pytest.raises(SystemExit) as raised:
+        main(["attach", "failed-1"])
+    captured = capsys.readouterr()
+    assert raised.value.code == 10
+    assert "step 20/20" in captured.err
+    assert captured.out == "failed-1: failed (NaN at step 20)\n"
+    make("lost-2", created=time.time() + 1)
+    with pytest.raises(SystemExit) as raised:
+        main(["attach"])
+    assert raised.value.code == 6
+    assert "fl resume lost-2" in capsys.readouterr().err

@@ -63,10 +63,11 @@ def run(
         show(decision)
         ui.out("\ndry run: nothing was started or written")
     else:
-        _start(decision, as_json, detach)
+        start(decision, as_json, detach)
 
 
-def _start(decision: Decision, as_json: bool, detach: bool) -> None:
+def start(decision: Decision, as_json: bool, detach: bool) -> None:
+    """Carries a decision out, in the foreground or detached."""
     from fl import launch
     from fl.progress import View
 

@@ -1,4 +1,4 @@
-"""`fl ps`, `fl logs`, `fl stop`."""
+"""`fl ps`, `fl logs`, `fl attach`, `fl stop`, `fl resume`, `fl rm`."""
 
 from __future__ import annotations
 
@@ -73,3 +73,78 @@ def stop(now: bool, run: str) -> None:
     ui.step(f"stopping {status.name}" + ("" if now else ": a checkpoint is saved first; --now kills it"))
     ended = run_stop.stop(status, now)
     ui.out(f"{ended.name}: {ended.state}" + (f", checkpoint saved at {ended.saved}" if ended.saved else ", nothing was saved"))
+
+
+@click.command(short_help="Watch a run until it ends.")
+@click.argument("run", default="last")
+def attach(run: str) -> None:
+    """Watch RUN, the newest without a name, until it ends. Ctrl-C stops the watching, not the run.
+
+    Ends with the run's own exit code.
+    """
+    from fl import run_attach, run_status
+    from fl.errors import EngineError
+    from fl.progress import View
+
+    status = run_status.find(run)
+    try:
+        with View() as view:
+            ended = run_attach.watch(status, view)
+    except KeyboardInterrupt:
+        ui.say(f"{status.name} goes on: fl attach {status.name}, fl stop {status.name}")
+        return
+    if ended.exit_code is None:
+        raise EngineError(f"{ended.name} is {ended.state}: {ended.message}", f"fl resume {ended.name}\nfl logs {ended.name}")
+    ui.out(f"{ended.name}: {ended.state}" + (f" ({ended.message})" if ended.message else ""))
+    if ended.exit_code:
+        raise click.exceptions.Exit(ended.exit_code)
+
+
+@click.command(short_help="Go on with a run from its last checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Print the plan; start and write nothing.")
+@click.option("--trust", is_flag=True, help="Let a model's own code run on this machine without a container.")
+@click.option("--detach", is_flag=True, help="Start in the background; follow with `fl attach`.")
+@click.option("--json", "as_json", is_flag=True, help="The plan (dry run) or the evidence as JSON.")
+@click.argument("run", default="last")
+def resume(dry_run: bool, trust: bool, detach: bool, as_json: bool, run: str) -> None:
+    """Go on with RUN, the newest without a name, that was stopped, failed or lost.
+
+    A new run with the same recipe, stack, engine and devices starts from the newest checkpoint in the output folder.
+    """
+    import os
+
+    from fl import resume as resuming
+    from fl import run_status
+    from fl.commands import run as running
+    from fl.decide import decide
+
+    again = resuming.again(run_status.find(run), trust=trust)
+    os.chdir(again.directory)
+    ui.step(f"from {again.checkpoint}")
+    decision = decide(again.source, again.overrides, again.options)
+    if dry_run and as_json:
+        ui.document(decision.plan.to_json())
+    elif dry_run:
+        running.show(decision)
+        ui.out("\ndry run: nothing was started or written")
+    else:
+        running.start(decision, as_json, detach)
+
+
+@click.command(short_help="Remove the folders of runs that are over.")
+@click.option("--json", "as_json", is_flag=True, help="What was removed as one JSON document.")
+@click.argument("names", nargs=-1, required=True, metavar="RUN...")
+def rm(as_json: bool, names: tuple[str, ...]) -> None:
+    """Remove the folders of RUNs that are over: log, events, plan and evidence. Output folders and ledgers stay.
+
+    A run that goes on is refused, and then nothing is removed.
+    """
+    from fl import gc, run_status
+
+    found = {status.name: status for status in (run_status.find(name) for name in names)}
+    removed = gc.remove_runs(list(found.values()))
+    if as_json:
+        ui.document({"schema": 1, "removed": [one.to_json() for one in removed]})
+        return
+    for one in removed:
+        ui.out(f"{one.path.name}: removed, {gc.size_text(one.size)}")
