@@ -66,6 +66,8 @@ class Stack(Row):
     """Key of `indexes`: where the lane's own wheels come from; None: the ordinary package index."""
     exclude_newer: str | None = None
     """The day (`2026-11-22`) from whose beginning on, in UTC, an upload to the index no longer counts: locking again gives the same."""
+    serve_exclude_newer: str | None = None
+    """The same for the serving image, where it differs: an engine is older than the layer, and breaks on what came long after it."""
     train: dict[str, str | None] = Field(default_factory=dict)
     """Distribution → exact version, beside those of the layer; null: known to be absent."""
     serve: dict[str, str | None] = Field(default_factory=dict)
@@ -73,6 +75,10 @@ class Stack(Row):
     sources: dict[str, str] = Field(default_factory=dict)
     confidence: Confidence
     notes: tuple[str, ...] = ()
+
+    def until(self, flavor: Flavor) -> str | None:
+        """The day from which on uploads do not count for an image of that flavor."""
+        return self.serve_exclude_newer or self.exclude_newer if flavor == "serve" else self.exclude_newer
 
 
 class System(Row):

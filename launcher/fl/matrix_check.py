@@ -200,8 +200,10 @@ def _versions(matrix: Matrix, stack: Stack) -> Found:
     for name in _TRAINER:
         if stack.train.get(name) is None:
             yield ("train",), f"{name} is not pinned, and the shared trainer needs it", f'add {name}: "…"'
-    if stack.exclude_newer is not None and not _DAY.fullmatch(stack.exclude_newer):
-        yield ("exclude_newer",), f"'{stack.exclude_newer}' is not a day", 'write e.g. "2026-11-22"'
+    for key in ("exclude_newer", "serve_exclude_newer"):
+        day = getattr(stack, key)
+        if day is not None and not _DAY.fullmatch(day):
+            yield (key,), f"'{day}' is not a day", 'write e.g. "2026-11-22"'
     if not _PYTHON.fullmatch(stack.python):
         yield ("python",), f"'{stack.python}' is not a Python release", 'write e.g. "3.13"'
     if stack.base.digest is not None and not _DIGEST.fullmatch(stack.base.digest):

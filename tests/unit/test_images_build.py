@@ -64,7 +64,7 @@ def test_references_carry_the_configured_registry() -> None:
     (folder / "config.yaml").write_text("registry: registry.example/team\n")
     done = CliRunner().invoke(images, ["list", "--json"], catch_exceptions=False)
     references = {entry["reference"] for entry in json.loads(done.stdout)["images"]}
-    assert all(name.startswith("registry.example/team/fl-train:") for name in references)
+    assert {name.partition(":")[0] for name in references} == {"registry.example/team/fl-train", "registry.example/team/fl-serve"}
 
 
 def test_the_command_names_contexts_secrets_and_both_tags(tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ def test_every_image_has_a_lock_that_check_proves_offline_within_two_seconds() -
     assert seconds.split()[1] == "0", done.stdout + done.stderr
     assert float(seconds.split()[0]) < 2.0, "0.4 s on the machine this was written on"
     found = json.loads(document)["locks"]
-    wanted = {(stack.id, platform) for stack in MATRIX.stacks for platform in stack.hosts.platforms}
-    assert {(one["stack"], one["platform"]) for one in found} == wanted
+    wanted = {(stack.id, flavor, name) for stack in MATRIX.stacks for flavor in render.flavors(stack) for name in stack.hosts.platforms}
+    assert {(one["stack"], one["flavor"], one["platform"]) for one in found} == wanted
     assert len(found) == len(LOCKS), "a lock of no row"
     partial = {(one["stack"], one["platform"]) for one in found if one["state"] == "partial"}
     assert partial == {
@@ -215,8 +215,26 @@ def test_a_changed_row_makes_its_locks_stale(tmp_path: Path, capsys: pytest.Capt
     monkeypatch.setattr(paths, "MATRIX", file)
     code, _, err = run(capsys, "--check")
     assert code == 8
-    assert len(re.findall(r"cuda130-torch214\.train\.linux-a\w+64\.txt: it was resolved for another row", err)) == 2
-    assert err.count("another row") == 2
+    assert len(re.findall(r"cuda130-torch214\.(?:train|serve)\.linux-a\w+64\.txt: it was resolved for another row", err)) == 4
+    assert err.count("another row") == 4
+
+
+def test_what_only_one_flavor_sees_makes_only_its_locks_stale(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that is bumped leaves training's locks, environments and evidence alone; each flavor has its own day."""
+    file = tmp_path / "matrix.yaml"
+    monkeypatch.setattr(paths, "MATRIX", file)
+    file.write_text(MATRIX.text.replace('serve: {vllm: "0.33.0"', 'serve: {vllm: "0.33.0", ray: "2.54.0"'))
+    assert run(capsys, "--check", "cuda130-torch214", "--flavor", "train")[0] == 0
+    code, _, err = run(capsys, "--check", "cuda130-torch214", "--flavor", "serve")
+    assert code == 8
+    assert "serve.linux-amd64.txt: ray: the row says 2.54.0, the lock nothing" in err
+    file.write_text(MATRIX.text.replace('serve_exclude_newer: "2026-11-09"', 'serve_exclude_newer: "2026-11-10"'))
+    assert run(capsys, "--check", "cuda130-torch214", "--flavor", "train")[0] == 0
+    code, _, err = run(capsys, "--check", "cuda130-torch214", "--flavor", "serve")
+    assert code == 8
+    assert "it was resolved with packages until 2026-11-09, the row says 2026-11-10" in err
 
 
 def test_a_named_stack_must_have_its_locks(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -424,7 +442,7 @@ def test_an_allowed_partial_lock_builds_with_what_it_lacks_named(tmp_path: Path,
 def test_building_from_a_partial_lock_ends_with_8_before_docker_is_asked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fl.images.build.host_platform", lambda: "linux/amd64")
+    monkeypatch.setattr("fl.images.context.host_platform", lambda: "linux/amd64")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SystemExit) as raised:
         main(["images", "build", "xpu-torch212"])

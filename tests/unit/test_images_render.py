@@ -22,19 +22,31 @@ REFRESH = "look at the difference; if it is meant: fl images render --output DIR
 REGISTRIES = re.compile(r"\b(pypi|pythonhosted|debian|npmjs)\.(org|com|net)\b")
 
 
-def text_of(name: str) -> str:
-    return render.dockerfile(MATRIX, MATRIX.stack(name))
+IMAGES = [(name, flavor) for name in IDS for flavor in render.flavors(MATRIX.stack(name))]
 
 
-@pytest.mark.parametrize("name", IDS)
-def test_the_dockerfile_is_the_reviewed_one(name: str) -> None:
-    golden = GOLDEN / f"{name}.train.Dockerfile"
+def text_of(name: str, flavor: rows.Flavor = "train") -> str:
+    return render.dockerfile(MATRIX, MATRIX.stack(name), flavor)
+
+
+@pytest.mark.parametrize(("name", "flavor"), IMAGES)
+def test_the_dockerfile_is_the_reviewed_one(name: str, flavor: rows.Flavor) -> None:
+    golden = GOLDEN / f"{name}.{flavor}.Dockerfile"
     assert golden.is_file(), f"no golden file for {name}: {REFRESH}"
-    assert text_of(name) == golden.read_text(), REFRESH
+    assert text_of(name, flavor) == golden.read_text(), REFRESH
 
 
 def test_no_golden_file_is_left_over() -> None:
-    assert {file.name for file in GOLDEN.iterdir()} == {f"{name}.train.Dockerfile" for name in IDS}
+    assert {file.name for file in GOLDEN.iterdir()} == {f"{name}.{flavor}.Dockerfile" for name, flavor in IMAGES}
+
+
+def test_a_serving_image_is_rendered_where_a_row_pins_an_engine_and_its_lane_has_a_template() -> None:
+    assert {name for name, flavor in IMAGES if flavor == "serve"} == {"cuda130-torch214", "cuda128-torch210"}
+    text = text_of("cuda130-torch214", "serve")
+    assert 'org.opencontainers.image.description="vllm 0.33.0, CUDA 13.0, torch 2.14.0, Python 3.13"' in text
+    assert 'fl.flavor="serve"' in text
+    assert "VLLM_NO_USAGE_STATS=1" in text
+    assert render.flavors(MATRIX.stack("rocm72-torch214").model_copy(update={"serve": {"vllm": "0.33.0"}})) == ("train",)
 
 
 def test_hadolint_finds_nothing() -> None:

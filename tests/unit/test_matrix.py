@@ -55,7 +55,7 @@ def test_every_row_has_the_layer_the_trainers_packages_and_every_feature(stack: 
 
 def test_serving_takes_nothing_from_the_layer() -> None:
     matrix = load()
-    assert matrix.packages(matrix.stack("cuda130-torch214"), "serve") == {"torch": "2.14.0", "vllm": "0.33.0"}
+    assert matrix.packages(matrix.stack("cuda130-torch214"), "serve") == {"torch": "2.14.0", "transformers": "5.20.2", "vllm": "0.33.0"}
     assert matrix.packages(matrix.stack("cpu-torch213"), "serve") == {}
 
 

@@ -13,8 +13,8 @@ TEXT = paths.MATRIX.read_text(encoding="utf-8")
 PINS_130 = 'train: {torch: "2.14.0", '
 PINS_128 = 'train: {torch: "2.10.0", deepspeed: "0.19.8", bitsandbytes: "0.50.2", liger-kernel: "0.8.5", flash-attn: null,'
 PINS_XPU = 'train: {torch: "2.12.1", '
-SERVE_130 = 'serve: {vllm: "0.33.0", torch: "2.14.0"}'
-SERVE_128 = 'serve: {vllm: "0.19.1", torch: "2.10.0"}'
+SERVE_130 = 'serve: {vllm: "0.33.0", torch: "2.14.0", transformers: "5.20.2"}'
+SERVE_128 = 'serve: {vllm: "0.19.1", torch: "2.10.0", transformers: "5.5.4"}'
 BASE_130 = 'base: {image: "debian:trixie-slim"'
 
 POINTS: dict[str, tuple[str, str, tuple[str, ...]]] = {

@@ -42,7 +42,7 @@ def _listed(matrix: Matrix) -> list[dict[str, Any]]:
     registry = settings.load().registry
     entries = []
     for stack in _chosen(matrix, ()):
-        for flavor in render.FLAVORS:
+        for flavor in render.flavors(stack):
             for platform in stack.hosts.platforms:
                 found = lock.path(stack.id, flavor, platform)
                 entries.append({
@@ -92,7 +92,7 @@ def render(stacks: tuple[str, ...], output: Path | None) -> None:
 
     matrix = rows.load()
     for stack in _chosen(matrix, stacks):
-        for flavor in rendering.FLAVORS:
+        for flavor in rendering.flavors(stack):
             text = rendering.dockerfile(matrix, stack, flavor)
             if output is None:
                 ui.out(text.rstrip("\n"))

@@ -79,7 +79,7 @@ def _wanted(matrix: Matrix, ids: tuple[str, ...], flavor: Flavor | None, platfor
         if platform not in known:
             raise MatrixError(f"no image for {platform}; known: {', '.join(known)}", "fl images list")
     for stack in chosen:
-        for one in render.FLAVORS:
+        for one in render.flavors(stack):
             if flavor in (None, one):
                 yield from (Locked(stack, one, name) for name in stack.hosts.platforms if not platforms or name in platforms)
 
@@ -114,7 +114,7 @@ def _resolve(matrix: Matrix, one: Locked) -> None:
     before = locks.path(one.stack.id, one.flavor, one.platform, partial=True)
     old = before.read_text(encoding="utf-8") if before else None
     try:
-        text = locks.resolve(matrix, one.stack, one.flavor, one.platform, None if one.stack.exclude_newer else old)
+        text = locks.resolve(matrix, one.stack, one.flavor, one.platform, None if one.stack.until(one.flavor) else old)
     except MatrixError as error:
         one.state, one.problems = "failed", [error.message]
         return

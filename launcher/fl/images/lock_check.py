@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from fl import matrix_rules
 from fl.errors import MatrixError
-from fl.evidence import row_sha256
 from fl.images import lock, lock_header
 
 if TYPE_CHECKING:
@@ -28,15 +27,15 @@ def findings(matrix: Matrix, stack: Stack, flavor: Flavor, platform: str, text: 
     return [*found, *_rules(matrix, stack, flavor, platform, {**absent, **lock.parse(text)})]
 
 
-def _belongs(matrix: Matrix, stack: Stack, flavor: str, platform: str, header: lock_header.Header) -> Iterator[str]:
+def _belongs(matrix: Matrix, stack: Stack, flavor: Flavor, platform: str, header: lock_header.Header) -> Iterator[str]:
     for name, wanted in (("stack", stack.id), ("flavor", flavor), ("platform", platform)):
         if getattr(header, name) != wanted:
             yield f"its header says {name} {getattr(header, name)}, the file is for {wanted}"
-    row = row_sha256(matrix, stack)
+    row = lock_header.row_sha256(matrix, stack, flavor)
     if header.row != row:
         yield f"it was resolved for another row: the row is {row[:12]}, its header says {header.row[:12]}"
-    if header.date != (stack.exclude_newer or "now"):
-        yield f"it was resolved with packages until {header.date}, the row says exclude_newer: {stack.exclude_newer}"
+    if header.date != (stack.until(flavor) or "now"):
+        yield f"it was resolved with packages until {header.date}, the row says {stack.until(flavor)}"
 
 
 def _touched(header: lock_header.Header, entries: Mapping[str, str]) -> Iterator[str]:

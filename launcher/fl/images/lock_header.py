@@ -7,7 +7,10 @@ import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from fl.matrix import Flavor, Matrix, Stack
 
 _TITLE: Final = "# Every Python package of an image, with its hashes. Written by `fl images lock`, never by hand."
 _FIELDS: Final = ("stack", "flavor", "platform", "row", "resolver", "date")
@@ -33,11 +36,11 @@ class Header:
     flavor: str
     platform: str
     row: str
-    """Hash of the row that it was resolved for (`evidence.row_sha256`)."""
+    """Hash of the row that it was resolved for (`row_sha256`)."""
     resolver: str
     """Name and version."""
     date: str
-    """The row's `exclude_newer`: packages that were uploaded later do not count. `now` where the row names no day."""
+    """The row's day (`Stack.until`): packages that were uploaded later do not count. `now` where the row names no day."""
     unlocked: tuple[Unlocked, ...] = ()
     sums: Mapping[str, str]
     """Normalized name → first digits of the hash of its lines, as the resolver wrote them."""
@@ -46,6 +49,16 @@ class Header:
     def partial(self) -> bool:
         """Whether something is missing: such a lock builds nothing by itself."""
         return bool(self.unlocked)
+
+
+def row_sha256(matrix: Matrix, stack: Stack, flavor: Flavor) -> str:
+    """Hash of what a row puts into an image of that flavor; for training it is the one that evidence carries."""
+    from fl import evidence
+
+    if flavor == "train":
+        return evidence.row_sha256(matrix, stack)
+    row = stack.model_dump(mode="json", include={"lane", "runtime", "python", "base", "torch_from", "index"})
+    return hashlib.sha256(evidence.canonical({**row, "packages": matrix.packages(stack, flavor)})).hexdigest()
 
 
 def sums(entries: Mapping[str, str]) -> dict[str, str]:

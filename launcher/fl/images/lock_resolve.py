@@ -54,7 +54,7 @@ def resolve(matrix: Matrix, stack: Stack, flavor: Flavor, platform: str, previou
     system = matrix.system(stack)
     pins = matrix.packages(stack, flavor)
     question = Question(
-        stack=stack, pins=pins, platform=platform, glibc=system.glibc if system else None, newer=stack.exclude_newer, previous=previous,
+        stack=stack, pins=pins, platform=platform, glibc=system.glibc if system else None, newer=stack.until(flavor), previous=previous,
         constraints=tuple(matrix_rules.constraints(matrix, stack, flavor, pins, platform)),
     )  # fmt: skip
     body, unlocked = _resolved(matrix, question)
@@ -67,11 +67,10 @@ def with_header(
     """A resolver's output under the header that says whose it is."""
     from importlib import metadata
 
-    from fl.evidence import row_sha256
-
     header = lock_header.Header(
-        stack=stack.id, flavor=flavor, platform=platform, row=row_sha256(matrix, stack), resolver=f"uv {metadata.version('uv')}",
-        date=stack.exclude_newer or "now", unlocked=tuple(unlocked), sums=lock_header.sums(lock.entries(body)),
+        stack=stack.id, flavor=flavor, platform=platform, row=lock_header.row_sha256(matrix, stack, flavor),
+        resolver=f"uv {metadata.version('uv')}", date=stack.until(flavor) or "now", unlocked=tuple(unlocked),
+        sums=lock_header.sums(lock.entries(body)),
     )  # fmt: skip
     return lock_header.render(header) + body
 

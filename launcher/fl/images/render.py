@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Final
 from fl import paths
 
 if TYPE_CHECKING:
-    from fl.matrix import Matrix, Stack
+    from fl.matrix import Flavor, Matrix, Stack
 
-FLAVORS: Final = ("train",)
-"""Flavors that have a template."""
+_ENGINES: Final = ("vllm", "sglang")
+
+
+def flavors(stack: Stack) -> tuple[Flavor, ...]:
+    """The images of a row: training, and serving where the row pins an engine and its lane has a template for that."""
+    serves = any(version is not None for version in stack.serve.values()) and (paths.IMAGES / template(stack, "serve")).is_file()
+    return ("train", "serve") if serves else ("train",)
+
+
+def template(stack: Stack, flavor: Flavor) -> str:
+    """Where a lane's template stands, under images/."""
+    return f"{stack.lane}/Dockerfile.j2" if flavor == "train" else f"{stack.lane}/Dockerfile.{flavor}.j2"
 
 
 def base(stack: Stack) -> str:
@@ -28,11 +38,12 @@ def nvidia_require(stack: Stack) -> str:
 def title(stack: Stack, packages: dict[str, str]) -> str:
     """One line for people."""
     runtime = " ".join(f"{name.upper()} {version}" for name, version in sorted(stack.runtime.items()))
-    return ", ".join(part for part in (runtime, f"torch {packages['torch']}", f"Python {stack.python}") if part)
+    engines = [f"{name} {packages[name]}" for name in _ENGINES if name in packages]
+    return ", ".join(part for part in (*engines, runtime, f"torch {packages['torch']}", f"Python {stack.python}") if part)
 
 
 def dockerfile(
-    matrix: Matrix, stack: Stack, flavor: str = "train", base_image: str | None = None, unlocked: tuple[str, ...] = ()
+    matrix: Matrix, stack: Stack, flavor: Flavor = "train", base_image: str | None = None, unlocked: tuple[str, ...] = ()
 ) -> str:
     """The text of a Dockerfile; `base_image` replaces what FROM names, `unlocked` are requirements that are installed without a hash."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -44,8 +55,8 @@ def dockerfile(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    packages = matrix.packages(stack, "train")
-    return environment.get_template(f"{stack.lane}/Dockerfile.j2").render(
+    packages = matrix.packages(stack, flavor)
+    return environment.get_template(template(stack, flavor)).render(
         stack=stack,
         flavor=flavor,
         packages=packages,
