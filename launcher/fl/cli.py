@@ -17,6 +17,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "recipe": ("fl.commands.recipe:recipe", "Check, show and list recipes."),
     "matrix": ("fl.commands.matrix:matrix", "List, show and check the compatibility matrix."),
     "images": ("fl.commands.images:images", "List, render, lock and build images."),
+    "conform": ("fl.commands.conform:conform", "Try on this machine whether a stack does what the matrix says."),
     "pin": ("fl.commands.pin:pin", "Write or verify fl.lock: the stack that a project runs on."),
     "audit": ("fl.commands.audit:audit", "Say which model works on which lane, and how we know."),
     "fetch": ("fl.commands.fetch:fetch", "Fetch what a recipe needs, for a site without internet."),

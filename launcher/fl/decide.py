@@ -69,21 +69,36 @@ class Decision:
     cache: Path
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where one of many runs keeps its files, and the machine that they share."""
+
+    run: str
+    folder: Path
+    output: Path
+    hardware: Hardware
+
+
 def decide(source: str, overrides: Sequence[str], options: Options) -> Decision:
     """Everything before anything starts. Raises the FlError of the first thing that does not work out. Writes nothing."""
-    recipe = resolve.read(source, overrides)
-    hardware, restrictions = restrict(detect(open_host(options.replay)), os.environ)
+    return decide_recipe(resolve.read(source, overrides), options)
+
+
+def decide_recipe(recipe: Recipe, options: Options, place: Place | None = None) -> Decision:
+    """The same for a recipe that was read. One of many runs (`place`) asks no fl.lock: what is to be proven may be what is not pinned."""
+    found = detect(open_host(options.replay)) if place is None else place.hardware
+    hardware, restrictions = restrict(found, os.environ)
     lane = choose_lane(hardware, options.hw or recipe.launcher.hw or "auto")
     chosen, device_notes = choose_devices(hardware, lane, options.devices or recipe.launcher.devices)
     rows = matrix.load()
     facts = _facts(recipe)
-    pinned = _pinned(rows, recipe, lane, options)
+    pinned = _pinned(rows, recipe, lane, options) if place is None else None
     engine = choose_engine(rows, recipe, hardware, chosen, lane, facts, options, settings.load(), pinned)
     if pinned is not None:
         pin.check_used(pinned, _used(engine, hardware))
-    run = run_name(recipe.name)
-    folder = paths.runs_home() / run
-    config = _config(recipe, run, lane, engine.stack.id, folder)
+    run = run_name(recipe.name) if place is None else place.run
+    folder = paths.runs_home() / run if place is None else place.folder
+    config = _config(recipe, run, lane, engine.stack.id, folder, None if place is None else str(place.output))
     config, adaptations = portability.adapt(
         config,
         engine.stack,
@@ -99,7 +114,7 @@ def decide(source: str, overrides: Sequence[str], options: Options) -> Decision:
     resolve.check_output(config.training.output_dir)
     return _assemble(
         recipe, config, hardware, chosen, lane, engine, options, folder, adaptations,
-        (*restrictions, *device_notes, *_unpinned(pinned, lane)), rows.sha256,
+        (*restrictions, *device_notes, *(_unpinned(pinned, lane) if place is None else ())), rows.sha256,
     )  # fmt: skip
 
 
@@ -158,7 +173,7 @@ def _facts(recipe: Recipe) -> ModelFacts:
     return model_facts(path, kind, name)
 
 
-def _config(recipe: Recipe, run: str, lane: LaneName, stack: str, folder: Path) -> Config:
+def _config(recipe: Recipe, run: str, lane: LaneName, stack: str, folder: Path, output: str | None) -> Config:
     name = recipe.get("model_name_or_path") or ""
     gguf = builtin.path(name)
     if gguf is None and name.lower().endswith(".gguf"):
@@ -171,6 +186,7 @@ def _config(recipe: Recipe, run: str, lane: LaneName, stack: str, folder: Path) 
         events=str(folder / "events.jsonl"),
         cache=str(paths.cache_home() / "trainer"),
         cwd=Path.cwd(),
+        output_dir=output,
         builtin_gguf=str(gguf) if gguf and name.startswith("builtin/") else None,
         converted=None if gguf is None else str(_converted(name, gguf)),
     )

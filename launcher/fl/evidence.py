@@ -35,8 +35,11 @@ def identified(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def of_run(folder: Path, outcome: Outcome, failure: Mapping[str, str] | None) -> dict[str, Any]:
+def of_run(
+    folder: Path, outcome: Outcome, failure: Mapping[str, str] | None, reference: Mapping[str, Any] | None = None
+) -> dict[str, Any]:  # fmt: skip
     """The evidence of a run, from the files in its folder: so that also the run of a launcher that died leaves its own.
+    `reference`: the curve that its losses were held against, and the largest difference.
 
     A file that is missing or broken leaves its fields null. Nothing in it tells of paths, users or hosts.
     """
@@ -74,7 +77,7 @@ def of_run(folder: Path, outcome: Outcome, failure: Mapping[str, str] | None) ->
         "matrix_sha256": plan.get("matrix_sha256"),
         "row_sha256": _row_of(plan),
         "metrics": _part(trainer, "metrics") or {"loss": [], "tokens_per_second": None, "peak_memory_mib": None},
-        "reference": None,
+        "reference": dict(reference) if reference else None,
         "failure": {key: private.without(text, who) for key, text in failure.items()} if failure else None,
     })  # fmt: skip
 

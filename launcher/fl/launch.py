@@ -75,7 +75,7 @@ def execute(decision: Decision, view: View) -> dict[str, Any]:
     write_inputs(decision, run.folder)
     try:
         with caught() as signals:
-            ended = _carry_out(decision, run, view, signals)
+            ended = carry_out(decision, run, view, signals)
         error = judge(decision, ended, signals)
     except FlError as failure:
         error = failure
@@ -103,7 +103,8 @@ def write_inputs(decision: Decision, folder: Path) -> None:
     (folder / "log.txt").touch()
 
 
-def _carry_out(decision: Decision, run: runs.Run, view: View, signals: Signals) -> engines.Ended:
+def carry_out(decision: Decision, run: runs.Run, view: View, signals: Signals) -> engines.Ended:
+    """Environment or image, start, events to the view, until the end."""
     report: Callable[[str], None] = (lambda text: None) if view.quiet else ui.step
     _provide(decision, run, report, signals)
     _stop_if_asked(signals)

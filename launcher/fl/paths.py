@@ -15,6 +15,8 @@ MATRIX: Final = _DATA / "matrix.yaml" if _INSTALLED else _CHECKOUT / "matrix.yam
 IMAGES: Final = _DATA / "images" if _INSTALLED else _CHECKOUT / "images"
 EVIDENCE: Final = _DATA / "evidence" if _INSTALLED else _CHECKOUT / "evidence"
 """The ledger that came with fl; read only."""
+REFERENCES: Final = _DATA / "references" if _INSTALLED else _CHECKOUT / "tests" / "references"
+"""Loss curves of `fl conform`, one file a stack."""
 LAUNCHER_CODE: Final = _PACKAGE
 
 

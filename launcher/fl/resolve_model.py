@@ -13,7 +13,13 @@ from fl.errors import RecipeError
 from fl.recipe_keys import nearest
 
 ModelKind = Literal["folder", "hub", "gguf", "tiny"]
-BUILTINS: Final = ("builtin/smollm2-135m", "builtin/tiny-llama", "builtin/tiny-qwen3")
+TINY: Final = {
+    "builtin/tiny-llama": "llama", "builtin/tiny-qwen3": "qwen3", "builtin/tiny-qwen3-moe": "qwen3_moe",
+    "builtin/tiny-gemma3": "gemma3_text", "builtin/tiny-glm4": "glm4", "builtin/tiny-deepseek-v3": "deepseek_v3",
+    "builtin/tiny-phi3": "phi3", "builtin/tiny-mistral": "mistral",
+}  # fmt: skip
+"""Tiny models that the trainer makes, with their model types."""
+BUILTINS: Final = ("builtin/smollm2-135m", *TINY)
 _HUB = re.compile(r"[\w][\w.-]*(?:/[\w][\w.-]*)?")
 _SIZE = re.compile(r"(?:^|[-_/])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?=$|[-_./])", re.IGNORECASE)
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json")
@@ -105,7 +111,7 @@ def locate_adapters(names: tuple[str, ...], folder: str | None, cwd: Path) -> tu
 def model_facts(path: str, kind: ModelKind, name: str = "") -> ModelFacts:
     """Facts of a model as the config holds it: `model.path`, `model.kind`, `model.name`."""
     if kind == "tiny" or name.startswith("builtin/tiny-"):
-        return ModelFacts(model_type=(name or path).removeprefix("builtin/tiny-"), parameters=300_000, parameters_from="builtin")
+        return ModelFacts(model_type=TINY.get(name or path), parameters=300_000, parameters_from="builtin")
     if "builtin/smollm2-135m" in (name, path):
         return ModelFacts(
             model_type="llama",

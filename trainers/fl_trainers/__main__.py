@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import os
+import socket
 import sys
 import time
 import traceback
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int:
         log.error("error: %s: %s", arguments[0], error)
         return InputError.exit_code
     limit_threads(config, os.environ)
+    join_alone(config, os.environ)
     events = Events(Path(config.run.events))
     ended = _Run(config, events)
     try:
@@ -61,6 +63,19 @@ def limit_threads(config: Config, environ: MutableMapping[str, str]) -> None:
     wanted = config.data.preprocessing_num_workers
     if wanted is not None:
         environ.setdefault("RAYON_NUM_THREADS", str(min(wanted, os.cpu_count() or wanted)))
+
+
+def join_alone(config: Config, environ: MutableMapping[str, str]) -> None:
+    """DeepSpeed and FSDP want a process group, also where one process is the whole of it: what torchrun would have set."""
+    arguments = config.training.arguments
+    if "WORLD_SIZE" in environ or not (arguments.get("deepspeed") or arguments.get("fsdp")):
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )  # fmt: skip
 
 
 def take_secrets(environ: MutableMapping[str, str]) -> None:
@@ -150,6 +165,8 @@ class _Run:
         session = self.session
         follow = session.follow if session else None
         metrics: dict[str, Any] = {"loss": follow.losses if follow else [], "tokens_per_second": None}
+        if follow and follow.rewards:
+            metrics["reward"] = follow.rewards
         if session is not None:
             rates = sorted(follow.rates) if follow else []
             metrics["tokens_per_second"] = session.metrics.get("tokens_per_second") or (round(rates[len(rates) // 2], 1) if rates else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def arguments_of(config: Config, device: Device) -> TrainingArguments:
         given.setdefault("use_liger_kernel", True)
     if config.method.pure_bf16:
         given["bf16"] = False
-    if world_size() > 1:
+    if "WORLD_SIZE" in os.environ:
         given.setdefault("ddp_find_unused_parameters", False)
         given.setdefault("ddp_backend", BACKENDS[device.type])
     given |= {
@@ -209,6 +210,7 @@ class Follow(TrainerCallback):  # type: ignore[misc]
         self.loop: Any = None
         self.losses: list[float] = []
         self.rates: list[float] = []
+        self.rewards: list[float] = []
         self.started = self.last_time = time.monotonic()
         self.last_tokens = self.last_step = 0
         self.peak = 0.0
@@ -253,6 +255,7 @@ class Follow(TrainerCallback):  # type: ignore[misc]
         self.last_time, self.last_tokens, self.last_step = now, tokens, state.global_step
         self.losses.append(float(logs["loss"]))
         self.rates.append(rate)
+        self.rewards += [float(logs["reward"])] if "reward" in logs else []
         held = memory_mib(self.device, peak=self.device.type != "cpu")
         self.peak = max(self.peak, held)
         fields: dict[str, Any] = {
@@ -265,7 +268,8 @@ class Follow(TrainerCallback):  # type: ignore[misc]
         if self.device.peak_flops is not None and self.loop._flops_a_token:
             fields["mfu"] = round(rate * self.loop._flops_a_token / (self.device.peak_flops * world_size()), 4)
         self.events.emit("step", **fields)
-        self._trainer_log(state, {"loss": logs["loss"], "lr": logs.get("learning_rate")})
+        judged = {"reward": logs["reward"]} if "reward" in logs else {}
+        self._trainer_log(state, {"loss": logs["loss"], **judged, "lr": logs.get("learning_rate")})
         log.info("step %d/%d  loss %.4f  lr %.3g  grad %s  %d tokens/s", state.global_step, state.max_steps, logs["loss"],
                  logs.get("learning_rate") or 0.0, _short(logs.get("grad_norm")), rate)  # fmt: skip
 

@@ -242,7 +242,7 @@ def _show_needs(found: list[Cell], rows: Matrix, as_json: bool) -> None:
 
 
 def _command(need: Need) -> str:
-    return f"fl run --hw {need.stack.lane} --stack {need.stack.id} RECIPE"
+    return f"fl conform --hw {need.stack.lane} --stack {need.stack.id}"
 
 
 @audit.command()

@@ -1,0 +1,74 @@
+"""`fl conform` on this machine's processor: real runs, numbers beside references, records in a ledger."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from fl import conform_numbers, conform_set, ledger
+from fl.commands.conform import conform
+
+pytestmark = pytest.mark.training
+Fl = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def environment(train_python: Path) -> None:
+    """The lock's environment is there."""
+
+
+def run(tmp_path: Path, *words: str) -> tuple[int, dict[str, Any]]:
+    """In this process, so that a test can change what the stack claims or what a reference says."""
+    done = CliRunner().invoke(conform, ["--engine", "host", "--hw", "cpu", "--json", "--ledger", str(tmp_path / "ev"), *words])
+    assert not isinstance(done.exception, Exception) or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, json.loads(done.stdout)
+
+
+def test_runs_numbers_and_records(fl: Fl, tmp_path: Path) -> None:
+    done = fl("conform", "--engine", "host", "--hw", "cpu", "--only", "*lora-*16", cwd=tmp_path, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sft-lora-bf16" in done.stdout and "not declared" in done.stdout  # fp16
+    good, faults = ledger.verify(tmp_path / "evidence")
+    records = list(ledger.read(tmp_path / "evidence"))
+    assert good == len(records) == 4 and faults == []
+    for record in records:
+        reference = record["reference"]
+        assert record["outcome"] == "passed" and record["environment"]["matches_lock"] is True
+        assert reference["name"].startswith("cpu-torch213/") and reference["max_difference"] <= reference["allowed"]
+        assert reference["cpu"]["name"].endswith("-fp32") and reference["cpu"]["max_difference"] <= reference["cpu"]["allowed"]
+    audit = fl("audit", "--model", "builtin/tiny-llama", "--lane", "cpu", "--json", cwd=tmp_path)
+    assert [cell["state"] for cell in json.loads(audit.stdout)["cells"]] == ["proven"]
+    pinned = fl("pin", "cpu-torch213", cwd=tmp_path)
+    assert pinned.returncode == 0, pinned.stderr
+
+
+def test_numbers_that_are_not_the_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curves = conform_numbers.read("cpu-torch213")
+    other = {name: conform_numbers.Curve(c.recipe_sha256, tuple(x + 0.01 for x in c.loss)) for name, c in curves.items()}
+    monkeypatch.setattr(conform_numbers, "read", lambda stack: other)
+    code, found = run(tmp_path, "--only", "sft-lora-fp32-phi3")
+    (case,) = found["cases"]
+    assert code == 9 and case["outcome"] == "failed" and "away from cpu-torch213/sft-lora-fp32-phi3" in case["why"]
+    (record,) = ledger.read(tmp_path / "ev")
+    assert record["failure"]["type"] == "Numbers" and record["reference"]["max_difference"] == pytest.approx(0.01, abs=1e-4)
+
+
+def test_a_claim_that_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conform_set, "declared", lambda case, stack: True)
+    code, found = run(tmp_path, "--only", "sft-*fp16")
+    assert code == 9 and {case["outcome"] for case in found["cases"]} == {"refused"}
+    records = list(ledger.read(tmp_path / "ev"))
+    assert {record["outcome"] for record in records} == {"refused"} and len(records) == 2
+    assert all(record["stack"] == "cpu-torch213" and record["model"]["name"] == "builtin/tiny-llama" for record in records)
+
+
+def test_ranks_of_one_with_deepspeed_and_fsdp(tmp_path: Path) -> None:
+    code, found = run(tmp_path, "--only", "sft-full-fsdp2")
+    assert code == 0, found
+    assert found["cases"][0]["cpu"]["holds"] is True
