@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -63,6 +64,21 @@ def test_the_build_has_both_names_and_shows_its_steps(built: dict[str, Any]) -> 
     for name in (REFERENCE, tags.moving(STACK)):
         assert docker("image", "inspect", "-f", "{{.Id}}", name).stdout.strip() == built["id"]
     assert built["size"] < 2.2e9
+
+
+def test_the_build_tells_size_and_time_of_each_layer(built: dict[str, Any]) -> None:
+    assert built["layers"][0]["step"] == "the base image"
+    assert sum(layer["size"] for layer in built["layers"]) == built["size"]
+    assert any("pip sync" in layer["step"] and layer["size"] > 1e8 for layer in built["layers"])
+    assert all(layer["cached"] or layer["seconds"] is not None for layer in built["layers"])
+
+
+def test_the_image_says_where_it_comes_from(built: dict[str, Any]) -> None:
+    labels = json.loads(docker("image", "inspect", "-f", "{{json .Config.Labels}}", REFERENCE).stdout)
+    assert labels["org.opencontainers.image.revision"] == build.revision()
+    assert labels["org.opencontainers.image.base.name"] == BASE
+    created = build.provenance(MATRIX.stack(STACK), BASE, os.environ).get("org.opencontainers.image.created")
+    assert labels.get("org.opencontainers.image.created") == created
 
 
 def test_nothing_changed_is_built_again_in_seconds(base: str, built: dict[str, Any]) -> None:
@@ -146,6 +162,75 @@ def test_a_base_that_is_not_there_is_an_image_error(base: str) -> None:
     assert "--base REF" in done.stderr
 
 
+def names() -> str:
+    return docker("image", "inspect", "-f", "{{.Id}}", REFERENCE, tags.moving(STACK)).stdout
+
+
+def test_a_base_without_the_row_s_python_is_named_and_moves_no_name(built: dict[str, Any]) -> None:
+    if docker("image", "inspect", "flpy:trixie").returncode != 0:
+        pytest.skip("the image flpy:trixie is not on this machine")
+    before = names()
+    done = fl("images", "build", STACK, "--base", "flpy:trixie", "--json")
+    assert done.returncode == ImageError.exit_code
+    error = json.loads(done.stdout)["error"]
+    assert error["message"].startswith("the base flpy:trixie has no Python 3.11, which the row names")
+    assert "--base REF" in error["remedy"]
+    assert names() == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_build_stops_and_moves_no_name(built: dict[str, Any], number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """A base of its own, so that every step runs."""
+    before, mine = names(), "fl-test:interrupted"
+    text = f"FROM {BASE}\nLABEL own={tmp_path.name}{number}\nRUN date > /own\n"
+    subprocess.run(["docker", "build", "--no-cache", "-q", "-t", mine, "-"], input=text, text=True, capture_output=True, check=True)
+    command = [sys.executable, "-m", "fl", "images", "build", STACK, "--base", mine]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "[packages 1/" in line:
+                break
+        process.send_signal(number)
+        said = process.stderr.read()
+        assert process.wait(timeout=30) == code
+    finally:
+        process.kill()
+        docker("image", "rm", "-f", mine)
+    assert "no name was given" in said
+    assert names() == before
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert f"base.name={mine}" not in running and "buildx build" not in "".join(one for one in running.splitlines() if mine in one)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--platform", "linux/riscv64"), 2, "'linux/riscv64' is no platform of cpu-torch213: it has linux/amd64"),
+        (("--cache-to", "type=local,dest={}"), 7, "keeps no cache outside itself (--cache-to)"),
+        (("--attest",), 7, "makes no attestations (--attest)"),
+        (("--push",), 2, "--push needs a registry"),
+    ],
+)
+def test_what_cannot_be_built_is_said_with_what_can(
+    words: tuple[str, ...], code: int, said: str, built: dict[str, Any], tmp_path: Path
+) -> None:
+    if code == 7 and "io.containerd.snapshotter" in docker("info", "-f", "{{.DriverStatus}}").stdout:
+        pytest.skip("this daemon keeps images in containerd's store")
+    before = names()
+    done = fl("images", "build", STACK, "--base", BASE, *(word.format(tmp_path / "cache") for word in words))
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert names() == before
+
+
+def test_a_cache_inside_the_image_works_with_every_builder(built: dict[str, Any]) -> None:
+    done = fl("images", "build", STACK, "--base", BASE, "--cache-from", REFERENCE, "--cache-to", "type=inline", "--json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["reference"] == REFERENCE
+    assert fl("images", "build", STACK, "--base", BASE).returncode == 0
+
+
 def test_another_file_than_the_locked_one_stops_the_build(base: str, tmp_path: Path) -> None:
     stack = MATRIX.stack(STACK)
     folder, folders = context.prepare(MATRIX, stack, "train", tmp_path, context.Site(base=base))
@@ -154,10 +239,10 @@ def test_another_file_than_the_locked_one_stops_the_build(base: str, tmp_path: P
     old = lock.entries(text)["hjson"]
     full.write_text(text.replace(old, "hjson==3.1.0 \\\n    --hash=sha256:" + "0" * 64 + "\n"))
     with pytest.raises(ImageError) as caught:
-        build._run([*build.argv(stack, folder, folders, {"FL_VERSION": "0"}, ["fl-test:never"])])
+        build._run(build.argv(stack, folder, folders, {"FL_VERSION": "0"}, {}, build.Options()), base)
     assert "Hash mismatch for `hjson==3.1.0`" in caught.value.message or "hjson" in caught.value.message
     assert "the package index serves another file" in caught.value.remedy
-    assert docker("image", "inspect", "fl-test:never").returncode != 0
+    assert not (tmp_path / "id").exists()
 
 
 def test_no_daemon_is_an_engine_error() -> None:
@@ -202,7 +287,8 @@ def standin(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, only: str 
     """
     row = MATRIX.stack(name)
     train = {**MATRIX.stack(STACK).train, "torch": "2.13.0+cpu"}
-    row = row.model_copy(update={"id": f"test-{row.lane}", "python": "3.11", "train": train, **changes})
+    hosts = row.hosts.model_copy(update={"platforms": ("linux/amd64",)})
+    row = row.model_copy(update={"id": f"test-{row.lane}", "python": "3.11", "train": train, "hosts": hosts, **changes})
     file = lock.path(STACK, "train", "linux/amd64")
     assert file is not None
     entries = lock.entries(file.read_text())

@@ -15,25 +15,12 @@ from click.testing import CliRunner
 from fl import matrix as rows
 from fl import pip_config, wheel
 from fl.commands.images import images
-from fl.errors import EngineError, ImageError
-from fl.images import build, context, lock
+from fl.errors import EngineError, ImageError, UsageError
+from fl.images import build, build_log, context, lock
 
 MATRIX = rows.load()
 CPU = MATRIX.stack("cpu-torch213")
-FAILED = """#8 [packages 2/3] RUN /mnt/uv pip sync
-#8 0.5 Using Python 3.11.2
-#8 9.1 error: Failed to download `hjson==3.1.0`
-#8 ERROR: process "/bin/bash" did not complete successfully: exit code: 2
-------
- > [packages 2/3] RUN /mnt/uv pip sync:
-0.5 Using Python 3.11.2
-9.1 error: Failed to download `hjson==3.1.0`
-9.1   cause: Hash mismatch for `hjson==3.1.0`
-------
-Dockerfile:45
---------------------
-ERROR: failed to solve: process "/bin/bash" did not complete successfully: exit code: 2
-""".splitlines()
+
 
 
 def test_list_is_the_build_matrix_with_this_machine_s_platform_first() -> None:
@@ -67,19 +54,25 @@ def test_references_carry_the_configured_registry() -> None:
     assert {name.partition(":")[0] for name in references} == {"registry.example/team/fl-train", "registry.example/team/fl-serve"}
 
 
-def test_the_command_names_contexts_secrets_and_both_tags(tmp_path: Path) -> None:
+def test_the_command_names_contexts_secrets_and_caches_but_no_tag(tmp_path: Path) -> None:
     (tmp_path / "ca").touch()
     folders = {"uv": tmp_path / "uv", "wheels": tmp_path / "wheels"}
-    command = build.argv(CPU, tmp_path / "context", folders, {"FL_VERSION": "1"}, ["a:1", "a:2"])
+    options = build.Options(platform="linux/arm64", cache_from=("r.example/c:1",), cache_to=("type=inline",))
+    command = build.argv(CPU, tmp_path / "context", folders, {"FL_VERSION": "1"}, {"a.b": "c d"}, options)
     assert command[:3] == ["docker", "buildx", "build"]
     assert command[-1] == str(tmp_path / "context")
     pairs = list(pairwise(command))
     for pair in [
         ("--build-context", f"uv={tmp_path}/uv"), ("--build-context", f"wheels={tmp_path}/wheels"), ("--build-arg", "FL_VERSION=1"),
-        ("--secret", f"id=ca,src={tmp_path}/ca"), ("--tag", "a:1"), ("--tag", "a:2"),
+        ("--secret", f"id=ca,src={tmp_path}/ca"), ("--label", "a.b=c d"), ("--platform", "linux/arm64"), ("--cache-from", "r.example/c:1"),
+        ("--cache-to", "type=inline"),
     ]:  # fmt: skip
         assert pair in pairs
+    assert f"--iidfile={tmp_path}/id" in command
+    assert "--provenance=false" in command
     assert not any("id=index" in word for word in command)
+    assert not {"--tag", "-t", "--push"} & set(command), "a name is given after the image was looked at"
+    assert "--attest=type=provenance,mode=max" in build.argv(CPU, tmp_path, {}, {}, {}, build.Options(attest=True))
 
 
 def test_the_site_s_sources_travel_as_secrets_and_its_folders_do_not(tmp_path: Path) -> None:
@@ -154,56 +147,130 @@ def test_the_context_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert MATRIX.indexes["pytorch-cpu"].url in told, "no wheel of torch is at hand: the row's index is asked"
 
 
-def test_the_failing_step_and_its_last_lines_are_told() -> None:
-    text = build.failure(FAILED)
-    assert text.splitlines()[0] == " > [packages 2/3] RUN /mnt/uv pip sync:"
-    assert "Hash mismatch" in text
-    assert text.splitlines()[-1].startswith("ERROR: failed to solve")
-
-
-def test_a_step_is_shown_without_its_mounts() -> None:
-    line = "#9 [os 2/3] RUN --mount=type=bind,from=uv,target=/mnt     --mount=type=secret,id=ca     touch /tmp/begin; " + "x" * 400
-    assert build._short(line).startswith("#9 [os 2/3] RUN touch /tmp/begin; xxx")
-    assert len(build._short(line)) == 160
-
-
-def script(tmp_path: Path, lines: list[str], code: int) -> list[str]:
-    """A stand-in for the builder: says these lines, ends with this code."""
-    said = tmp_path / "said"
-    said.write_text("\n".join(lines) + "\n")
-    return ["sh", "-c", f"cat '{said}'; exit {code}"]
-
-
-@pytest.mark.parametrize(
-    ("lines", "message", "remedy"),
-    [
-        (FAILED, "the build failed", "another file than the one that was locked"),
-        (["#9 1.2 write: no space left on device", "ERROR: failed"], "the disk of the docker daemon is full", "docker builder prune -f"),
-        (["ERROR: base:1: failed to resolve source metadata for base:1"], "exit 1", "--base REF"),
-        (["#9 error: Because there is no version of torch==2.13.0+cpu and you require it"], "exit 1", "--find-links DIR"),
-        (["#9 error: invalid peer certificate: UnknownIssuer"], "exit 1", "--ca FILE"),
-    ],
-)
-def test_usual_causes_are_named(lines: list[str], message: str, remedy: str, tmp_path: Path) -> None:
-    with pytest.raises(ImageError) as caught:
-        build._run(script(tmp_path, lines, 1))
-    assert message in caught.value.message
-    assert remedy in caught.value.remedy
-
-
-def test_progress_is_lines_without_the_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [
-        "#1 [os 1/3] FROM base",
-        "#1 sha256:abc 1MB / 2MB",
-        "#1 DONE 0.1s",
-        "",
-        "#2 3.14  + torch==2.13.0",
-        "#2 4.1 Installed 71 packages",
-    ]
-    build._run(script(tmp_path, lines, 0))
-    assert capsys.readouterr().err.splitlines() == ["  #1 [os 1/3] FROM base", "  #2 4.1 Installed 71 packages"]
-
-
 def test_a_lock_s_hash_is_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "lock.txt").write_bytes(b"x\n")
     assert lock.sha256(tmp_path / "lock.txt") == hashlib.sha256(b"x\n").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("remote", "url"),
+    [
+        ("https://me:token@git.example/team/fl.git", "https://git.example/team/fl"),
+        ("git@git.example:team/fl.git", "https://git.example/team/fl"),
+        ("ssh://git@git.example/team/fl", "https://git.example/team/fl"),
+        ("/srv/git/fl", None),
+        ("", None),
+    ],
+)
+def test_the_source_is_an_address_without_credentials(remote: str, url: str | None) -> None:
+    assert build.source_url(remote) == url
+
+
+def test_provenance_is_the_same_for_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_git", lambda *words: "1700000000" if words[0] == "show" else "git@git.example:team/fl.git")
+    monkeypatch.setattr(build.daemon, "image", lambda *_: {"RepoDigests": ["debian@sha256:" + "d" * 64]})
+    told = build.provenance(CPU, "debian:bookworm-slim", {})
+    assert told == {
+        "org.opencontainers.image.source": "https://git.example/team/fl",
+        "org.opencontainers.image.created": "2023-11-14T22:13:20Z",
+        "org.opencontainers.image.base.digest": "sha256:" + "d" * 64,
+    }
+    told = build.provenance(CPU, "x@sha256:" + "e" * 64, {"SOURCE_DATE_EPOCH": "0"})
+    assert told["org.opencontainers.image.base.digest"] == "sha256:" + "e" * 64
+    monkeypatch.setattr(build, "_git", lambda *_: "")
+    monkeypatch.setattr(build.daemon, "image", lambda *_: None)
+    assert build.provenance(CPU, "mine:1", {}) == {}
+
+
+def test_an_unknown_platform_is_a_usage_error_that_names_the_known() -> None:
+    assert context.check_platform(CPU, "linux/amd64") == "linux/amd64"
+    with pytest.raises(UsageError, match="'linux/riscv64' is no platform of cpu-torch213: it has linux/amd64") as caught:
+        context.check_platform(CPU, "linux/riscv64")
+    assert "--platform linux/amd64" in caught.value.remedy
+
+
+def test_a_row_that_is_not_for_this_machine_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "host_platform", lambda: "linux/arm64")
+    with pytest.raises(UsageError, match=r"cpu-torch213 has no image for this machine \(linux/arm64\): it has linux/amd64"):
+        context.check_platform(CPU, None)
+
+
+def test_a_platform_that_the_builder_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "docker").write_text("#!/bin/sh\necho 'Platforms: linux/amd64, linux/386*'\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    build.need_platform("linux/amd64")
+    with pytest.raises(ImageError, match="this builder runs linux/386, linux/amd64, not linux/arm64"):
+        build.need_platform("linux/arm64")
+
+
+def test_the_disk_is_looked_at_before_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(build.daemon, "info", lambda _: {"DockerRootDir": str(tmp_path)})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**12, 0, 8 * 10**9))
+    build.need_room("torch==2.13.0+cpu --hash=sha256:0\n", there=False)
+    cuda = "torch==2.14.0 --hash=sha256:0\nnvidia-cublas==13.1 --hash=sha256:0\n"
+    with pytest.raises(ImageError, match=r"the build takes about 15\.0 GB, and .* has 8\.0 GB free") as caught:
+        build.need_room(cuda, there=False)
+    assert caught.value.exit_code == 7
+    build.need_room(cuda, there=True)
+    monkeypatch.setattr(build.daemon, "info", lambda _: {"DockerRootDir": "/on/another/machine"})
+    build.need_room(cuda, there=False)
+
+
+def test_layers_are_matched_with_the_steps_that_made_them() -> None:
+    def entry(words: str, size: int, comment: str = "buildkit.dockerfile.v0") -> dict[str, object]:
+        return {"CreatedBy": words, "Size": size, "Comment": comment}
+
+    history = [
+        entry("", 100, "Imported from -"),
+        entry("RUN /bin/sh -c of the base # buildkit", 7),
+        entry("ARG SOURCE_DATE_EPOCH=1", 0),
+        entry("RUN |1 A=1 /bin/bash -euo pipefail -c touch /tmp/begin; apt-get install # buildkit", 10),
+        entry("ENV A=1", 0),
+        entry("RUN |1 A=1 /bin/bash -euo pipefail -c uv sync # buildkit", 20),
+        entry("LABEL a=b", 0),
+    ]
+    steps = [build_log.Step("[os 2/2] RUN apt-get install", 3.0), build_log.Step("[packages 1/1] RUN uv sync", 0.0, True)]
+    assert build.layers(history, steps) == [
+        build.Layer(step="the base image", size=107, seconds=None, cached=True),
+        build.Layer(step="RUN apt-get install", size=10, seconds=3.0, cached=False),
+        build.Layer(step="RUN uv sync", size=20, seconds=0.0, cached=True),
+    ]
+    assert build.layers(history, [])[0].size == 137
+
+
+def test_a_folder_of_wheels_is_not_the_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten gigabytes lie beside the wheels; the builder gets what the lock names."""
+    if context.host_platform() != "linux/amd64":
+        pytest.skip("the CPU stack is for linux/amd64")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    links = tmp_path / "links"
+    links.mkdir()
+    for name in ("data.bin", "other-1.0-py3-none-any.whl"):
+        with (links / name).open("wb") as file:
+            file.truncate(10 << 30)
+    folder, folders = context.prepare(MATRIX, CPU, "train", tmp_path / "root", context.Site(base="mine:1", links=(links,)))
+    sent = [file for place in (folder, *folders.values()) for file in place.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in sent) < 200 << 20
+    assert list(folders["wheels"].iterdir()) == []
+
+
+def test_another_platform_s_uv_is_the_lock_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def install(command: list[str], **_: object) -> object:
+        seen.append(command)
+        target = Path(command[command.index("--target") + 1]) / "bin"
+        target.mkdir(parents=True)
+        (target / "uv").write_bytes(b"elf")
+        assert "--hash=sha256:" in Path(command[-1]).read_text()
+        return type("Done", (), {"returncode": 0, "stderr": ""})
+
+    monkeypatch.setattr(context.subprocess, "run", install)
+    context.take_foreign_uv(tmp_path, "uv==0.13.9 --hash=sha256:" + "0" * 64 + "\n", "linux/arm64")
+    assert (tmp_path / "uv").read_bytes() == b"elf" and os.access(tmp_path / "uv", os.X_OK)
+    assert {"--require-hashes", "--no-deps", "aarch64-manylinux_2_28"} <= set(seen[0])

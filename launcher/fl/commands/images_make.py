@@ -4,43 +4,84 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from fl import ui
-from fl.errors import ImageError
+from fl.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
+    from fl.images.build import Layer
     from fl.images.verify import Report
     from fl.matrix import Flavor, Matrix, Stack
 
 
 @click.command()
 @click.argument("stack")
+@click.option("--flavor", default="train", show_default=True, type=click.Choice(["train", "serve"]), help="What the image is for.")
+@click.option("--platform", help="linux/amd64 or linux/arm64; this machine's by default.")
 @click.option("--base", metavar="REF", help="Start from this image instead of the row's.")
 @click.option("--find-links", "links", multiple=True, type=click.Path(exists=True, path_type=Path), help="Wheels that no index has.")
 @click.option("--ca", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Certificates of the site; not kept in the image.")
 @click.option("--allow-unlocked", is_flag=True, help="Also from a partial lock: what it lacks is installed without a hash.")
+@click.option("--cache-from", multiple=True, metavar="CACHE", help="As docker buildx build takes it: a registry's, a folder's.")
+@click.option("--cache-to", multiple=True, metavar="CACHE", help="As docker buildx build takes it; type=inline works everywhere.")
+@click.option("--attest", is_flag=True, help="BuildKit's provenance attestation, where the builder makes any.")
+@click.option("--push", is_flag=True, help="Push what was built to the registry.")
+@click.option("--registry", metavar="HOST[/PATH]", help="Instead of the registry of the settings.")
+@click.option("--retries", default=2, show_default=True, type=click.IntRange(0, 10), help="Further tries after failures of the network.")
+@click.option("--no-disk-check", is_flag=True, help="Build also where the disk seems too full.")
 @click.option("--json", "as_json", is_flag=True, help="What was built as one JSON document.")
-def build(stack: str, base: str | None, links: tuple[Path, ...], ca: Path | None, allow_unlocked: bool, as_json: bool) -> None:
-    """Build the image of STACK for this machine's platform with docker buildx."""
+def build(
+    stack: str,
+    flavor: Flavor,
+    base: str | None,
+    links: tuple[Path, ...],
+    ca: Path | None,
+    allow_unlocked: bool,
+    push: bool,
+    registry: str | None,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """Build the image of STACK with docker buildx. It is named only when it is what was asked for."""
     import time
 
     from fl import matrix as rows
     from fl import settings
     from fl.images import build as building
+    from fl.images import publish
     from fl.images.context import Site
+    from fl.images.ending import interruptible
 
-    matrix = rows.load()
-    begin = time.monotonic()
-    site = Site(base=base, links=links, ca=ca, allow_unlocked=allow_unlocked)
-    built = building.build(matrix, matrix.stack(stack), site=site, registry=settings.load().registry)
-    seconds = time.monotonic() - begin
+    matrix, begin = rows.load(), time.monotonic()
+    row = matrix.stack(stack)
+    host = registry or settings.load().registry
+    if push and host is None:
+        raise UsageError("--push needs a registry, and none is configured", "--registry HOST/PATH")
+    options = building.Options(check_disk=not how.pop("no_disk_check"), **how)
+    with interruptible("the build"):
+        site = Site(base=base, links=links, ca=ca, allow_unlocked=allow_unlocked)
+        built = building.build(matrix, row, flavor, site=site, registry=host, options=options)
+        seconds = time.monotonic() - begin
+        pushed = publish.publish(row, flavor, built.reference, host, lambda line: ui.say("  " + ui.clean(line))) if push and host else None
     if as_json:
-        ui.document({**asdict(built), "seconds": round(seconds, 1)})
-    else:
-        ui.out(f"{built.reference}  {built.id[7:19]}  {built.size / 1e9:.2f} GB  {seconds:.0f} s")
+        told = {"schema": 1, **asdict(built), "seconds": round(seconds, 1)}
+        ui.document({**told, "pushed": asdict(pushed)} if pushed else told)
+        return
+    lines = [(f"{one.size / 1e6:.1f}".rjust(8), _took(one), one.step[:110]) for one in built.layers]
+    ui.table(("      MB", "seconds", "layer"), lines)
+    ui.out(f"{built.reference}  {built.id[7:19]}  {built.size / 1e9:.2f} GB  {seconds:.0f} s")
+    if pushed:
+        ui.out(f"{pushed.names[0]}  {pushed.digest}  {', '.join(pushed.platforms)}")
+
+
+def _took(layer: Layer) -> str:
+    """Seconds of a layer's step, or why there are none."""
+    if layer.cached:
+        return "" if layer.seconds is None else "cached"
+    return "" if layer.seconds is None else f"{layer.seconds:.1f}".rjust(7)
 
 
 @click.command()

@@ -1,30 +1,63 @@
-"""Builds images with `docker buildx build`: the context in a temporary folder, progress as lines, errors with what failed."""
+"""Builds images with `docker buildx build`: the context in a temporary folder, names only after a look at what was built."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fl import __version__, paths, ui
-from fl.errors import EngineError, ImageError, Interrupted
-from fl.images import lock, render, tags
-from fl.images.context import Site, host_platform, need_lock, prepare
+from fl.engines import daemon
+from fl.errors import EngineError, ImageError, Interrupted, Terminated
+from fl.images import build_log, inventory, lock, tags
+from fl.images.archive import room
+from fl.images.context import Site, check_platform, need_lock, prepare
+from fl.images.publish import local, platform_of
 
 if TYPE_CHECKING:
     from fl.matrix import Flavor, Matrix, Stack
 
-_NOISE: Final = re.compile(r"#\d+ (sha256:|transferring|DONE|CACHED|extracting)|#\d+ \d+\.\d+( *$|  [+-] )|^$")
-"""Progress lines that tell nobody anything: bytes, and each package that was installed."""
-_PLUMBING: Final = re.compile(r"--mount=\S+ +")
-_WIDTH: Final = 160
-_FULL: Final = re.compile(r"no space left on device|disk quota exceeded", re.I)
+_MADE: Final = re.compile(r"(RUN|COPY|ADD|WORKDIR)\b")
+_WAITS: Final = (5.0, 20.0)
+"""Seconds before the tries after the first."""
+_ROOM: Final = {True: 15_000_000_000, False: 6_000_000_000}
+"""Bytes that a cold build took at its peak (wheels, unpacked layers, their copies): with CUDA's wheels, and without."""
+_AGAIN: Final = 2_000_000_000
+"""Bytes for a build where the image is there already and only some layers change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to build, beside what the site says."""
+
+    platform: str | None = None
+    """OCI platform; None: this machine's."""
+    cache_from: tuple[str, ...] = ()
+    cache_to: tuple[str, ...] = ()
+    """As `docker buildx build` takes them."""
+    attest: bool = False
+    """BuildKit's provenance beside the image, where the builder can."""
+    retries: int = 2
+    check_disk: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A layer, the step that made it, and how long that took now; None: it is the base's."""
+
+    step: str
+    size: int
+    """Bytes, unpacked."""
+    seconds: float | None
+    cached: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,35 +69,76 @@ class Built:
     id: str
     size: int
     """Bytes."""
+    platform: str
+    layers: tuple[Layer, ...]
 
 
-def argv(stack: Stack, context: Path, folders: Mapping[str, Path], labels: Mapping[str, str], names: Sequence[str]) -> list[str]:
-    """The build command. Pure: `folders` are named contexts, `labels` build arguments; secrets are the files that stand in the context's
-    parent."""
-    command = ["docker", "buildx", "build", "--progress=plain", "--provenance=false", "--load", "--target", "run"]
+def argv(
+    stack: Stack, context: Path, folders: Mapping[str, Path], arguments: Mapping[str, str], labels: Mapping[str, str], options: Options
+) -> list[str]:
+    """The build command. Pure: `folders` are named contexts; secrets are the files that stand in the context's parent.
+
+    No name is given here: the image's id is written beside the context, and named after it was looked at.
+    """
+    command = ["docker", "buildx", "build", "--progress=plain", "--load", "--target", "run", f"--iidfile={context.parent / 'id'}"]
+    command.append("--attest=type=provenance,mode=max" if options.attest else "--provenance=false")
+    if options.platform is not None:
+        command += ["--platform", options.platform]
     for name, folder in folders.items():
         command += ["--build-context", f"{name}={folder}"]
-    for name, value in labels.items():
+    for name, value in arguments.items():
         command += ["--build-arg", f"{name}={value}"]
+    for name, value in labels.items():
+        command += ["--label", f"{name}={value}"]
     for secret in ("index", "ca"):
         file = context.parent / secret
         if file.is_file():
             command += ["--secret", f"id={secret},src={file}"]
-    for name in names:
-        command += ["--tag", name]
+    command += [word for place in options.cache_from for word in ("--cache-from", place)]
+    command += [word for place in options.cache_to for word in ("--cache-to", place)]
     return [*command, str(context)]
 
 
-def _revision() -> str:
-    """The commit of a checkout, or `unknown`: an installed fl does not know, whatever repository it lies in."""
+def _git(*words: str) -> str:
+    """Output of git in a checkout; empty outside one: an installed fl does not know, whatever repository it lies in."""
     if not (paths.IMAGES.parent / "pyproject.toml").is_file():
-        return "unknown"
-    command = ["git", "-C", str(paths.IMAGES.parent), "rev-parse", "--verify", "HEAD"]
+        return ""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "-C", str(paths.IMAGES.parent), *words], capture_output=True, text=True, check=False)
     except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def revision() -> str:
+    """The commit of a checkout, `-dirty` where tracked files differ from it; `unknown` without one."""
+    commit = _git("rev-parse", "--verify", "HEAD")
+    if not commit:
         return "unknown"
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+    return commit + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def source_url(remote: str) -> str | None:
+    """The address of a repository for a label: what anybody can open, without a password; None where there is none."""
+    match = re.fullmatch(r"(?:https://(?:[^/@]*@)?|git@|ssh://git@)([\w.-]+)[:/]([\w./-]+?)(?:\.git)?/?", remote)
+    return f"https://{match[1]}/{match[2]}" if match else None
+
+
+def provenance(stack: Stack, base: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Labels that say where an image comes from: the same for two builds of one commit."""
+    when = environ.get("SOURCE_DATE_EPOCH") or _git("show", "-s", "--format=%ct", "HEAD")
+    told = {"org.opencontainers.image.source": source_url(_git("remote", "get-url", "origin"))}
+    if when.isdigit():
+        told["org.opencontainers.image.created"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(when)))
+    digest = base.partition("@")[2] or (stack.base.digest if base == stack.base.image else None)
+    told["org.opencontainers.image.base.digest"] = digest or _digest_here(base)
+    return {name: value for name, value in told.items() if value}
+
+
+def _digest_here(base: str) -> str | None:
+    """The digest that the daemon knows a base by; None for one that never was in a registry, or is not here."""
+    found = daemon.image(daemon.endpoint(os.environ), base) or {}
+    return next((str(one).partition("@")[2] for one in found.get("RepoDigests") or ()), None)
 
 
 def ask_daemon() -> None:
@@ -83,86 +157,148 @@ def ask_daemon() -> None:
             raise EngineError(f"{what}: {last}", "docker info" if question == "version" else "install docker's buildx plugin")
 
 
-def _short(line: str) -> str:
-    """A step without its mounts, and not longer than a line of a log."""
-    text = _PLUMBING.sub("", line.rstrip())
-    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+def need_platform(platform: str) -> None:
+    """ImageError where the builder cannot run programs of this platform."""
+    done = subprocess.run(["docker", "buildx", "inspect"], capture_output=True, text=True, check=False, timeout=60)
+    known = {name.strip(" *") for line in re.findall(r"^Platforms:\s*(.*)$", done.stdout, re.M) for name in line.split(",")}
+    if known and platform not in known:
+        raise ImageError(
+            f"this builder runs {', '.join(sorted(known))}, not {platform}",
+            f"build on a machine that is {platform}, or install qemu-user-static and binfmt-support here; then: docker buildx ls",
+        )
 
 
-def failure(lines: Sequence[str]) -> str:
-    """The failing step and its last lines out of plain progress: BuildKit repeats them between two rules at the end."""
-    rules = [number for number, line in enumerate(lines) if line.rstrip() == "------"]
-    if len(rules) >= 2:
-        block = [line.rstrip() for line in lines[rules[-2] + 1 : rules[-1]]]
-    else:
-        block = [line.rstrip() for line in lines if not _NOISE.match(line)][-12:]
-    errors = [line for line in lines if line.startswith("ERROR:")]
-    return "\n".join([_short(line) for line in block[:1]] + block[1:][-12:] + [line[-_WIDTH:] for line in errors[-1:]])
+def need_room(text: str, there: bool) -> None:
+    """ImageError where the daemon's disk is too full for a build from this lock. A daemon elsewhere is not asked."""
+    place = Path(str(daemon.info(daemon.endpoint(os.environ)).get("DockerRootDir", "")))
+    if place.is_dir():
+        cold = _ROOM[any(lock.CUDA.fullmatch(name) for name in lock.parse(text))]
+        room(place, _AGAIN if there else cold, "the build")
 
 
-def _run(command: Sequence[str]) -> None:
-    """Runs the build, a line for each that says something. Raises ImageError, or Interrupted after the build has been stopped."""
-    lines: list[str] = []
+def _run(command: Sequence[str], base: str) -> build_log.Log:
+    """Runs the build and shows its steps. Raises ImageError, or what interrupted it after the build has been stopped."""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
     )
     assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            lines.append(line.rstrip("\n"))
-            if not _NOISE.match(line):
-                ui.say("  " + ui.clean(_short(line)))
-        code = process.wait()
-    except KeyboardInterrupt as error:
+    with build_log.View() as view:
+        try:
+            for line in process.stdout:
+                view.add(line)
+            code = process.wait()
+        except KeyboardInterrupt as error:
+            raise Interrupted("the build was interrupted; no name was given") from error
+        except Terminated as error:
+            raise Terminated("the build was terminated; no name was given") from error
+        finally:
+            _stop(process)
+    if code != 0:
+        raise build_log.explain(view.log.lines, code, base)
+    return view.log
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Ends the client, which ends the build in the daemon."""
+    if process.poll() is None:
         process.terminate()
-        process.wait()
-        raise Interrupted("the build was interrupted") from error
-    if code == 0:
-        return
-    text = "\n".join(lines)
-    if _FULL.search(text):
-        raise ImageError(f"the disk of the docker daemon is full\n{failure(lines)}", "docker builder prune -f\ndocker system df")
-    raise ImageError(f"the build failed (docker buildx build, exit {code})\n{failure(lines)}", _remedy(text))
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
-def _remedy(text: str) -> str:
-    """What to type for the usual causes."""
-    if "failed to resolve source metadata" in text or "failed to do request" in text:
-        return "docker login, or a base image that is there: fl images build STACK --base REF"
-    if "Hash mismatch" in text:
-        return "the package index serves another file than the one that was locked"
-    if re.search(r"there (is|are) no versions? of|was not found in the|Because .* has no wheels", text):
-        return "a folder with the wheels that no index has: fl images build STACK --find-links DIR"
-    if "UnknownIssuer" in text or "certificate" in text:
-        return "the site's certificates: pip config set global.cert FILE, or fl images build STACK --ca FILE"
-    return "the lines above say what failed"
+def _try(command: Sequence[str], base: str, retries: int) -> build_log.Log:
+    """Runs the build, again after failures of the network: what was downloaded stays in the builder's caches."""
+    for attempt in range(retries):
+        try:
+            return _run(command, base)
+        except build_log.Passing as error:
+            wait = _WAITS[min(attempt, len(_WAITS) - 1)]
+            ui.warning(f"{error.message.splitlines()[-1]} Trying again in {wait:g} s")
+            time.sleep(wait)
+    return _run(command, base)
 
 
-def build(matrix: Matrix, stack: Stack, flavor: Flavor = "train", *, site: Site | None = None, registry: str | None = None) -> Built:
-    """Builds one image for this machine's platform. Raises MatrixError without a lock, EngineError without a daemon, ImageError."""
-    site = site or Site()
-    locked = need_lock(stack, flavor, host_platform(), allow_unlocked=site.allow_unlocked)
+def build(
+    matrix: Matrix,
+    stack: Stack,
+    flavor: Flavor = "train",
+    *,
+    site: Site | None = None,
+    registry: str | None = None,
+    options: Options | None = None,
+) -> Built:
+    """Builds one image and names it. Raises UsageError, MatrixError without a lock, EngineError without a daemon, ImageError.
+
+    A build that fails, or makes something else than was asked for, leaves the names where they were.
+    """
+    site, options = site or Site(), options or Options()
+    platform = check_platform(stack, options.platform)
+    locked = need_lock(stack, flavor, platform, allow_unlocked=site.allow_unlocked)
     ask_daemon()
+    need_platform(platform)
     names = (tags.reference(stack.id, flavor, registry=registry), tags.moving(stack.id, flavor, registry=registry))
-    labels = {
+    if options.check_disk:
+        need_room(locked.read_text(encoding="utf-8"), daemon.image(daemon.endpoint(os.environ), names[0]) is not None)
+    arguments = {
         "FL_VERSION": __version__,
-        "FL_REVISION": _revision(),
+        "FL_REVISION": revision(),
         "FL_LOCK_SHA256": lock.sha256(locked),
         "FL_MATRIX_SHA256": matrix.sha256,
     }
     if "SOURCE_DATE_EPOCH" in os.environ:
-        labels["SOURCE_DATE_EPOCH"] = os.environ["SOURCE_DATE_EPOCH"]
+        arguments["SOURCE_DATE_EPOCH"] = os.environ["SOURCE_DATE_EPOCH"]
     with tempfile.TemporaryDirectory(prefix="fl-build-") as name:
-        context, folders = prepare(matrix, stack, flavor, Path(name), site)
-        ui.step(f"build {names[0]} from {site.base or render.base(stack)}")
-        _run(argv(stack, context, folders, labels, names))
-    return inspect(names)
+        context, folders = prepare(matrix, stack, flavor, Path(name), site, platform)
+        dockerfile = (context / "Dockerfile").read_text(encoding="utf-8")
+        base = re.findall(r"^FROM (\S+) AS os$", dockerfile, re.M)[0]
+        ui.step(f"build {names[0]} for {platform} from {base}")
+        labels = provenance(stack, base, os.environ)
+        log = _try(argv(stack, context, folders, arguments, labels, options), base, options.retries)
+        identity = (Path(name) / "id").read_text(encoding="utf-8").strip()
+    return _name(identity, names, arguments, stack, platform, log.layers(build_log.stages(dockerfile)))
 
 
-def inspect(names: tuple[str, str]) -> Built:
-    """Id and size of what was built."""
-    done = subprocess.run(["docker", "image", "inspect", "-f", "{{.Id}} {{.Size}}", names[0]], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ImageError(f"the build ended, but {names[0]} is not there: {done.stderr.strip()}", "docker images")
-    identity, size = done.stdout.split()
-    return Built(reference=names[0], moving=names[1], id=identity, size=int(size))
+def _name(
+    identity: str, names: tuple[str, str], arguments: Mapping[str, str], stack: Stack, platform: str, steps: Sequence[build_log.Step]
+) -> Built:
+    """Looks at what was built, then gives it its names."""
+    inspected = local(identity)
+    labels = (inspected.get("Config") or {}).get("Labels") or {}
+    wanted = {"fl.stack": stack.id, "fl.version": __version__, "fl.lock.sha256": arguments["FL_LOCK_SHA256"]}
+    wrong = [f"{name} is {labels.get(name, 'absent')}, not {value}" for name, value in wanted.items() if labels.get(name) != value]
+    if platform_of(inspected) != platform:
+        wrong.append(f"it is for {platform_of(inspected)}, not {platform}")
+    if wrong:
+        with contextlib.suppress(OSError):
+            subprocess.run(["docker", "image", "rm", identity], capture_output=True, check=False)
+        raise ImageError(f"the build made another image than was asked for: {'; '.join(wrong)}", "fl images render shows the Dockerfile")
+    for name in names:
+        done = subprocess.run(["docker", "tag", identity, name], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise ImageError(f"the image {identity} cannot be named {name}: {done.stderr.strip()}", f"docker tag {identity} {name}")
+    return Built(
+        reference=names[0],
+        moving=names[1],
+        id=str(inspected["Id"]),
+        size=int(inspected["Size"]),
+        platform=platform,
+        layers=tuple(layers(inventory.history(identity), steps)),
+    )
+
+
+def layers(history: Sequence[Mapping[str, Any]], steps: Sequence[build_log.Step]) -> list[Layer]:
+    """Each layer with the step that made it, oldest first; what the base has is one. `history`: oldest first.
+
+    History and progress tell the same steps in other words, so they are matched by their order, from the last one back.
+    """
+    made = [entry for entry in history if _MADE.match(str(entry.get("CreatedBy"))) and "buildkit" in str(entry.get("Comment"))]
+    mine = made[len(made) - len(steps) :] if steps else []
+    first = next((number for number, entry in enumerate(history) if mine and entry is mine[0]), len(history))
+    found = [Layer(step="the base image", size=sum(int(entry.get("Size", 0)) for entry in history[:first]), seconds=None, cached=True)]
+    for entry, step in zip(mine, steps, strict=False):
+        words = inventory.step(str(entry.get("CreatedBy", "")))
+        found.append(Layer(step=words, size=int(entry.get("Size", 0)), seconds=step.seconds, cached=step.cached))
+    return found

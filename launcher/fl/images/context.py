@@ -6,20 +6,25 @@ import os
 import platform as machine
 import shlex
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from fl import pip_config, wheel
 from fl import settings as settings_of_caller
-from fl.errors import EngineError, MatrixError
+from fl.errors import EngineError, MatrixError, UsageError
 from fl.images import lock, lock_check, render
 
 if TYPE_CHECKING:
     from fl.matrix import Flavor, Matrix, Stack
 
 _MACHINES: Final = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
+_WHEELS_OF: Final = {"linux/amd64": "x86_64-manylinux_2_28", "linux/arm64": "aarch64-manylinux_2_28"}
+"""uv's names of platforms."""
 _OF_THIS_MACHINE: Final = frozenset({"UV_FIND_LINKS", "SSL_CERT_FILE", "SSL_CLIENT_CERT", "UV_SYSTEM_CERTS"})
 
 
@@ -40,6 +45,17 @@ class Site:
 def host_platform() -> str:
     """OCI platform of this machine, e.g. `linux/amd64`."""
     return _MACHINES.get(machine.machine(), f"linux/{machine.machine()}")
+
+
+def check_platform(stack: Stack, told: str | None) -> str:
+    """The platform to build for: the one that was told, else this machine's. UsageError where the row has no such one."""
+    platform = told or host_platform()
+    if platform in stack.hosts.platforms:
+        return platform
+    known = ", ".join(stack.hosts.platforms)
+    near = get_close_matches(platform, stack.hosts.platforms, 1) or list(stack.hosts.platforms[:1])
+    what = f"'{told}' is no platform of {stack.id}" if told else f"{stack.id} has no image for this machine ({platform})"
+    raise UsageError(f"{what}: it has {known}", f"fl images build {stack.id} --platform {near[0]}")
 
 
 def site_secrets(settings: pip_config.PipSettings, told: Mapping[str, str], ca: Path | None, folder: Path) -> None:
@@ -87,6 +103,24 @@ def take_wheels(sources: Iterable[Path], versions: Mapping[str, str], folder: Pa
     return taken
 
 
+def take_foreign_uv(folder: Path, entry: str, platform: str) -> None:
+    """Puts another platform's uv into `folder`: the one that the lock names, with its hashes."""
+    from uv import find_uv_bin
+
+    with tempfile.TemporaryDirectory(prefix="fl-uv-") as name:
+        requirements = Path(name) / "uv.txt"
+        requirements.write_text(entry, encoding="utf-8")
+        command = [find_uv_bin(), "pip", "install", "--quiet", "--no-config", "--no-deps", "--require-hashes", "--target", f"{name}/out"]
+        command += ["--python-platform", _WHEELS_OF[platform], "--requirements", str(requirements)]
+        environment = {**os.environ, **pip_config.uv_environment(os.environ)}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise EngineError(f"uv for {platform} cannot be fetched: {last}", f"build on a machine that is {platform}")
+        shutil.copyfile(f"{name}/out/bin/uv", folder / "uv")
+    (folder / "uv").chmod(0o755)
+
+
 def take_uv(folder: Path) -> None:
     """Puts uv's binary into `folder`: the one of the installed package, against the hash that its RECORD states."""
     import hashlib
@@ -117,9 +151,12 @@ def need_lock(stack: Stack, flavor: Flavor, platform: str, *, allow_unlocked: bo
     return found
 
 
-def prepare(matrix: Matrix, stack: Stack, flavor: Flavor, root: Path, site: Site) -> tuple[Path, dict[str, Path]]:
+def prepare(
+    matrix: Matrix, stack: Stack, flavor: Flavor, root: Path, site: Site, platform: str | None = None
+) -> tuple[Path, dict[str, Path]]:
     """Fills `root`: the context, the named contexts and the secrets. Gives (context, named contexts)."""
-    locked = need_lock(stack, flavor, host_platform(), allow_unlocked=site.allow_unlocked)
+    platform = platform or host_platform()
+    locked = need_lock(stack, flavor, platform, allow_unlocked=site.allow_unlocked)
     text = locked.read_text(encoding="utf-8")
     missing = {one.name: one.version for one in lock_check.refuse_partial(locked, stack.id, allow=site.allow_unlocked)}
     context = root / "context"
@@ -136,7 +173,10 @@ def prepare(matrix: Matrix, stack: Stack, flavor: Flavor, root: Path, site: Site
         (context / "full" / "constraints.txt").write_text(pins, encoding="utf-8")
     shutil.copyfile(lock.BUILD_CONSTRAINTS, context / "full" / "build-constraints.txt")
     wheel.pack(context / "own")
-    take_uv(folders["uv"])
+    if platform == host_platform():
+        take_uv(folders["uv"])
+    else:
+        take_foreign_uv(folders["uv"], lock.entries(text)["uv"], platform)
     settings = pip_config.read(os.environ)
     taken = take_wheels([*site.links, *settings.folders()], {**lock.parse(text), **missing}, folders["wheels"])
     told = pip_config.uv_environment(os.environ)

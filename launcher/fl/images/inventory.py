@@ -17,6 +17,7 @@ from fl import paths
 from fl.engines import daemon
 from fl.errors import ImageError, UsageError
 from fl.images import lock
+from fl.images.build_log import OPENING
 from fl.images.publish import local, platform_of
 
 if TYPE_CHECKING:
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 _STATUS: Final = "/var/lib/dpkg/status"
 _LOCK: Final = "/opt/fl/lock.txt"
 _MOST: Final = 64 << 20
-_OPENING: Final = ("touch /tmp/begin; ", "if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; ")
-"""What every step of our Dockerfiles begins with."""
+
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,16 +186,20 @@ def debian(status: str) -> dict[str, str]:
     return found
 
 
-def layers(reference: str) -> tuple[tuple[str, int], ...]:
-    """What made each layer that holds something, and its size, oldest first."""
+def history(reference: str) -> list[dict[str, Any]]:
+    """What docker tells of each step of an image, oldest first."""
     from docker.errors import DockerException
 
     client: Any = daemon.client(daemon.endpoint(os.environ), 60)
     try:
-        history = client.history(reference)
+        return list(reversed(client.history(reference)))
     except DockerException as error:
         raise ImageError(f"docker has no history of {reference}: {error}", f"docker history {reference}") from error
-    entries = [(step(str(entry.get("CreatedBy", ""))), int(entry.get("Size", 0))) for entry in reversed(history)]
+
+
+def layers(reference: str) -> tuple[tuple[str, int], ...]:
+    """What made each layer that holds something, and its size, oldest first."""
+    entries = [(step(str(entry.get("CreatedBy", ""))), int(entry.get("Size", 0))) for entry in history(reference)]
     return tuple((what, size) for what, size in entries if size)
 
 
@@ -205,4 +209,4 @@ def step(created_by: str) -> str:
     text = re.sub(r"^RUN (\|\d+ .*? )?(/bin/bash -euo pipefail -c|/bin/sh -c) ", "RUN ", text)
     text = re.sub(r"^/bin/sh -c #\(nop\)\s*", "", text)
     text = " ".join(text.replace("# buildkit", "").split())
-    return text.replace(_OPENING[0], "").replace(_OPENING[1], "") or "the base image"
+    return OPENING.sub("", text) or "the base image"

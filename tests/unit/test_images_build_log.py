@@ -1,0 +1,140 @@
+"""What a build's progress shows, how long each step took, and which cause and cure a failure has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fl.errors import ImageError
+from fl.images import build, build_log
+
+FAILED = """#8 [packages 2/3] RUN /mnt/uv pip sync
+#8 0.5 Using Python 3.11.2
+#8 9.1 error: Failed to download `hjson==3.1.0`
+#8 ERROR: process "/bin/bash" did not complete successfully: exit code: 2
+------
+ > [packages 2/3] RUN /mnt/uv pip sync:
+0.5 Using Python 3.11.2
+9.1 error: Failed to download `hjson==3.1.0`
+9.1   cause: Hash mismatch for `hjson==3.1.0`
+------
+Dockerfile:45
+--------------------
+ERROR: failed to solve: process "/bin/bash" did not complete successfully: exit code: 2
+""".splitlines()
+
+
+def script(tmp_path: Path, lines: list[str], code: int) -> list[str]:
+    """A stand-in for the builder: says these lines, ends with this code."""
+    said = tmp_path / "said"
+    said.write_text("\n".join(lines) + "\n")
+    return ["sh", "-c", f"cat '{said}'; exit {code}"]
+
+
+def test_the_failing_step_and_its_last_lines_are_told() -> None:
+    text = build_log.failure(FAILED)
+    assert text.splitlines()[0] == " > [packages 2/3] RUN /mnt/uv pip sync:"
+    assert "Hash mismatch" in text
+    assert text.splitlines()[-1].startswith("ERROR: failed to solve")
+
+
+def test_a_step_is_shown_without_its_mounts_and_our_opening() -> None:
+    line = "#9 [os 2/3] RUN --mount=type=bind,from=uv,target=/mnt     --mount=type=secret,id=ca     touch /tmp/begin;     " + "x" * 400
+    assert build_log.short(line).startswith("#9 [os 2/3] RUN xxx")
+    assert len(build_log.short(line)) == 160
+
+
+@pytest.mark.parametrize(
+    ("lines", "message", "remedy"),
+    [
+        (FAILED, "the build failed", "another file than the one that was locked"),
+        (["#9 1.2 write: no space left on device", "ERROR: failed"], "the disk of the docker daemon is full", "docker builder prune -f"),
+        (["ERROR: base:1: failed to resolve source metadata for base:1"], "exit 1", "--base REF"),
+        (["#9 error: Because there is no version of torch==2.13.0+cpu and you require it"], "exit 1", "--find-links DIR"),
+        (["#9 error: invalid peer certificate: UnknownIssuer"], "exit 1", "--ca FILE"),
+        (["#9 apt-get install ca-certificates; exit 1"], "exit 1", "the lines above"),
+        (
+            ["------", " > [packages 1/3] RUN uv venv:", "0.4 \x1b[31merror\x1b[0m: No interpreter found for Python 3.13", "------"],
+            "the base mine:1 has no Python 3.13, which the row names",
+            "--base REF",
+        ),
+        (
+            ["------", " > [packages 1/2] RUN python:", "0.4 Python 3.10.12 (main, Jan  1 2026, 00:00:00) [GCC 11.4.0]", "------"],
+            "the base mine:1 has Python 3.10",
+            "--base REF",
+        ),
+        (
+            ["ERROR: Cache export is not supported for the docker driver.", "Switch to a different driver, or turn on the store"],
+            "docker's docker builder keeps no cache outside itself (--cache-to)",
+            "--driver docker-container",
+        ),
+        (
+            ["ERROR: Attestation is not supported for the docker driver."],
+            "makes no attestations (--attest)",
+            "--driver docker-container",
+        ),
+    ],
+)
+def test_usual_causes_are_named(lines: list[str], message: str, remedy: str, tmp_path: Path) -> None:
+    with pytest.raises(ImageError) as caught:
+        build._try(script(tmp_path, lines, 1), "mine:1", 2)
+    assert message in caught.value.message
+    assert remedy in caught.value.remedy
+    assert "\x1b" not in caught.value.message
+
+
+def test_failures_of_the_network_are_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(build.time, "sleep", waited.append)
+    count = tmp_path / "count"
+    failing = "echo '#9 1.0 error: Failed to fetch: connection reset by peer'; exit 1"
+    text = f"echo x >> {count}; if [ $(wc -l < {count}) -lt 3 ]; then {failing}; fi"
+    build._try(["sh", "-c", text], "mine:1", 2)
+    assert waited == [5.0, 20.0]
+    assert "Trying again in 5 s" in capsys.readouterr().err
+    count.unlink()
+    with pytest.raises(build_log.Passing, match="connection reset by peer"):
+        build._try(["sh", "-c", text], "mine:1", 1)
+
+
+def test_progress_is_lines_without_the_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [
+        "#0 building with default",
+        "#1 [internal] load build context",
+        "#2 [os 1/3] FROM base",
+        "#2 sha256:abc 1MB / 2MB",
+        "#2 DONE 0.1s",
+        "",
+        "#3 [os 2/3] RUN --mount=type=tmpfs,target=/tmp uv sync",
+        "#3 3.14  + torch==2.13.0",
+        "#3 4.1 Installed 71 packages",
+        "#3 ...",
+        "#3 [os 2/3] RUN --mount=type=tmpfs,target=/tmp uv sync",
+        "#3 DONE 9.5s",
+        "#4 [os 3/3] RUN true",
+        "#4 CACHED",
+    ]
+    log = build._run(script(tmp_path, lines, 0), "base")
+    assert capsys.readouterr().err.splitlines() == [
+        "  #2 [os 1/3] FROM base",
+        "  #3 [os 2/3] RUN uv sync",
+        "  #3 4.1 Installed 71 packages",
+        "  #3 [os 2/3] RUN uv sync",
+        "  #3 done in 9.5 s",
+        "  #4 [os 3/3] RUN true",
+        "  #4 is cached",
+    ]
+    assert [(step.seconds, step.cached) for step in log.layers(["os"])] == [(9.5, False), (0.0, True)]
+    assert log.counted() == (3, 3, "")
+
+
+def test_steps_stand_in_the_dockerfile_s_order() -> None:
+    log = build_log.Log()
+    for line in ("#5 [packages 1/1] RUN b", "#5 CACHED", "#6 [os 2/2] RUN a", "#6 CACHED", "#7 [run 1/1] WORKDIR /x", "#7 DONE 0.0s"):
+        log.add(line)
+    stages = build_log.stages("FROM scratch AS wheels\n\nFROM a:1 AS os\nFROM os AS packages\nFROM packages AS run\n")
+    assert stages == ["wheels", "os", "packages", "run"]
+    assert [step.name[-1] for step in log.layers(stages)] == ["a", "b", "x"]
