@@ -81,3 +81,18 @@ def test_data_without_pairs_is_refused(reward: Callable[..., Done], rows: Any, d
     done = reward(rows=rows, dataset=dataset)
     assert done.code == 5, done.output
     assert all(word in done.output for word in words), done.output
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("name", ["tiny-dpo", "tiny-kto", "tiny-rm", "tiny-ppo"])
+def test_shipped_recipes_of_these_stages_learn(fl: Callable[..., Any], tmp_path: Path, train_python: Path, name: str) -> None:
+    done = fl("run", "--engine", "host", "--python", str(train_python), "--json", name, f"output_dir={tmp_path}/out", timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["outcome"] == "passed"
+    logged = [json.loads(line) for line in (tmp_path / "out" / "trainer_log.jsonl").read_text().splitlines()]
+    key = "reward" if name == "tiny-ppo" else "loss"
+    found = [line[key] for line in logged if key in line]
+    assert len(found) == 20
+    first, last = sum(found[:4]), sum(found[-4:])
+    assert last > first if key == "reward" else last < first
+    assert (tmp_path / "out" / "training_loss.png").is_file()

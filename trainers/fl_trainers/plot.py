@@ -1,10 +1,17 @@
-"""training_loss.png: the logged losses, their trend, and the evaluation losses."""
+"""training_loss.png: the logged losses, their trend, the evaluation losses, and below them rewards or accuracies where there are any."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+BELOW = (
+    {"reward": "reward"},
+    {"rewards/accuracies": "accuracy, as logged", "eval_accuracy": "evaluation accuracy"},
+    {"rewards/margins": "margin of the better answers", "eval_rewards/margins": "the same in evaluation"},
+)
+"""Figures that say more than a loss does, by their name in the log; of the groups the first whose last figure is there, else the next."""
 
 INK, PALE, BLUE, RED = "#1f2933", "#9fb3c8", "#2563eb", "#dc2626"
 
@@ -32,8 +39,9 @@ def draw(history: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    shown = _below(history)
+    figure = Figure(figsize=(8, 6.5 if shown else 4.5), dpi=150, layout="constrained")
+    axes, *below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2)) if shown else (figure.add_subplot(),)
     steps, losses = [step for step, _ in train], [loss for _, loss in train]
     many = len(train) > 12
     axes.plot(steps, losses, color=PALE if many else BLUE, linewidth=1.2 if many else 2, marker="o", markersize=2.5 if many else 4,
@@ -52,16 +60,46 @@ def draw(history: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
         )
     axes.annotate(f"{losses[-1]:.3f}", (steps[-1], losses[-1]), textcoords="offset points", xytext=(6, 6), color=INK, fontsize=9)
     axes.set_title(title, loc="left", fontsize=11, color=INK, pad=10)
-    axes.set_xlabel("step", color=INK)
     axes.set_ylabel("loss", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _style(axes)
+    if min(losses) >= 0:
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.0))
+    for panel in below:
+        _second(panel, shown)
+    (below or [axes])[-1].set_xlabel("step", color=INK)
+    FigureCanvasAgg(figure).print_png(str(path))
+    return True
+
+
+def _below(history: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Label → (step, figure) of what is drawn below the losses; empty: nothing is."""
+    logged = {key for entry in history for key in entry}
+    for group in BELOW:
+        *others, last = group
+        if last in logged or (group is BELOW[-1] and logged & set(others)):
+            return {group[key]: [(entry["step"], entry[key]) for entry in history if key in entry] for key in group if key in logged}
+    return {}
+
+
+def _second(axes: Any, shown: dict[str, list[tuple[int, float]]]) -> None:
+    """Rewards, margins or accuracies over the same steps."""
+    for label, points in shown.items():
+        held = "evaluation" in label
+        axes.plot(
+            *zip(*points, strict=True), color=RED if held else BLUE, linewidth=2, marker="D" if held else "o",
+            markersize=4 if held else 2.5, label=label,
+        )  # fmt: skip
+    _style(axes)
+    if any("accuracy" in label for label in shown):
+        axes.set_ylim(-0.05, 1.05)
+
+
+def _style(axes: Any) -> None:
     axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.margins(x=0.04, y=0.1)
-    axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.0))
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(PALE)
     axes.tick_params(colors=INK, labelsize=9)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    FigureCanvasAgg(figure).print_png(str(path))
-    return True
