@@ -9,28 +9,28 @@ from __future__ import annotations
 import difflib
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from packaging.version import Version
 
-from fl import audit, matrix_edit, paths
+from fl import audit, matrix_edit, matrix_rules, paths
 from fl.errors import MatrixError
-from fl.images import lock, render
-from fl.matrix import Matrix, Stack, parse
+from fl.images import lock, lock_resolve, render
+from fl.matrix import Flavor, Matrix, Stack, parse
 from fl.matrix_check import check
 from fl.matrix_form import Location
 
-FLAVOR: Final = "train"
 _BY_MINOR: Final = frozenset({"torch", "torch-npu"})
-"""A row is for one minor release of these: another one is another row."""
+"""A row is for one minor release of these: another one is another row. A serving engine brings the torch that it wants."""
 _ROUNDS: Final = 12
+_DAY: Final = 86400
 
-Resolve = Callable[[Stack, Mapping[str, str], str], Mapping[str, str]]
-"""(row, distribution → what follows `==`, platform) → distribution → version. MatrixError with the resolver's reason."""
-Lock = Callable[[Matrix, Stack, str, str | None], str]
-"""(matrix, row, platform, lock of before) → text of the lock."""
+Resolve = Callable[[Stack, Flavor, Mapping[str, str], str], Mapping[str, str]]
+"""(row, flavor, distribution → what follows `==`, platform) → distribution → version. MatrixError with the resolver's reason."""
+Lock = Callable[[Matrix, Stack, Flavor, str, str | None], str]
+"""(matrix, row, flavor, platform, lock of before) → text of the lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class LockChange:
     """What becomes of one lock. `before` is None where there was none."""
 
     stack: Stack
+    flavor: Flavor
     platform: str
     before: str | None
     after: str
@@ -72,11 +73,12 @@ class Unlocked:
     """A platform that the indexes of this machine cannot resolve, and why."""
 
     stack: str
+    flavor: Flavor
     platform: str
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.stack} for {self.platform}: {self.reason}"
+        return f"{self.stack}, {self.flavor}, {self.platform}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +102,25 @@ class Proposal:
         return tuple((o, n) for o, n in pairs if o != n or self.before.packages(o) != self.after.packages(n))
 
 
-def of_row(matrix: Matrix, stack: Stack, resolve: Resolve, make: Lock) -> Proposal:
-    """Newer versions of the packages that a row pins itself."""
-    table: Location = ("stacks", matrix.stacks.index(stack), FLAVOR)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """What is looked at: pins of one table of the matrix, and the rows that they are for."""
+
+    title: str
+    rows: tuple[Stack, ...]
+    flavor: Flavor
+    table: Location
+    pins: Mapping[str, str]
+
+
+def of_row(matrix: Matrix, stack: Stack, flavor: Flavor, resolve: Resolve, make: Lock) -> Proposal:
+    """Newer versions of the packages that a row pins itself for a flavor."""
     fixed = {*lock.SOURCE_ONLY, *(("torch", "triton") if stack.torch_from == "base" else ())}
-    own = {name: version for name, version in stack.train.items() if version is not None and name not in fixed}
-    return _propose(matrix, stack.id, (stack,), table, own, resolve, make)
+    table = stack.train if flavor == "train" else stack.serve
+    own = {name: version for name, version in table.items() if version is not None and name not in fixed}
+    place: Location = ("stacks", matrix.stacks.index(stack), flavor)
+    title = stack.id if flavor == "train" else f"{stack.id}, {flavor}"
+    return _propose(matrix, Scope(title=title, rows=(stack,), flavor=flavor, table=place, pins=own), resolve, make)
 
 
 def of_layer(matrix: Matrix, name: str, resolve: Resolve, make: Lock) -> Proposal:
@@ -115,59 +130,65 @@ def of_layer(matrix: Matrix, name: str, resolve: Resolve, make: Lock) -> Proposa
         hint = f" Did you mean {near[0]}?" if near else ""
         raise MatrixError(f"no layer is called '{name}'.{hint}", f"known layers: {', '.join(matrix.layers)}")
     rows = tuple(s for s in matrix.stacks if s.layer == name and s.status != "retired")
-    return _propose(matrix, f"layer {name}", rows, ("layers", name), matrix.layers[name], resolve, make)
+    scope = Scope(title=f"layer {name}", rows=rows, flavor="train", table=("layers", name), pins=matrix.layers[name])
+    return _propose(matrix, scope, resolve, make)
 
 
-def _propose(
-    matrix: Matrix, title: str, rows: tuple[Stack, ...], table: Location, pins: Mapping[str, str], resolve: Resolve, make: Lock
-) -> Proposal:
+def _propose(matrix: Matrix, scope: Scope, resolve: Resolve, make: Lock) -> Proposal:
     excluded: dict[str, set[str]] = {}
     held: list[Held] = []
-    unreached: list[Unlocked] = []
+
+    def refused(reason: str) -> Proposal:
+        return Proposal(title=scope.title, refused=reason, held=tuple(held), before=matrix, after=matrix)
+
     for _ in range(_ROUNDS):
         try:
-            found, unreached = _newest(matrix, rows, pins, excluded, resolve)
+            found, unreached = _newest(matrix, scope, excluded, resolve)
         except MatrixError as error:
-            return Proposal(title=title, refused=error.message, held=tuple(held), before=matrix, after=matrix)
-        changed = {name: version for name, version in found.items() if version != pins[name]}
-        wrong = _forbidden(matrix, table, changed)
+            return refused(error.message)
+        changed = {name: version for name, version in found.items() if version != scope.pins[name]}
+        wrong = _forbidden(matrix, scope.table, changed)
         if not wrong:
-            return _locked(matrix, title, rows, table, pins, changed, held, unreached, make)
+            try:
+                return _locked(matrix, scope, changed, held, unreached, make)
+            except MatrixError as error:
+                return refused(error.message)
         for name, version, reason in wrong:
             excluded.setdefault(name, set()).add(version)
             held.append(Held(name, version, reason))
-    refused = f"no versions that the rules allow in {_ROUNDS} tries"
-    return Proposal(title=title, refused=refused, held=tuple(held), before=matrix, after=matrix)
+    return refused(f"no versions that the rules allow in {_ROUNDS} tries")
 
 
-def loosened(pins: Mapping[str, str], loose: Iterable[str], excluded: Mapping[str, Iterable[str]]) -> dict[str, str]:
+def loosened(
+    pins: Mapping[str, str], loose: Iterable[str], excluded: Mapping[str, Iterable[str]], flavor: Flavor = "train"
+) -> dict[str, str]:
     """What follows `==` for the resolver: a prefix of the release, not older than now, without what a rule forbids. Pure."""
     wanted = dict(pins)
     for name in loose:
         version = Version(pins[name])
-        kept = version.release[: 2 if name in _BY_MINOR else 1]
+        kept = version.release[: 2 if name in _BY_MINOR and flavor == "train" else 1]
         prefix = ".".join(str(part) for part in kept) + ".*"
         wanted[name] = ",".join([prefix, f">={version.public}", *(f"!={one}" for one in sorted(excluded.get(name, ())))])
     return wanted
 
 
 def _newest(
-    matrix: Matrix, rows: tuple[Stack, ...], pins: Mapping[str, str], excluded: Mapping[str, Iterable[str]], resolve: Resolve
+    matrix: Matrix, scope: Scope, excluded: Mapping[str, Iterable[str]], resolve: Resolve
 ) -> tuple[dict[str, str], list[Unlocked]]:
     """The newest versions that every platform of every row can have, and the platforms that could not be asked. MatrixError: none could."""
     best: dict[str, str] = {}
     unreached: list[Unlocked] = []
     asked = 0
-    for stack in rows:
-        wanted = loosened(matrix.packages(stack), pins, excluded)
+    for stack in scope.rows:
+        wanted = loosened(matrix.packages(stack, scope.flavor), scope.pins, excluded, scope.flavor)
         for platform in stack.hosts.platforms:
             try:
-                versions = resolve(stack, wanted, platform)
+                versions = resolve(stack, scope.flavor, wanted, platform)
             except MatrixError as error:
-                unreached.append(Unlocked(stack.id, platform, error.message))
+                unreached.append(Unlocked(stack.id, scope.flavor, platform, error.message))
                 continue
             asked += 1
-            for name, version in pins.items():
+            for name, version in scope.pins.items():
                 new = _as_pinned(version, versions.get(lock.normalize(name), version))
                 best[name] = min(best.get(name, new), new, key=Version)
     if not asked:
@@ -207,45 +228,60 @@ def _broken(matrix: Matrix, table: Location, changed: Mapping[str, str]) -> list
 
 
 def _locked(
-    matrix: Matrix, title: str, rows: tuple[Stack, ...], table: Location, pins: Mapping[str, str], changed: Mapping[str, str],
-    held: list[Held], unreached: list[Unlocked], make: Lock,
-) -> Proposal:  # fmt: skip
-    edits: dict[Location, str] = {(*table, name): version for name, version in changed.items()}
-    if changed:
-        for stack in rows:
-            edits |= claims(matrix, stack, time.time())
+    matrix: Matrix, scope: Scope, changed: Mapping[str, str], held: list[Held], unreached: list[Unlocked], make: Lock
+) -> Proposal:
+    """The proposal with its locks. MatrixError where a lock that is there cannot be made again: its row must not move away from it."""
+    if not changed:
+        return Proposal(title=scope.title, held=tuple(held), unlocked=tuple(unreached), before=matrix, after=matrix)
+    edits: dict[Location, str] = {(*scope.table, name): version for name, version in changed.items()}
+    for stack in scope.rows:
+        edits |= claims(matrix, stack, scope.flavor, time.time())
     after = _loaded(matrix_edit.replace(matrix.text, edits))
-    locks = []
-    unlocked = list(unreached) if not changed else []
-    for stack in rows if changed else ():
-        for platform in stack.hosts.platforms:
-            file = lock.path(stack.id, FLAVOR, platform)
-            before = file.read_text(encoding="utf-8") if file else None
-            try:
-                locks.append(LockChange(stack, platform, before, make(after, after.stack(stack.id), platform, before)))
-            except MatrixError as error:
-                if before is not None:  # its row must not move away from it
-                    return Proposal(title=title, refused=error.message, held=tuple(held), before=matrix, after=matrix)
-                unlocked.append(Unlocked(stack.id, platform, error.message))
+    locks, unlocked = [], []
+    for stack, flavor, platform in _to_lock(scope, after):
+        file = lock.path(stack.id, flavor, platform, partial=True)
+        before = file.read_text(encoding="utf-8") if file else None
+        try:
+            locks.append(LockChange(stack, flavor, platform, before, make(after, stack, flavor, platform, before)))
+        except MatrixError as error:
+            if before is not None:
+                raise
+            unlocked.append(Unlocked(stack.id, flavor, platform, error.message))
+    changes = tuple(Change(name, scope.pins[name], changed[name]) for name in sorted(changed))
     return Proposal(
-        title=title, changes=tuple(Change(name, pins[name], changed[name]) for name in sorted(changed)), held=tuple(held),
-        locks=tuple(locks), unlocked=tuple(unlocked), edits=edits, before=matrix, after=after,
+        title=scope.title, changes=changes, held=tuple(held), locks=tuple(locks), unlocked=tuple(unlocked), edits=edits,
+        before=matrix, after=after,
     )  # fmt: skip
 
 
-def claims(matrix: Matrix, stack: Stack, day: float) -> dict[Location, str]:
-    """What a row may say of itself once its pins are others: nobody has trained with them. Proof gives it back. `day`: now, in seconds."""
+def _to_lock(scope: Scope, after: Matrix) -> Iterator[tuple[Stack, Flavor, str]]:
+    """The locks of the flavor, and those of the other that the row's new day makes old."""
+    flavors: tuple[Flavor, ...] = ("train", "serve")
+    for old in scope.rows:
+        new = after.stack(old.id)
+        for flavor in flavors:
+            for platform in new.hosts.platforms:
+                moved = old.until(flavor) != new.until(flavor) and lock.path(new.id, flavor, platform, partial=True) is not None
+                if flavor == scope.flavor or moved:
+                    yield new, flavor, platform
+
+
+def claims(matrix: Matrix, stack: Stack, flavor: Flavor, now: float) -> dict[Location, str]:
+    """What a row may say of itself once its pins are others: nobody has trained with them. Proof gives it back. `now`: in seconds."""
     here: Location = ("stacks", matrix.stacks.index(stack))
     edits: dict[Location, str] = {}
-    if "pins" in stack.sources:
+    told = "pins" if flavor == "train" else flavor
+    if told in stack.sources:
         platforms = " and ".join(name.split("/")[1] for name in stack.hosts.platforms)
-        date = time.strftime("%Y-%m-%d", time.gmtime(day))
-        edits[(*here, "sources", "pins")] = f"resolved by fl matrix update for Python {stack.python}, {platforms}, {date}; not run yet"
-    if getattr(stack, "exclude_newer", None):
-        edits[(*here, "exclude_newer")] = time.strftime("%Y-%m-%d", time.gmtime(day + 86400))
-    if stack.confidence == "verified":
+        date = time.strftime("%Y-%m-%d", time.gmtime(now))
+        edits[(*here, "sources", told)] = f"resolved by fl matrix update for Python {stack.python}, {platforms}, {date}; not run yet"
+    for day in ("serve_exclude_newer", "exclude_newer") if flavor == "serve" else ("exclude_newer",):
+        if getattr(stack, day) is not None:
+            edits[(*here, day)] = time.strftime("%Y-%m-%d", time.gmtime(now + _DAY))
+            break
+    if stack.confidence == "verified" and flavor == "train":
         edits[(*here, "confidence")] = "documented"
-    if stack.status == "stable":
+    if stack.status == "stable" and flavor == "train":
         edits[(*here, "status")] = "edge"
     return edits
 
@@ -260,9 +296,9 @@ def dockerfiles(proposal: Proposal) -> str:
     """The difference of the rendered Dockerfiles, as a patch; empty where they stay."""
     parts: list[str] = []
     for old, new in proposal.rows:
-        name = str(render.filename(old, FLAVOR))
-        was = render.dockerfile(proposal.before, old, FLAVOR).splitlines(keepends=True)
-        now = render.dockerfile(proposal.after, new, FLAVOR).splitlines(keepends=True)
+        name = str(render.filename(old))
+        was = render.dockerfile(proposal.before, old).splitlines(keepends=True)
+        now = render.dockerfile(proposal.after, new).splitlines(keepends=True)
         parts += difflib.unified_diff(was, now, f"a/{name}", f"b/{name}", n=1)
     return "".join(parts)
 
@@ -299,7 +335,7 @@ def write(proposals: Iterable[Proposal]) -> list[str]:
     text = matrix_edit.replace(chosen[0].before.text, edits)
     if wrong := check(text):
         raise MatrixError(f"the new matrix does not hold together: {wrong[0].where}: {wrong[0].message}", "fl matrix update STACK")
-    written = [str(lock.write(c.stack, FLAVOR, c.platform, c.after)) for one in chosen for c in one.locks]
+    written = [str(lock.write(c.stack, c.flavor, c.platform, c.after)) for one in chosen for c in one.locks]
     part = paths.MATRIX.with_suffix(".part")
     part.write_text(text, encoding="utf-8")
     part.replace(paths.MATRIX)
@@ -307,14 +343,18 @@ def write(proposals: Iterable[Proposal]) -> list[str]:
 
 
 def resolver(matrix: Matrix) -> Resolve:
-    """The resolver of the locks, asked for the newest versions instead of given ones."""
+    """The resolver of the locks, asked for the newest versions of today instead of given ones."""
 
-    def resolve(stack: Stack, wanted: Mapping[str, str], platform: str) -> Mapping[str, str]:
-        places = [None, *([matrix.indexes[stack.index].url] if stack.index else [])]
+    def resolve(stack: Stack, flavor: Flavor, wanted: Mapping[str, str], platform: str) -> Mapping[str, str]:
+        system = matrix.system(stack)
+        rules = matrix_rules.constraints(matrix, stack, flavor, matrix.packages(stack, flavor), platform)
+        question = lock_resolve.Question(
+            stack=stack, pins=wanted, platform=platform, glibc=system.glibc if system else None, constraints=tuple(rules)
+        )
         reasons = []
-        for place in places:
+        for place in (None, matrix.indexes[stack.index].url) if stack.index else (None,):
             try:
-                text = lock._compile(stack, wanted, platform, None, place)
+                text = lock_resolve.ask(question, place)
             except MatrixError as error:
                 reasons.append(error.message)
                 continue
@@ -330,7 +370,7 @@ def resolver(matrix: Matrix) -> Resolve:
 def locker(*, fresh: bool) -> Lock:
     """Locks of the new pins. `fresh`: also packages that no row pins move; else those that still fit stay."""
 
-    def make(matrix: Matrix, stack: Stack, platform: str, before: str | None) -> str:
-        return lock.resolve(matrix, stack, FLAVOR, platform, None if fresh else before)
+    def make(matrix: Matrix, stack: Stack, flavor: Flavor, platform: str, before: str | None) -> str:
+        return lock.resolve(matrix, stack, flavor, platform, None if fresh else before)
 
     return make

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 
 def wheel(folder: Path, name: str, version: str, requires: Sequence[str] = ()) -> Path:
@@ -48,7 +51,8 @@ def wheels(folder: Path, versions: Mapping[str, Sequence[str]]) -> None:
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address of a simple index (PEP 503, with hashes and metadata) of a folder's files, while it is served."""
+    """The address of a simple index (PEP 691: hashes, metadata, times) of a folder's files, while it is served. A file's time of change is
+    when it was uploaded."""
 
     class Index(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -58,12 +62,13 @@ def served(folder: Path) -> Iterator[str]:
             if self.path.startswith("/files/") and file.is_file():
                 body = _metadata(file) if name.endswith(".metadata") else file.read_bytes()
             elif files:
-                body = "<br>".join(map(_link, files)).encode()
+                body = json.dumps({"meta": {"api-version": "1.1"}, "name": name, "files": [*map(_entry, files)]}).encode()
             else:
                 self.send_error(404)
                 return
             self.send_response(200)
-            self.send_header("Content-Type", "application/octet-stream" if self.path.startswith("/files/") else "text/html")
+            kind = "octet-stream" if self.path.startswith("/files/") else "vnd.pypi.simple.v1+json"
+            self.send_header("Content-Type", f"application/{kind}")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command == "GET":
@@ -88,9 +93,13 @@ def _project(file: Path) -> str:
     return re.sub(r"[-_.]+", "-", stem).lower()
 
 
-def _link(file: Path) -> str:
-    told = ' data-core-metadata="true"' if file.suffix == ".whl" else ""
-    return f'<a href="/files/{file.name}#sha256={hashlib.sha256(file.read_bytes()).hexdigest()}"{told}>{file.name}</a>'
+def _entry(file: Path) -> dict[str, Any]:
+    told = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(file.stat().st_mtime))
+    hashes = {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    return {
+        "filename": file.name, "url": f"/files/{file.name}", "hashes": hashes, "core-metadata": file.suffix == ".whl",
+        "upload-time": told, "size": file.stat().st_size,
+    }  # fmt: skip
 
 
 def _metadata(file: Path) -> bytes:

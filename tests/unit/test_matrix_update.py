@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from fl import matrix_edit, paths
 from fl import wheel as packing
 from fl.cli import main
 from fl.errors import MatrixError
-from fl.images import lock
+from fl.images import lock, lock_check
 from fl.matrix import load, parse
 from fl.matrix_check import check
 from fl.matrix_update import loosened
@@ -39,6 +40,7 @@ stacks:
   python: "3.11"
   base: {image: "debian:bookworm-slim", digest: null}
   layer: current
+  exclude_newer: "2026-11-22"
   train: {torch: "2.13.0", deepspeed: "0.19.8", gguf: "0.19.0", matplotlib: '3.11.2', pydantic: "2.14.4"}  # the pins
   features: {bf16: true, fp16: true, fp8: false, flash_attention: none, bnb_4bit: null, bnb_8bit: null, deepspeed: true, fsdp2: true, liger: false, triton: false}
   sources:
@@ -72,6 +74,9 @@ FOUND = {
     "gguf": ["0.19.0", "0.20.0", "0.20.1"], "matplotlib": ["3.11.2", "4.0.0"], "pydantic": ["2.14.4"],
     **{name: ["2"] for name in ("einops", "hjson", "msgpack", "ninja", "numpy", "psutil", "py-cpuinfo", "tqdm")},
 }  # fmt: skip
+
+
+TOMORROW = time.strftime("%Y-%m-%d", time.gmtime(time.time() + 86400))
 
 
 @pytest.fixture(scope="module")
@@ -157,16 +162,17 @@ def test_write_keeps_comments_and_takes_proof_back(project: Path, capsys: pytest
     before, after = TEXT.splitlines(), text.splitlines()
     assert len(before) == len(after)
     changed = [new.strip() for old, new in zip(before, after, strict=True) if old != new]
-    assert [line.split(":")[0] for line in changed] == ["status", "train", "pins", "confidence"]
+    assert [line.split(":")[0] for line in changed] == ["status", "exclude_newer", "train", "pins", "confidence"]
     assert changed[0] == "status: edge   # proven"
-    assert changed[1].endswith("pydantic: \"2.14.4\"}  # the pins")
-    assert "matplotlib: '3.11.2'" in changed[1]
-    assert "not run yet" in changed[2]
+    assert changed[1] == f'exclude_newer: "{TOMORROW}"'
+    assert changed[2].endswith("pydantic: \"2.14.4\"}  # the pins")
+    assert "matplotlib: '3.11.2'" in changed[2]
+    assert "not run yet" in changed[3]
     row = load(project / "matrix.yaml").stack("cpu-torch213")
     file = lock.path(row.id, "train", "linux/amd64")
     assert file is not None
     assert str(file) in err
-    assert lock.problems(file.read_text(), load(project / "matrix.yaml").packages(row), row) == []
+    assert lock_check.findings(load(project / "matrix.yaml"), row, "train", "linux/amd64", file.read_text()) == []
     assert update(capsys, "cpu-torch213")[1].startswith("cpu-torch213: nothing newer that fits")
 
 
@@ -203,6 +209,9 @@ def test_what_the_resolver_is_asked_for() -> None:
     pins = {"torch": "2.13.0+cpu", "gguf": "0.19.0", "trl": "1.12.0"}
     assert loosened(pins, ["torch", "gguf"], {"gguf": {"0.20.1"}}) == {
         "torch": "2.13.*,>=2.13.0", "gguf": "0.*,>=0.19.0,!=0.20.1", "trl": "1.12.0",
+    }
+    assert loosened({"vllm": "0.33.0", "torch": "2.14.0"}, ["vllm", "torch"], {}, "serve") == {
+        "vllm": "0.*,>=0.33.0", "torch": "2.*,>=2.14.0",
     }
 
 

@@ -9,17 +9,18 @@ import click
 from fl import ui
 
 if TYPE_CHECKING:
-    from fl.matrix import Matrix, Stack
+    from fl.matrix import Flavor, Matrix, Stack
     from fl.matrix_update import Proposal
 
 
 @click.command()
 @click.argument("stacks", nargs=-1, metavar="[STACK]...")
 @click.option("--layer", metavar="NAME", help="The libraries that rows share, instead of those that a row pins itself.")
+@click.option("--flavor", default="train", show_default=True, type=click.Choice(["train", "serve"]), help="Whose packages.")
 @click.option("--fresh", is_flag=True, help="Also packages that no row pins.")
 @click.option("--write", "writing", is_flag=True, help="Write matrix.yaml, comments kept, and the locks.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def update(stacks: tuple[str, ...], layer: str | None, fresh: bool, writing: bool, as_json: bool) -> None:
+def update(stacks: tuple[str, ...], layer: str | None, flavor: Flavor, fresh: bool, writing: bool, as_json: bool) -> None:
     """Look for newer versions that the rules of the matrix allow, lock again, and say what changes. Writes nothing without --write.
 
     All rows without STACK. Ends with 8 when a row cannot be resolved.
@@ -29,13 +30,16 @@ def update(stacks: tuple[str, ...], layer: str | None, fresh: bool, writing: boo
     from fl.matrix import load
 
     matrix = load()
-    if layer is not None and stacks:
+    if layer is not None and (stacks or flavor != "train"):
         raise UsageError("--layer locks every row of the layer again; it takes no STACK", f"fl matrix update --layer {layer}")
     resolve, make = updating.resolver(matrix), updating.locker(fresh=fresh)
     found = []
-    for title, target in _targets(matrix, stacks, layer):
-        ui.step(f"{title}: looking for newer versions")
-        found.append(updating.of_layer(matrix, title, resolve, make) if target is None else updating.of_row(matrix, target, resolve, make))
+    if layer is not None:
+        ui.step(f"layer {layer}: looking for newer versions")
+        found.append(updating.of_layer(matrix, layer, resolve, make))
+    for stack in _targets(matrix, stacks, flavor) if layer is None else ():
+        ui.step(f"{stack.id}: looking for newer versions")
+        found.append(updating.of_row(matrix, stack, flavor, resolve, make))
     written = updating.write(found) if writing else []
     if as_json:
         ui.document({"schema": 1, "proposals": [_json(one) for one in found], "written": written})
@@ -50,11 +54,10 @@ def update(stacks: tuple[str, ...], layer: str | None, fresh: bool, writing: boo
         raise click.exceptions.Exit(MatrixError.exit_code)
 
 
-def _targets(matrix: Matrix, stacks: tuple[str, ...], layer: str | None) -> list[tuple[str, Stack | None]]:
-    if layer is not None:
-        return [(layer, None)]
-    rows = [matrix.stack(name) for name in stacks] or [stack for stack in matrix.stacks if stack.status != "retired"]
-    return [(stack.id, stack) for stack in rows]
+def _targets(matrix: Matrix, stacks: tuple[str, ...], flavor: Flavor) -> list[Stack]:
+    if stacks:
+        return [matrix.stack(name) for name in stacks]
+    return [stack for stack in matrix.stacks if stack.status != "retired" and matrix.packages(stack, flavor)]
 
 
 def _json(one: Proposal) -> dict[str, Any]:
@@ -63,9 +66,12 @@ def _json(one: Proposal) -> dict[str, Any]:
     from fl import matrix_update as updating
 
     locks = [
-        {"stack": c.stack.id, "platform": c.platform, "new": c.before is None, "packages": [asdict(x) for x in c.difference]}
+        {
+            "stack": c.stack.id, "flavor": c.flavor, "platform": c.platform, "new": c.before is None,
+            "packages": [asdict(x) for x in c.difference],
+        }
         for c in one.locks
-    ]
+    ]  # fmt: skip
     return {
         "title": one.title, "outcome": "refused" if one.refused else "newer" if one.changes else "current", "refused": one.refused,
         "changes": [asdict(c) for c in one.changes], "held": [asdict(h) for h in one.held],
@@ -87,7 +93,8 @@ def _print(one: Proposal) -> None:
         ui.out(f"  not locked: {ui.clean(str(place))}")
     for locked in one.locks:
         moved = [f"{c.name} {c.before or '(new)'} → {c.after or '(gone)'}" for c in locked.difference]
-        ui.out(f"  lock for {locked.stack.id}, {locked.platform}: {len(moved)} of {len(lock.parse(locked.after))} packages change")
+        where = f"{locked.stack.id}, {locked.flavor}, {locked.platform}"
+        ui.out(f"  lock for {where}: {len(moved)} of {len(lock.parse(locked.after))} packages change")
         for text in moved:
             ui.out(f"    {text}")
     if patch := updating.dockerfiles(one):
