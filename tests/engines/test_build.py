@@ -148,6 +148,19 @@ def test_verify_finds_what_was_changed(built: dict[str, Any], tmp_path: Path) ->
     }
 
 
+def test_the_bill_of_materials_has_what_is_installed(built: dict[str, Any]) -> None:
+    pytest.importorskip("cyclonedx", reason="cyclonedx-python-lib (fl[sbom]) is not installed")
+    done = fl("images", "sbom", REFERENCE)
+    assert done.returncode == 0, done.stderr
+    components = {one["bom-ref"]: one for one in json.loads(done.stdout)["components"]}
+    locked = lock.path(STACK, "train", "linux/amd64")
+    assert locked is not None
+    assert {f"pypi:{name}" for name in [*lock.parse(locked.read_text()), "fl"]} == {ref for ref in components if ref.startswith("pypi:")}
+    licensed = [ref for ref, one in components.items() if ref.startswith("pypi:") and one.get("licenses")]
+    assert len(licensed) > 60
+    assert components["deb:python3"]["purl"].startswith("pkg:deb/debian/python3@3.11")
+
+
 def test_no_index_and_no_secret_stay_in_the_image(built: dict[str, Any]) -> None:
     told = docker("image", "inspect", REFERENCE).stdout + docker("history", "--no-trunc", REFERENCE).stdout
     assert "UV_DEFAULT_INDEX" not in told

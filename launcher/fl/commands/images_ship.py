@@ -1,4 +1,4 @@
-"""`fl images push|tags|save|load|diff`: images between this machine and others."""
+"""`fl images push|tags|save|load|diff|sbom`: images between this machine and others."""
 
 from __future__ import annotations
 
@@ -204,8 +204,35 @@ def diff(before: str, after: str, flavor: Flavor, platform: str | None, as_json:
     ui.say(f"{len(packages)} of {len(old.packages.keys() | new.packages.keys())} packages differ" if lines else "nothing differs")
 
 
+@click.command()
+@click.argument("name", metavar="STACK|REF")
+@_FLAVOR
+@click.option("--platform", help="Of a lock; this machine's by default.")
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file instead of the screen.")
+@click.option("--json", "as_json", is_flag=True, help="It is JSON always.")
+def sbom(name: str, flavor: Flavor, platform: str | None, output: Path | None, as_json: bool) -> None:
+    """Write a bill of materials (CycloneDX 1.6) of a stack's lock or of an image on this machine."""
+    from fl import matrix as rows
+    from fl.images import inventory
+    from fl.images import sbom as bills
+    from fl.images.context import host_platform
+
+    text = bills.document(inventory.of(rows.load(), name, flavor, platform or host_platform()))
+    if output is None:
+        ui.out(text.rstrip("\n"))
+        return
+    part = output.with_name(f".{output.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(output)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ImageError(f"{output} cannot be written: {error.strerror}", f"ls -ld {output.parent}") from error
+    ui.say(str(output))
+
+
 def _megabytes(size: int | None) -> str:
     return "-" if size is None else f"{size / 1e6:.1f} MB"
 
 
-COMMANDS = (push, tags, save, load, diff)
+COMMANDS = (push, tags, save, load, diff, sbom)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fl.matrix import Flavor, Matrix
 
 _STATUS: Final = "/var/lib/dpkg/status"
+_RELEASE: Final = "/usr/lib/os-release"
 _LOCK: Final = "/opt/fl/lock.txt"
 _MOST: Final = 64 << 20
 
@@ -52,6 +53,10 @@ class Inventory:
     platform: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     lock_text: str | None = None
+    python: str | None = None
+    """Full version, where it was asked."""
+    release: Mapping[str, str] = field(default_factory=dict)
+    """What /etc/os-release says."""
 
 
 def of(matrix: Matrix, name: str, flavor: Flavor, platform: str) -> Inventory:
@@ -110,8 +115,8 @@ def of_image(reference: str) -> Inventory:
     """Asks an image on this machine: its own Python where that runs, else the lock that it carries."""
     inspected = local(reference)
     config = inspected.get("Config") or {}
-    files = _files(reference, (_LOCK, _STATUS))
-    told = _installed(reference)
+    files = _files(reference, (_LOCK, _STATUS, _RELEASE))
+    python, told = _installed(reference)
     text = files.get(_LOCK)
     if told is None and text is None:
         raise ImageError(f"{reference} has neither a Python that answers nor {_LOCK}: is it an image of fl?", "fl images list")
@@ -132,20 +137,29 @@ def of_image(reference: str) -> Inventory:
         platform=platform_of(inspected),
         labels=config.get("Labels") or {},
         lock_text=text,
+        python=python,
+        release=os_release(files.get(_RELEASE, "")),
     )
 
 
-def _installed(reference: str) -> list[dict[str, Any]] | None:
-    """Every distribution that the image's Python sees; None where it has none that runs here."""
+def os_release(text: str) -> dict[str, str]:
+    """Name → value of an os-release file."""
+    pairs = (line.partition("=") for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    return {name.strip(): value.strip().strip("\"'") for name, _, value in pairs}
+
+
+def _installed(reference: str) -> tuple[str | None, list[dict[str, Any]] | None]:
+    """(Python's version, every distribution that it sees) of an image; None where it has no Python that runs here."""
     script = Path(__file__).with_name("inside_list.py").read_text(encoding="utf-8")
     command = ["docker", "run", "--rm", "--interactive", "--network", "none", "--entrypoint", "", reference, "python3", "-"]
     done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        return None
+        return None, None
     try:
-        return list(json.loads(done.stdout.splitlines()[-1])["packages"])
+        answer = json.loads(done.stdout.splitlines()[-1])
+        return str(answer["python"]), list(answer["packages"])
     except (ValueError, KeyError, IndexError):
-        return None
+        return None, None
 
 
 def _files(reference: str, names: tuple[str, ...]) -> dict[str, str]:
