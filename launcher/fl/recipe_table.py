@@ -92,6 +92,8 @@ _DATA: Final = (
     Key(name="default_system", kind="str", about="System message where a row has none."),
     Key(name="enable_thinking", kind="bool", default=True, null=True,
         about="Whether reasoning models think in their answers; null: as each row does."),
+    Key(name="preserve_thinking", kind="bool", default=False,
+        about="Keep thoughts of earlier answers where only the last answer is learned."),
     Key(name="disable_shuffling", kind="bool", default=False, about="Train in the order of the data."),
 )
 

@@ -44,7 +44,7 @@ def test_rows_are_shown_with_what_is_trained_and_every_cause_is_counted(fl: Fl, 
     found = asked(fl, "--rows", "2", path)
     first, second = (row["parts"][0] for row in found["rows"])
     assert [span["text"] for span in first["spans"]] == [
-        "<|im_start|>user\nWhat is 1 plus 1?<|im_end|>\n<|im_start|>assistant\n", "It is 2.<|im_end|>",
+        "<|im_start|>user\nWhat is 1 plus 1?<|im_end|>\n<|im_start|>assistant\n", "It is 2.<|im_end|>\n",
     ]  # fmt: skip
     assert [span["trained"] for span in second["spans"]] == [False, True]
     assert found["rows"][1]["where"] == "mine row 2"
@@ -56,7 +56,7 @@ def test_rows_are_shown_with_what_is_trained_and_every_cause_is_counted(fl: Fl, 
     assert causes["cut to 64 tokens"]["dropped"] is False
     assert not (tmp_path / "out").exists()
     text = fl("recipe", "data", "--hw", "cpu", "--ids", path, timeout=180).stdout
-    assert "⟦It is 2.<|im_end|>⟧" in text and "dropped: 1 × empty answer (mine row 17)" in text
+    assert "⟦It is 2.<|im_end|>\n⟧" in text and "dropped: 1 × empty answer (mine row 17)" in text
     assert " ".join(f"⟦{token}⟧" for token in trained) in " ".join(text.split())
 
 
@@ -68,7 +68,7 @@ def test_pairs_and_packs_are_shown_too(fl: Fl, recipe: Callable[..., str]) -> No
     found = asked(fl, "--rows", "1", recipe(pairs, {"ranking": True, "columns": columns}, stage="dpo"))
     better, worse = found["rows"][0]["parts"]
     assert (better["name"], worse["name"]) == ("chosen", "rejected")
-    assert worse["spans"][-1] == {**worse["spans"][-1], "text": "I do not know.<|im_end|>", "trained": True}
+    assert worse["spans"][-1] == {**worse["spans"][-1], "text": "I do not know.<|im_end|>\n", "trained": True}
 
 
 def test_data_that_cannot_be_used_are_exit_5_with_the_trainers_words(fl: Fl, recipe: Callable[..., str]) -> None:

@@ -32,12 +32,16 @@ def test_answers_and_their_end_and_nothing_else(trainer: Trainer, config: Config
     assert rows[0]["text"] == "<|im_start|>user\nWhat is 1 plus 1?<|im_end|>\n<|im_start|>assistant\nIt is 2.<|im_end|>"
 
 
+SLOT = END + "\n"
+"""With `template:` all that it writes for an answer counts, as in LLaMA-Factory."""
+EMPTY = "<think>\n\n</think>\n\n"
 CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({}, ["Two." + END, "Four.\nReally." + END]),
     ({"mask_history": True}, ["Four.\nReally." + END]),
-    ({"template": "qwen3_nothink"}, ["Two." + END, "Four.\nReally." + END]),
-    ({"template": "qwen3", "enable_thinking": True}, ["<think>\n\n</think>\n\nTwo." + END, "<think>\n\n</think>\n\nFour.\nReally." + END]),
-    ({"template": "qwen3", "enable_thinking": False}, ["Two." + END, "Four.\nReally." + END]),
+    ({"template": "qwen3_nothink"}, ["Two." + SLOT, "Four.\nReally." + SLOT]),
+    ({"template": "qwen3", "enable_thinking": True}, [EMPTY + "Two." + SLOT, EMPTY + "Four.\nReally." + SLOT]),
+    ({"template": "qwen3", "enable_thinking": False}, ["Two." + SLOT, "Four.\nReally." + SLOT]),
+    ({"template": "qwen3", "enable_thinking": None}, ["Two." + SLOT, "Four.\nReally." + SLOT]),
     ({"template": "vicuna"}, ["Two." + END, "Four.\nReally." + END]),
     ({"template": "llama3"}, ["Two.<|eot_id|>", "Four.\nReally.<|eot_id|>"]),
     ({"template": "glm4"}, ["\nTwo.", "<|im_end|>", "\nFour.\nReally." + END]),
@@ -86,7 +90,7 @@ def test_openai_adds_no_text_of_its_own_and_calls_are_answers(trainer: Trainer, 
         "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
     }
     (row,) = trainer.check("labelled", str(config(rows=rows, dataset=dataset, data={"template": "qwen3_nothink", "cutoff_len": 2000})))
-    assert row["counted"] == ['<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>' + END, "Three." + END]
+    assert row["counted"] == ['<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>' + SLOT, "Three." + SLOT]
     assert "thinking" not in row["text"]
     plain = [{"messages": rows[0]["messages"][::3]}]
     dataset["columns"] = {"messages": "messages"}

@@ -11,6 +11,8 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fl_trainers.data import templates
+from fl_trainers.data.encode import IGNORE, Settings, encode
+from fl_trainers.data.formats import Conversation, Report
 from fl_trainers.errors import InputError
 
 BOS, EOS = "<BOS>", "<EOS>"
@@ -73,6 +75,73 @@ def test_a_question_is_the_beginning_of_its_answer(name: str) -> None:
         whole = render(text, TALK, **thinking)
         assert whole.startswith(render(text, TALK[:3], add_generation_prompt=True, **thinking))
         assert whole.startswith(render(text, TALK[:1], add_generation_prompt=True, **thinking))
+
+
+class Characters:
+    """A tokenizer whose tokens are characters."""
+
+    eos_token_id = 0
+
+    def __init__(self, template: str) -> None:
+        self.template = template
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], **more: Any) -> str:
+        assert more.pop("tokenize") is False
+        return render(self.template, messages, **more)
+
+    def __call__(self, texts: list[str], **more: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+
+def pieces(chat: templates.Format, talk: list[dict[str, Any]], thinking: bool | None, *, last_only: bool) -> list[tuple[str, bool]]:
+    """The conversation as (text, whether it counts), put together from the format's parts."""
+    found: list[tuple[str, bool]] = [(fill(chat.prefix, ""), False)]
+    if chat.default_system and not chat.inline_system:
+        found.append((fill(chat.system, chat.default_system), False))
+    for number, message in enumerate(talk):
+        content = message["content"]
+        if message["role"] == "user":
+            first = fill(chat.system, chat.default_system) if number == 0 and chat.default_system and chat.inline_system else ""
+            found.append((fill(chat.user, first + content), False))
+            continue
+        is_last = number == len(talk) - 1
+        if chat.thinking and last_only and not is_last:
+            content = content.split(chat.thinking[1])[-1]
+        elif chat.thinking:
+            content = content.split(chat.thinking[1])[-1] if thinking is False else content
+            if chat.thinking[0].strip() not in content and chat.thinking[1].strip() not in content:
+                empty = chat.empty if chat.empty is not None else "".join(chat.thinking)
+                found.append((empty, thinking is True and (is_last or not last_only)))
+        found.append((fill(chat.assistant, content), is_last or not last_only))
+    return found
+
+
+@pytest.mark.parametrize("name", templates.names())
+def test_what_counts_is_what_the_formats_parts_say_an_answer_is(name: str) -> None:
+    """Labels come from rendering every beginning of a conversation; here the spans are put together from the parts instead."""
+    chat = templates.find(name)
+    tokenizer = Characters(templates.jinja(chat))
+    opened, closed = chat.thinking or ("<think>", "</think>")
+    thoughtful = [{**message, "content": f"{opened}hm{closed}{message['content']}"} if message["role"] == "assistant" else message
+                  for message in TALK]  # fmt: skip
+    for talk in (TALK, thoughtful, [TALK[0], thoughtful[1], *TALK[2:]]):
+        for thinking in (True, False, None):
+            for last_only in (False, True):
+                settings = Settings(10**6, mask_history=last_only, enable_thinking=thinking, chat=chat, one_thought=last_only)
+                (row,) = encode(tokenizer, [("row", Conversation(list(talk)))], settings, Report())
+                wanted = pieces(chat, talk, thinking, last_only=last_only)
+                ids = row.input_ids[:-1] if chat.open else row.input_ids
+                assert "".join(map(chr, ids)) == "".join(text for text, _ in wanted)
+                counted = "".join(chr(label) for label in row.labels if label not in (IGNORE, tokenizer.eos_token_id))
+                assert counted == "".join(text for text, counts in wanted if counts)
+                ends = [label for label in row.labels if label == tokenizer.eos_token_id]
+                assert len(ends) == (2 if chat.open else 0)
+
+
+def test_the_tokenizers_own_template_counts_answers_as_far_as_their_end_token() -> None:
+    tokenizer = Characters(templates.jinja(templates.find("chatml")))
+    (row,) = encode(tokenizer, [("row", Conversation(TALK))], Settings(10**6), Report())
+    assert "".join(chr(label) for label in row.labels if label != IGNORE) == "Two.<|im_end|>Four.<|im_end|>"
 
 
 def test_known_formats_as_their_models_write_them() -> None:

@@ -122,6 +122,8 @@ class Data(Part):
     """Name of a bundled chat template; None: the tokenizer's own."""
     default_system: str | None = None
     enable_thinking: bool | None = True
+    preserve_thinking: bool = False
+    """Thoughts of earlier answers stay where only the last answer is learned."""
     cutoff_len: int = Field(default=2048, ge=1)
     train_on_prompt: bool = False
     mask_history: bool = False

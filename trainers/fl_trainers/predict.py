@@ -6,13 +6,13 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fl_trainers import artefacts, metrics
 from fl_trainers.config import Config, Generation
-from fl_trainers.data.encode import Settings, shares, turns
+from fl_trainers.data.encode import Settings, settings_of, shares, turns
 from fl_trainers.data.formats import Conversation, Report
 from fl_trainers.errors import InputError
 from fl_trainers.progress import log, rank, world_size
@@ -46,12 +46,13 @@ def questions(tokenizer: Any, rows: Sequence[tuple[str, Any]], settings: Setting
         if not isinstance(conversation, Conversation):
             raise InputError(f"{where}: a plain text has no answer to predict", "alpaca, sharegpt or openai rows")
         try:
-            parts = turns(tokenizer, conversation, settings.enable_thinking)
+            parts = turns(tokenizer, conversation, settings)
         except ValueError as error:
             report.count(str(error), where)
             continue
         source = "".join(part.source + part.target for part in parts[:-1]) + parts[-1].source
-        ids, wanted = tokenizer([source, parts[-1].target], add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        target = parts[-1].target.rstrip("\n")  # behind the end token, where no answer comes
+        ids, wanted = tokenizer([source, target], add_special_tokens=False, return_attention_mask=False)["input_ids"]
         kept, kept_wanted = shares(len(ids), len(wanted), settings.cutoff_len)
         if kept < len(ids) or kept_wanted < len(wanted):
             report.count(f"cut to {settings.cutoff_len} tokens", where)
@@ -99,8 +100,7 @@ class Judge:
     def asked(self, key: str) -> list[Question]:
         """The questions of one of the held sets, tokenized once."""
         if key not in self._asked:
-            data = self.config.data
-            settings = Settings(data.cutoff_len, enable_thinking=data.enable_thinking)
+            settings = replace(settings_of(self.config), one_thought=not self.config.data.preserve_thinking)
             self._asked[key] = questions(self.tokenizer, self.items[key], settings, self.report)
         return self._asked[key]
 

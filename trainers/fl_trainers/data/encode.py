@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from fl_trainers.config import Config
+from fl_trainers.data import templates
 from fl_trainers.data.formats import Conversation, Report
+from fl_trainers.data.templates import Format
 from fl_trainers.errors import InputError
 
 IGNORE = -100
@@ -39,23 +42,74 @@ class Settings:
     train_on_prompt: bool = False
     mask_history: bool = False
     enable_thinking: bool | None = None
+    chat: Format | None = None
+    """A bundled template: all that it writes for an answer counts, line breaks at its end too, as LLaMA-Factory counts it. With the
+    tokenizer's own template an answer ends with its end token."""
+    one_thought: bool = False
+    """Only the last answer keeps its thought, or gets an empty one: bundled templates, where no other answer is learned."""
 
 
-def render(tokenizer: Any, conversation: Conversation, upto: int, *, prompt: bool, thinking: bool | None) -> str:
-    """The first `upto` messages as text; with `prompt` up to where the answer begins."""
-    extra = {} if thinking is None else {"enable_thinking": thinking}
+def settings_of(config: Config) -> Settings:
+    """What encoding needs of the config."""
+    data = config.data
+    last_only = data.mask_history or config.method.stage not in ("sft", "pt")
+    return Settings(
+        data.cutoff_len, data.train_on_prompt, data.mask_history, data.enable_thinking,
+        chat=templates.find(data.template) if data.template else None, one_thought=last_only and not data.preserve_thinking,
+    )  # fmt: skip
+
+
+def render(tokenizer: Any, conversation: Conversation, upto: int, *, prompt: bool, thinking: Mapping[str, Any]) -> str:
+    """The first `upto` messages as text; with `prompt` up to where the answer begins. thinking: more names for the template."""
     return str(
         tokenizer.apply_chat_template(
-            conversation.messages[:upto], tools=conversation.tools, tokenize=False, add_generation_prompt=prompt, **extra
+            conversation.messages[:upto], tools=conversation.tools, tokenize=False, add_generation_prompt=prompt, **thinking
         )
     )
 
 
-def turns(tokenizer: Any, conversation: Conversation, thinking: bool | None) -> list[Turn]:
+def thinking_of(conversation: Conversation, settings: Settings) -> dict[str, Any]:
+    """What the template is told of thoughts: what the recipe says, and where it leaves it to the rows (null), what this row does.
+
+    A bundled template decides answer by answer; another one has a switch only, which is off for a row without any thought.
+    """
+    wanted, chat = settings.enable_thinking, settings.chat
+    if chat is not None and chat.thinking:
+        told: dict[str, Any] = {"enable_thinking": wanted}
+        if settings.one_thought:
+            told["thought_from"] = len(conversation.messages) - 1 - (conversation.messages[0]["role"] == "system")
+        return told
+    if wanted is not None:
+        return {"enable_thinking": wanted}
+    said = (str(message["content"]) for message in conversation.messages if message["role"] == "assistant")
+    return {} if any("</think>" in text for text in said) else {"enable_thinking": False}
+
+
+def asked(config: Config) -> dict[str, Any]:
+    """What the template is told of thoughts when a question is asked."""
+    wanted = config.data.enable_thinking
+    return {} if wanted is None else {"enable_thinking": wanted}
+
+
+def without_old_thoughts(conversation: Conversation, settings: Settings) -> Conversation:
+    """With `one_thought` and a bundled template that has thoughts: those of earlier answers are gone."""
+    if not settings.one_thought or settings.chat is None or not settings.chat.thinking:
+        return conversation
+    mark = settings.chat.thinking[1].strip()
+    old = [
+        {**message, "content": str(message["content"]).split(mark)[-1].lstrip("\n")} if message["role"] == "assistant" else message
+        for message in conversation.messages[:-1]
+    ]
+    return replace(conversation, messages=[*old, conversation.messages[-1]])
+
+
+def turns(tokenizer: Any, conversation: Conversation, settings: Settings) -> list[Turn]:
     """Cuts the rendered conversation at the borders of its answers, found by rendering every beginning of it.
 
     Raises ValueError when an answer cannot be found in the whole: the template rewrote it.
     """
+    conversation = without_old_thoughts(conversation, settings)
+    thinking = thinking_of(conversation, settings)
     count = len(conversation.messages)
     full = render(tokenizer, conversation, count, prompt=False, thinking=thinking)
     found: list[Turn] = []
@@ -68,10 +122,21 @@ def turns(tokenizer: Any, conversation: Conversation, thinking: bool | None) -> 
         if start < len(before) and start < len(render(tokenizer, conversation, index, prompt=False, thinking=thinking)):
             raise ValueError("the chat template changes earlier turns")
         after = full if index == count - 1 else render(tokenizer, conversation, index + 1, prompt=False, thinking=thinking)
-        end, closed = _end(full, after, start, str(message["content"]))
+        if settings.chat is not None and full.startswith(after):
+            end, closed = len(after), not settings.chat.open
+            start += _given_thought(full, start, settings, str(message["content"]))
+        else:
+            end, closed = _end(full, after, start, str(message["content"]))
         found.append(Turn(full[position:start], full[start:end], closed))
         position = end
     return found
+
+
+def _given_thought(full: str, start: int, settings: Settings, content: str) -> int:
+    """The length of an empty thought that was written because the row has none: where the recipe leaves it open, it is not learned."""
+    empty = settings.chat.empty_thought if settings.chat is not None else ""
+    added = settings.enable_thinking is None and bool(empty) and full.startswith(empty, start) and not content.startswith(empty)
+    return len(empty) if added else 0
 
 
 def _common(first: str, second: str) -> int:
@@ -131,7 +196,7 @@ def assemble(
         room -= kept_source + kept_target
         source, target = source[:kept_source], target[:kept_target]
         labels = list(source) if settings.train_on_prompt else [IGNORE] * len(source)
-        if index and not closed[index - 1] and source:
+        if index and not closed[index - 1] and source and not settings.train_on_prompt:
             labels[0] = eos  # the template leaves the end of an answer to the next turn
         labels += target if not settings.mask_history or place == 0 else [IGNORE] * len(target)
         if settings.mask_history:
@@ -154,7 +219,7 @@ def encode(tokenizer: Any, rows: Sequence[tuple[str, Conversation]], settings: S
     cut: list[tuple[str, list[Turn]]] = []
     for where, conversation in rows:
         try:
-            cut.append((where, turns(tokenizer, conversation, settings.enable_thinking)))
+            cut.append((where, turns(tokenizer, conversation, settings)))
         except ValueError as error:
             report.count(str(error), where)
         except Exception as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fl_trainers.config import Config, Dataset
 from fl_trainers.data import mix, packing, ranking, sources
-from fl_trainers.data.encode import Encoded, Settings, encode
+from fl_trainers.data.encode import Encoded, encode, settings_of
 from fl_trainers.data.formats import Conversation, Report, check_columns, conversation, raw_text
 from fl_trainers.errors import InputError
 from fl_trainers.progress import Events, log
@@ -58,7 +58,8 @@ def read(config: Config, dataset: Dataset, report: Report) -> list[Item]:
 
 def none_left(dataset: Dataset, count: int, report: Report) -> str:
     """The message about a data set of which no row is of use."""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in report.counts.items())
+    said = ((reason.removeprefix(report.prefix), number) for reason, number in report.counts.items() if reason.startswith(report.prefix))
+    reasons = ", ".join(f"{number} {reason}" for reason, number in said)
     return f"data set {dataset.name}: none of its {count} rows can be trained on: {reasons}"
 
 
@@ -177,12 +178,6 @@ def tell(report: Report, events: Events) -> None:
     """One warning for each reason why rows were dropped or cut."""
     for reason, count in report.counts.items():
         events.warn("rows", report.told(reason), reason=reason, count=count, examples=report.examples[reason])
-
-
-def settings_of(config: Config) -> Settings:
-    """The part of the config that encoding needs."""
-    data = config.data
-    return Settings(data.cutoff_len, data.train_on_prompt, data.mask_history, data.enable_thinking)
 
 
 def tokenized(config: Config, tokenizer: Any, items: list[Item], report: Report, *, packed: bool = True) -> list[dict[str, Any]]:

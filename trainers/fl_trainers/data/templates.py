@@ -42,8 +42,16 @@ class Format:
     default_system: str = ""
     end: tuple[str, ...] = ()
     eos: bool = False
+    open: bool = False
     inline_system: bool = False
     thinking: tuple[str, str] | None = None
+    empty: str | None = None
+    """The empty thought, where it is not what opens and closes one."""
+
+    @property
+    def empty_thought(self) -> str:
+        """What is written for an answer without a thought."""
+        return self.empty if self.empty is not None else "".join(self.thinking or ())
 
 
 @cache
@@ -108,15 +116,16 @@ def _tool_list(chat: Format) -> Iterator[str]:
 
 
 def _answer(chat: Format) -> str:
-    """An assistant's turn. With `enable_thinking` an answer without a thought gets an empty one, without it loses the one it has."""
+    """An assistant's turn. `enable_thinking`: false takes an answer's thought away and writes an empty one before it, true and null
+    write an empty one before an answer that has none, and where the name is not given at all answers stay as they are."""
     parts = []
     if chat.thinking:
-        opened, closed = chat.thinking
-        empty, mark = _quote(opened + closed), _quote(closed.strip())
-        parts.append("{%- if enable_thinking is defined and enable_thinking is true and " + mark + " not in content -%}")
-        parts.append("{%- set content = " + empty + " ~ content -%}")
-        parts.append("{%- elif enable_thinking is defined and enable_thinking is false -%}")
-        parts.append("{%- set content = " + empty + " ~ content.split(" + mark + ")[-1].lstrip('\\n') -%}{%- endif -%}")
+        opened, closed = (_quote(word.strip()) for word in chat.thinking)
+        parts.append("{%- if enable_thinking is defined and (thought_from is undefined or loop.index0 >= thought_from) -%}")
+        kept = "content.split(" + closed + ")[-1].lstrip('\\n')"
+        parts.append("{%- if enable_thinking is false -%}{%- set content = " + kept + " -%}{%- endif -%}")
+        parts.append("{%- if " + opened + " not in content and " + closed + " not in content -%}" + _print(chat.empty_thought, ""))
+        parts.append("{%- endif -%}{%- endif -%}")
     call = chat.call or chat.assistant
     parts.append("{%- if message['tool_calls'] -%}")
     if chat.tools == "qwen":
@@ -133,11 +142,11 @@ def _answer(chat: Format) -> str:
 
 
 def _no_thought(chat: Format, condition: str) -> str:
-    """The empty thought, and what stands before any answer, where the model shall not think."""
+    """The empty thought behind the question where the model shall not think."""
     if not chat.thinking:
         return ""
-    text = chat.assistant.split(CONTENT)[0] + "".join(chat.thinking)
-    return "{%- if " + condition + " and enable_thinking is defined and enable_thinking is false -%}" + _print(text, "") + "{%- endif -%}"
+    off = " and enable_thinking is defined and enable_thinking is false -%}"
+    return "{%- if " + condition + off + _print(chat.empty_thought, "") + "{%- endif -%}"
 
 
 def _print(text: str, variable: str) -> str:

@@ -6,7 +6,7 @@ from array import array
 from typing import Any
 
 from fl_trainers import session as common
-from fl_trainers.data.encode import render
+from fl_trainers.data.encode import asked, render
 from fl_trainers.data.formats import Conversation
 from fl_trainers.data.pipeline import Item, Prepared
 from fl_trainers.errors import InputError
@@ -65,7 +65,7 @@ def _question(session: Session, item: Item) -> dict[str, Any] | None:
     if not isinstance(talk, Conversation):
         raise InputError(f"{where}: a plain text has no question", "alpaca, sharegpt or openai rows")
     last = max(place for place, message in enumerate(talk.messages) if message["role"] == "assistant")
-    text = render(session.tokenizer, talk, last, prompt=True, thinking=session.config.data.enable_thinking)
+    text = render(session.tokenizer, talk, last, prompt=True, thinking=asked(session.config))
     ids = session.tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) > session.config.data.cutoff_len:
         session.report.count(f"question longer than {session.config.data.cutoff_len} tokens", where)
