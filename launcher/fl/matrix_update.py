@@ -336,10 +336,15 @@ def write(proposals: Iterable[Proposal]) -> list[str]:
     if wrong := check(text):
         raise MatrixError(f"the new matrix does not hold together: {wrong[0].where}: {wrong[0].message}", "fl matrix update STACK")
     written = [str(lock.write(c.stack, c.flavor, c.platform, c.after)) for one in chosen for c in one.locks]
+    return [write_matrix(text), *written]
+
+
+def write_matrix(text: str) -> str:
+    """Replaces matrix.yaml, whole or not at all; its name."""
     part = paths.MATRIX.with_suffix(".part")
     part.write_text(text, encoding="utf-8")
     part.replace(paths.MATRIX)
-    return [str(paths.MATRIX), *written]
+    return str(paths.MATRIX)
 
 
 def resolver(matrix: Matrix) -> Resolve:

@@ -196,6 +196,43 @@ def test_a_row_that_cannot_be_resolved_is_said_with_the_resolver_s_words(project
     assert (code, json.loads(out)["proposals"][0]["outcome"]) == (8, "refused")
 
 
+def test_a_new_row_is_written_with_its_lock_and_the_old_one_stays(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = TEXT.replace("  features: {bf16", '  serve: {torch: "2.13.0"}\n  features: {bf16', 1)
+    text = text[: text.index("- id: cpu-torch214")] + text[text.index("models:") :]
+    (project / "matrix.yaml").write_text(text, encoding="utf-8")
+    code, out, _ = update(capsys, "--lane", "cpu", "--torch", "2.14.0", "--json")
+    document = json.loads(out)
+    assert (code, document["stack"], document["sibling"], document["written"]) == (0, "cpu-torch214", "cpu-torch213", [])
+    assert (project / "matrix.yaml").read_text(encoding="utf-8") == text
+    assert update(capsys, "cpu-torch213", "--torch", "2.14.0", "--write")[0] == 0
+    written = (project / "matrix.yaml").read_text(encoding="utf-8")
+    assert check(written) == []
+    row, old = load(project / "matrix.yaml").stack("cpu-torch214"), load(project / "matrix.yaml").stack("cpu-torch213")
+    assert (row.status, row.confidence, row.train["torch"], row.serve) == ("edge", "inferred", "2.14.0", {})
+    assert row.sources["gguf"] == "not checked, taken over from cpu-torch213: the wheel of 0.19.0"
+    assert (old.status, old.confidence, old.serve) == ("stable", "verified", {"torch": "2.13.0"})
+    assert written.replace(document["row"] + "\n", "", 1) == text
+    assert lock.path("cpu-torch214", "train", "linux/amd64") is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["cpu-torch213", "--torch", "2.14.1"], 2, "the matrix has a row cpu-torch214 already"),
+        (["--lane", "cpu", "--torch", "new"], 2, "'new' is not a version of torch"),
+        (["--lane", "cpu", "--torch", "2.13.x"], 2, "'2.13.x' is not a version of torch"),
+        (["--lane", "cpi", "--torch", "2.15.0"], 2, "Did you mean cpu?"),
+        (["cpu-torch213", "--torch", "2.15.0", "--runtime", "13.2"], 2, "has no runtime"),
+        (["cpu-torch213", "cpu-torch214", "--torch", "2.15.0"], 2, "a new row is the copy of one"),
+        (["--runtime", "13.2"], 2, "--runtime is for a new row"),
+    ],
+)
+def test_a_new_row_that_cannot_be(project: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str) -> None:
+    found, _, err = update(capsys, *words, "--write")
+    assert (found, said in err) == (code, True), err
+    assert (project / "matrix.yaml").read_text(encoding="utf-8") == TEXT
+
+
 def test_unknown_names(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = update(capsys, "cpu-torch21")
     assert (code, "Did you mean cpu-torch21" in err) == (4, True)

@@ -17,10 +17,16 @@ if TYPE_CHECKING:
 @click.argument("stacks", nargs=-1, metavar="[STACK]...")
 @click.option("--layer", metavar="NAME", help="The libraries that rows share, instead of those that a row pins itself.")
 @click.option("--flavor", default="train", show_default=True, type=click.Choice(["train", "serve"]), help="Whose packages.")
+@click.option("--torch", metavar="VERSION", help="Propose a new row for this torch: a copy of STACK, or of the nearest row of --lane.")
+@click.option("--runtime", metavar="VERSION", help="With --torch: for this CUDA, ROCm or CANN.")
+@click.option("--lane", default="cuda", show_default=True, metavar="LANE", help="With --torch and without STACK.")
 @click.option("--fresh", is_flag=True, help="Also packages that no row pins.")
 @click.option("--write", "writing", is_flag=True, help="Write matrix.yaml, comments kept, and the locks.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def update(stacks: tuple[str, ...], layer: str | None, flavor: Flavor, fresh: bool, writing: bool, as_json: bool) -> None:
+def update(
+    stacks: tuple[str, ...], layer: str | None, flavor: Flavor, torch: str | None, runtime: str | None, lane: str, fresh: bool,
+    writing: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Look for newer versions that the rules of the matrix allow, lock again, and say what changes. Writes nothing without --write.
 
     All rows without STACK. Ends with 8 when a row cannot be resolved.
@@ -30,6 +36,11 @@ def update(stacks: tuple[str, ...], layer: str | None, flavor: Flavor, fresh: bo
     from fl.matrix import load
 
     matrix = load()
+    if torch is not None:
+        _new_row(matrix, stacks, torch, runtime, lane, writing, as_json)
+        return
+    if runtime is not None:
+        raise UsageError("--runtime is for a new row", "fl matrix update --torch VERSION --runtime VERSION")
     if layer is not None and (stacks or flavor != "train"):
         raise UsageError("--layer locks every row of the layer again; it takes no STACK", f"fl matrix update --layer {layer}")
     resolve, make = updating.resolver(matrix), updating.locker(fresh=fresh)
@@ -114,3 +125,36 @@ def _print_end(found: list[Proposal], written: list[str], writing: bool) -> None
         ui.say("nothing is written; --write does")
     if newer:
         ui.say("a row with other pins is not proven: train with it (`fl run --stack ID`), then let status and confidence say so")
+
+
+def _new_row(
+    matrix: Matrix, stacks: tuple[str, ...], torch: str, runtime: str | None, lane: str, writing: bool, as_json: bool
+) -> None:
+    from fl import matrix_row
+    from fl.errors import UsageError
+    from fl.matrix_update import locker
+
+    if len(stacks) > 1:
+        raise UsageError("a new row is the copy of one", f"fl matrix update {stacks[0]} --torch {torch}")
+    sibling = matrix.stack(stacks[0]) if stacks else matrix_row.nearest(matrix, torch, lane, runtime)
+    ui.step(f"a row for torch {torch}, copied from {sibling.id}")
+    row = matrix_row.propose(matrix, sibling, torch, runtime, locker(fresh=True))
+    written = matrix_row.write(row) if writing else []
+    if as_json:
+        locks = [{"stack": c.stack.id, "flavor": c.flavor, "platform": c.platform} for c in row.locks]
+        unlocked = [{"platform": u.platform, "reason": u.reason} for u in row.unlocked]
+        ui.document({"schema": 1, "stack": row.stack.id, "sibling": sibling.id, "row": row.block, "findings": list(row.findings),
+                     "locks": locks, "unlocked": unlocked, "written": written})  # fmt: skip
+        return
+    ui.out(row.block.rstrip("\n"))
+    for finding in row.findings:
+        ui.out(f"  not allowed: {finding}")
+    for place in row.unlocked:
+        ui.out(f"  not locked: {ui.clean(str(place))}")
+    for locked in row.locks:
+        ui.out(f"  lock for {locked.platform}: {len(locked.difference)} packages")
+    for name in written:
+        ui.say(f"written: {name}")
+    if not written:
+        ui.say("nothing is written; --write does")
+    ui.say("what was not checked says so in sources; check it, then train with the row: docs/add-a-stack.md")
