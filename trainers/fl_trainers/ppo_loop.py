@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from fl_trainers import others, ppo_math, value_head
 from fl_trainers.config import Config
@@ -28,7 +29,7 @@ from fl_trainers.loop import bad_loss
 from fl_trainers.losses import Anchor
 from fl_trainers.noting import Noting
 from fl_trainers.ppo_judge import Judge
-from fl_trainers.progress import world_size
+from fl_trainers.progress import rank, world_size
 from fl_trainers.reward_model import HeadLoop
 
 STATE = "ppo_state.json"
@@ -94,6 +95,8 @@ class PpoLoop(Noting, HeadLoop):
         self.distance, self.moments = ppo_math.Distance(self.settings.target), ppo_math.Moments()
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        if world_size() > 1 and self.state.global_step == 0:  # else all would sample by the same random numbers
+            torch.manual_seed(self.args.seed + 1000 * rank())
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             model.eval()
@@ -199,27 +202,35 @@ class PpoLoop(Noting, HeadLoop):
         return torch.tensor([0.0 if score is None else score for score in found], device=device), kept
 
     def _given(self, part: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        """What the model is given, and how many of its logits are needed: those before each token of the answers."""
-        keep = part["mask"].shape[1] + 1
-        given = {"input_ids": part["ids"], "attention_mask": part["attention"]}
+        """What the model is given, and how many of its logits are needed: those before each token of the answers.
+
+        Columns at both ends that are padding in every row of the batch are left out.
+        """
+        attention, width = part["attention"], part["mask"].shape[1]
+        first = int(attention.any(0).long().argmax())
+        used = max(int(attention[:, -width:].any(0).sum()), 1)
+        columns = slice(first, attention.shape[1] - width + used)
+        given = {"input_ids": part["ids"][:, columns], "attention_mask": attention[:, columns]}
         if self._positions:
-            given["position_ids"] = (part["attention"].cumsum(-1) - 1).clamp(min=0)
+            given["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         if self._cuts:
-            given["logits_to_keep"] = keep
-        return given, keep
+            given["logits_to_keep"] = used + 1
+        return given, used + 1
 
     def _looked_at(self, model: Any, part: dict[str, Any]) -> tuple[Any, Any]:
         """Log-probabilities of the answers' tokens, and the values of the states in which they were chosen."""
         given, keep = self._given(part)
         logits, values = model(keep, **given)
-        return chosen(logits, part["ids"], keep), values[:, :-1].float()
+        rest = (0, part["mask"].shape[1] + 1 - keep)
+        return functional.pad(chosen(logits, given["input_ids"], keep), rest), functional.pad(values[:, :-1].float(), rest)
 
     def _before(self, plain: Any, part: dict[str, Any]) -> Any:
         """The same by the reference."""
         given, keep = self._given(part)
         if self.reference.adapter:
             self.reference.model = plain.pretrained_model
-        return chosen(self.reference.logits(given)[:, -keep:], part["ids"], keep)
+        found = chosen(self.reference.logits(given)[:, -keep:], given["input_ids"], keep)
+        return functional.pad(found, (0, part["mask"].shape[1] + 1 - keep))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
