@@ -6,7 +6,6 @@ import importlib
 import json
 import logging
 import os
-import socket
 import sys
 import time
 import traceback
@@ -17,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fl_trainers import lean
+from fl_trainers import lean, sharding
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError, Stopped, TrainerError, TrainingError
 from fl_trainers.progress import Events, log, start_log, world_size
@@ -44,7 +43,7 @@ def main(arguments: list[str]) -> int:
         log.error("error: %s: %s", arguments[0], error)
         return InputError.exit_code
     limit_threads(config, os.environ)
-    join_alone(config, os.environ)
+    sharding.join_alone(config, os.environ)
     events = Events(Path(config.run.events))
     ended = _Run(config, events)
     try:
@@ -63,19 +62,6 @@ def limit_threads(config: Config, environ: MutableMapping[str, str]) -> None:
     wanted = config.data.preprocessing_num_workers
     if wanted is not None:
         environ.setdefault("RAYON_NUM_THREADS", str(min(wanted, os.cpu_count() or wanted)))
-
-
-def join_alone(config: Config, environ: MutableMapping[str, str]) -> None:
-    """DeepSpeed and FSDP want a process group, also where one process is the whole of it: what torchrun would have set."""
-    arguments = config.training.arguments
-    if "WORLD_SIZE" in environ or not (arguments.get("deepspeed") or arguments.get("fsdp")):
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environ.update(
-        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )  # fmt: skip
 
 
 def take_secrets(environ: MutableMapping[str, str]) -> None:
@@ -124,6 +110,7 @@ class _Run:
         folder = checkpoints.prepare_output(config)
         resume = checkpoints.resume_from(config, events)
         lean.hide(config)
+        sharding.without_compiler(config)
         from fl_trainers import device
 
         self.device = device.choose(config)
