@@ -25,8 +25,8 @@ class Hub(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+        super().__init__((host, 0), _Handler)
         self.folder = folder
         self.asked: list[str] = []
         self.gated: set[str] = set()
@@ -34,7 +34,7 @@ class Hub(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"http://{self.server_address[0]!s}:{self.server_port}"
 
     def files(self, kind: str, name: str) -> dict[str, Path]:
         """Path in the repository → file; empty where there is no such repository."""
@@ -127,9 +127,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def hub(folder: Path) -> Iterator[Hub]:
+def hub(folder: Path, host: str = "127.0.0.1") -> Iterator[Hub]:
     """The hub, while it is served."""
-    server = Hub(folder)
+    server = Hub(folder, host)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server
