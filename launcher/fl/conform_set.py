@@ -25,11 +25,14 @@ _BASE: Final[dict[str, Any]] = {
 _STAGES: Final[dict[str, dict[str, Any]]] = {
     "pt": {"dataset": "text"},
     "sft": {},
+    "rm": {"dataset": "pairs"},
     "dpo": {"dataset": "pairs", "pref_beta": 0.5},
     "orpo": {"dataset": "pairs"},
     "simpo": {"dataset": "pairs"},
     "kto": {"dataset": "marks", "pref_beta": 0.5},
-    "grpo": {"dataset": "letters", "reward_funcs": "contains", "num_generations": 4, "max_completion_length": 12, "max_steps": 4,
+    "ppo": {"reward_funcs": "brief", "max_new_tokens": 12, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_steps": 4,
+            "per_device_train_batch_size": 8},
+    "grpo": {"reward_funcs": "brief", "num_generations": 4, "max_completion_length": 12, "max_steps": 4,
              "per_device_train_batch_size": 8},
 }
 _TYPES: Final[dict[str, dict[str, Any]]] = {"full": {"learning_rate": 1e-3}, "freeze": {"freeze_trainable_layers": 1}, "lora": {}}
@@ -150,11 +153,9 @@ def files() -> dict[str, str]:
     text = [{"text": " ".join(f"{n} comes before {n + 1}." for n in range(start, start + 12))} for start in range(1, 49)]
     pairs = [{"instruction": row["instruction"], "input": "", "chosen": row["output"], "rejected": "I do not know."} for row in sums]
     marks = [{**row, "kto_tag": bool(n % 2), "output": row["output"] if n % 2 else "I do not know."} for n, row in enumerate(sums)]
-    letters = [{"instruction": f"Say something with {x} in it, number {n}.", "input": "", "output": x} for n in range(6) for x in "aeiost"]
     zero = {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": "auto"}
     info = {
-        "sums": {"file_name": "sums.json"}, "letters": {"file_name": "letters.json"},
-        "text": {"file_name": "text.json", "columns": {"prompt": "text"}},
+        "sums": {"file_name": "sums.json"}, "text": {"file_name": "text.json", "columns": {"prompt": "text"}},
         "pairs": {"file_name": "pairs.json", "ranking": True,
                   "columns": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}},
         "marks": {"file_name": "marks.json",
@@ -162,7 +163,6 @@ def files() -> dict[str, str]:
     }  # fmt: skip
     made: dict[str, Any] = {
         "data/dataset_info.json": info, "data/sums.json": sums, "data/text.json": text, "data/pairs.json": pairs, "data/marks.json": marks,
-        "data/letters.json": letters,
         "zero2.json": {**zero, "zero_optimization": {"stage": 2}}, "zero3.json": {**zero, "zero_optimization": {"stage": 3}},
     }  # fmt: skip
     return {name: json.dumps(value, indent=1) + "\n" for name, value in made.items()}

@@ -45,8 +45,7 @@ def locks(stack: Stack, flavor: str = "train") -> list[Locked]:
 
 def page(matrix: Matrix, entries: Iterable[Entry]) -> str:
     """The whole page."""
-    passed = sorted((e for e in entries if e.outcome == "passed" and e.matches_lock), key=lambda e: (e.time, e.id))
-    proofs = {entry.stack: entry for entry in passed}
+    proofs = _proofs(entries)
     header = ("stack", "lane", "status", "confidence", "runtime", "torch", "Python", "platforms", "last proof")
     lines = [_HEAD, _row(*header), "|---" * len(header) + "|"]
     for stack in matrix.stacks:
@@ -59,6 +58,23 @@ def page(matrix: Matrix, entries: Iterable[Entry]) -> str:
     for stack in matrix.stacks:
         lines += ["", *_section(matrix, stack, proofs.get(stack.id))]
     return "\n".join(lines) + "\n"
+
+
+def brief(matrix: Matrix, entries: Iterable[Entry]) -> str:
+    """The table of README.md."""
+    proofs = _proofs(entries)
+    lines = [_row("lane", "stack", "status", "torch", "transformers", "last proof"), "|---" * 6 + "|"]
+    for stack in matrix.stacks:
+        packages, proof = matrix.packages(stack), proofs.get(stack.id)
+        shown = f"{proof.time[:10]}, {_text(proof.device)}" if proof else "none"
+        lines.append(_row(stack.lane, stack.id, stack.status, packages.get("torch", ""), packages.get("transformers", ""), shown))
+    return "\n".join(lines)
+
+
+def _proofs(entries: Iterable[Entry]) -> dict[str, Entry]:
+    """Stack → its newest run that passed in the environment of its lock."""
+    passed = sorted((e for e in entries if e.outcome == "passed" and e.matches_lock), key=lambda e: (e.time, e.id))
+    return {entry.stack: entry for entry in passed}
 
 
 def _section(matrix: Matrix, stack: Stack, proof: Entry | None) -> list[str]:

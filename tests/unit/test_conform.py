@@ -32,7 +32,7 @@ def test_every_recipe_is_one(case: Case) -> None:
 
 def test_the_set_stands_for_everything() -> None:
     assert len(BY_NAME) == len(CASES)
-    for stage in ("pt", "sft", "dpo", "orpo", "simpo", "kto", "grpo"):
+    for stage in ("pt", "sft", "rm", "dpo", "orpo", "simpo", "kto", "ppo", "grpo"):
         assert {"full", "freeze", "lora"} <= {c.keys["finetuning_type"] for c in CASES if c.keys["stage"] == stage}
     models = {str(case.keys["model_name_or_path"]) for case in CASES}
     assert len([name for name in models if name.startswith("builtin/tiny-")]) >= 8 and "builtin/smollm2-135m" in models

@@ -29,7 +29,8 @@ matrix.add_command(update)
 @matrix.command("list")
 @_json
 @click.option("--md", is_flag=True, help="The page docs/stacks.md: versions, locks and last proof of every stack.")
-def list_(as_json: bool, md: bool) -> None:
+@click.option("--brief", is_flag=True, help="With --md: the table alone, as in README.md.")
+def list_(as_json: bool, md: bool, brief: bool) -> None:
     """List the stacks."""
     from fl.matrix import load
 
@@ -37,7 +38,8 @@ def list_(as_json: bool, md: bool) -> None:
     if md:
         from fl import ledger_index, paths, stacks_page
 
-        ui.out(stacks_page.page(loaded, ledger_index.entries(paths.EVIDENCE)).rstrip("\n"))
+        entries = ledger_index.entries(paths.EVIDENCE)
+        ui.out(stacks_page.brief(loaded, entries) if brief else stacks_page.page(loaded, entries).rstrip("\n"))
         return
     if as_json:
         ui.document({"schema": 1, "matrix_sha256": loaded.sha256, "stacks": [_stack_json(loaded, s) for s in loaded.stacks]})
@@ -63,11 +65,13 @@ def show(id: str, as_json: bool) -> None:  # noqa: A002
 
 @matrix.command()
 @click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("--evidence", is_flag=True, help="Also: does the ledger show what the rows claim?")
+@click.option("--ledger", type=click.Path(path_type=Path), help="Folder of records: ./evidence, or the settings'.")
 @_json
-def check(path: Path | None, as_json: bool) -> None:
+def check(path: Path | None, evidence: bool, ledger: Path | None, as_json: bool) -> None:
     """Check form and facts, offline. PATH is another matrix.yaml than the installed one.
 
-    Ends with 8 and every finding when something is wrong.
+    Ends with 8 and every finding when something is wrong; with 9 when a row claims more than the ledger shows.
     """
     from fl import paths
     from fl.errors import MatrixError
@@ -81,6 +85,8 @@ def check(path: Path | None, as_json: bool) -> None:
         count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
         raise MatrixError(f"{file} does not hold together, {count}:\n{lines}", "correct these lines, then `fl matrix check` again")
     loaded = load(file)
+    if evidence:
+        _claims(loaded, file, ledger)
     counts = {
         "stacks": len(loaded.stacks), "lanes": len({s.lane for s in loaded.stacks}), "families": len(loaded.models),
         "incompatibilities": len(loaded.incompatibilities),
@@ -88,7 +94,24 @@ def check(path: Path | None, as_json: bool) -> None:
     if as_json:
         ui.document({"schema": 1, "path": str(file), "matrix_sha256": loaded.sha256, **counts, "findings": []})
     else:
-        ui.out(f"{file}: {', '.join(f'{n} {what}' for what, n in counts.items())}; nothing is wrong")
+        shown = ", the ledger shows what it claims" if evidence else ""
+        ui.out(f"{file}: {', '.join(f'{n} {what}' for what, n in counts.items())}; nothing is wrong{shown}")
+
+
+def _claims(loaded: Matrix, file: Path, ledger: Path | None) -> None:
+    from fl import ledger as ledgers
+    from fl import ledger_index, matrix_evidence
+    from fl.commands.audit import now_of
+    from fl.errors import EvidenceError
+
+    place = ledger or ledgers.default()
+    if not place.is_dir():
+        raise EvidenceError(f"there is no ledger {place}", "a folder of records; `fl audit add RUN` makes ./evidence")
+    found = matrix_evidence.findings(loaded, ledger_index.entries(place), now_of(loaded))
+    if found:
+        lines = "\n".join(f"  {one.stack}: {one.message}" for one in found)
+        remedies = "\n".join(dict.fromkeys(one.remedy for one in found))
+        raise EvidenceError(f"{file} claims more than {place} shows:\n{lines}", remedies)
 
 
 @matrix.command()
