@@ -1,4 +1,5 @@
-"""`fl images list --json` as a job matrix of GitHub Actions: `images=[…]` for GITHUB_OUTPUT, or with --stacks `stacks=[…]`.
+"""`fl images list --json` as a job matrix of GitHub Actions: `images=[…]` for GITHUB_OUTPUT, or with --names `names=[…]`,
+one for all platforms.
 
 BASE, a revision: only what changed since it, where that revision is there. What has no whole lock cannot be built and is left out.
 """
@@ -26,10 +27,13 @@ def listed() -> list[dict[str, str]]:
 
 def main(arguments: list[str]) -> None:
     """Writes one line."""
-    images = [one for one in listed() if one["lock_sha256"] and one["flavor"] == "train"]
-    jobs = [{"stack": one["stack"], "platform": one["platform"], "runner": RUNNERS[one["platform"]]} for one in images]
-    stacks = list(dict.fromkeys(job["stack"] for job in jobs))
-    sys.stdout.write("stacks=" + json.dumps(stacks) + "\n" if "--stacks" in arguments else "images=" + json.dumps(jobs) + "\n")
+    images = [one for one in listed() if one["lock_sha256"]]
+    if "--names" in arguments:
+        pairs = dict.fromkeys((one["stack"], one["flavor"]) for one in images)
+        sys.stdout.write("names=" + json.dumps([{"stack": stack, "flavor": flavor} for stack, flavor in pairs]) + "\n")
+        return
+    jobs = [{**{key: one[key] for key in ("stack", "flavor", "platform")}, "runner": RUNNERS[one["platform"]]} for one in images]
+    sys.stdout.write("images=" + json.dumps(jobs) + "\n")
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def understood(words: list[str]) -> None:
     while isinstance(command, click.Group):
         assert rest[0] in command.commands, words
         command, rest = command.commands[rest[0]], rest[1:]
-    rest = ["cuda" if word == "$LANE" else word for word in rest]
+    rest = [{"$LANE": "cuda", "$FLAVOR": "train"}.get(word, word) for word in rest]
     command.make_context(command.name, rest)
 
 
@@ -116,15 +116,15 @@ def test_the_job_matrix_holds_every_image_that_can_be_built(tmp_path: Path) -> N
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT / 'launcher'}:{ROOT / 'trainers'}"}
     environment.pop("BASE", None)
     lines = {}
-    for words in ([], ["--stacks"]):
+    for words in ([], ["--names"]):
         done = subprocess.run(
             [sys.executable, GITHUB / "scripts" / "build_matrix.py", *words], capture_output=True, text=True, env=environment, check=True,
         )
         name, _, value = done.stdout.strip().partition("=")
         lines[name] = json.loads(value)
     assert {one["runner"] for one in lines["images"] if one["platform"] == "linux/arm64"} <= {"ubuntu-24.04-arm"}
-    assert {one["stack"] for one in lines["images"]} == set(lines["stacks"])
-    assert {"stack": "cpu-torch213", "platform": "linux/amd64", "runner": "ubuntu-24.04"} in lines["images"]
+    assert sorted({(one["stack"], one["flavor"]) for one in lines["images"]}) == sorted((o["stack"], o["flavor"]) for o in lines["names"])
+    assert {"stack": "cpu-torch213", "flavor": "train", "platform": "linux/amd64", "runner": "ubuntu-24.04"} in lines["images"]
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
