@@ -126,6 +126,13 @@ def test_a_run_goes_on_from_its_checkpoint(ppo: Callable[..., Done]) -> None:
     assert again.losses == pytest.approx(whole.losses[3:], abs=1e-5)
 
 
+def test_half_precision(ppo: Callable[..., Done]) -> None:
+    """Policy, generation and reference compute in bf16 beside an adapter in float32."""
+    done = ppo(functions=("vowels",), arguments={"bf16": True, "max_steps": 2})
+    assert len(rewards_of(done)) == 2
+    assert abs(done.of("step")[0]["kl"]) < 1e-3
+
+
 def test_rounds_hold_batches_and_buffers(ppo: Callable[..., Done]) -> None:
     """36 questions: rounds of 4 x 2 x 2, so three in an epoch. Answers without a score are left out."""
     arguments = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": -1, "num_train_epochs": 1}

@@ -98,7 +98,7 @@ class PpoLoop(Noting, HeadLoop):
         if world_size() > 1 and self.state.global_step == 0:  # else all would sample by the same random numbers
             torch.manual_seed(self.args.seed + 1000 * rank())
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.accelerator.autocast():  # generation and reference go past the model that autocasts itself
             model.eval()
             made = self._round(model, inputs)
         self.tokens_seen += int(made["attention"].sum())
