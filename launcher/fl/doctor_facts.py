@@ -106,9 +106,10 @@ def gather(replay: Path | None = None) -> Facts:
     with ThreadPoolExecutor(8) as pool:
         asked = {name: pool.submit(engines.ask, name) for name in engines.ENGINES if host.live and installed(name)}
         site = pool.submit(doctor_site.look, registry) if host.live else None
+        again = _begun(open_host(replay, _PATIENCE))
         hardware = detect(host)
         system = _system(host)
-        lanes = pool.submit(_lanes, open_host(replay, _PATIENCE), hardware, system.inside)
+        lanes = pool.submit(_lanes, again, hardware, system.inside)
         rows = matrix.load()
         pythons = _pythons() if host.live else {}
         stacks = tuple(_stacks(rows, hardware, lane, pythons) for lane in used_lanes(hardware))
@@ -135,6 +136,17 @@ def used_lanes(hardware: Hardware) -> tuple[LaneName, ...]:
 
     present = tuple(lane for lane in LANES if any(a.usable is not False for a in hardware.of_lane(lane)))
     return present or tuple(lane for lane, module in LANES.items() if module.DRIVER is None)
+
+
+def _begun(host: Host) -> Host:
+    """The host with the lanes' slow commands started, where they are installed."""
+    from fl.host import LiveHost
+    from fl.lanes.checks import EARLY
+
+    if isinstance(host, LiveHost):
+        for argv in (argv for commands in EARLY.values() for argv in commands if which(argv[0])):
+            host.begin(argv)
+    return host
 
 
 def _lanes(host: Host, hardware: Hardware, inside: str | None) -> tuple[Finding, ...]:

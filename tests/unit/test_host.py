@@ -188,3 +188,16 @@ def test_recorded_commands_are_json_lines(tmp_path: Path) -> None:
     live.write()
     lines = [json.loads(line) for line in (tmp_path / "r/commands.jsonl").read_text().splitlines()]
     assert [line["stdout"] for line in lines] == ["\x1b[31m\n"]
+
+
+def test_a_command_that_was_begun_runs_once_and_meanwhile(tmp_path: Path) -> None:
+    tool = tmp_path / "slow"
+    tool.write_text(f"#!/bin/sh\necho x >> {tmp_path}/calls\nsleep 0.3\necho done $1\n", encoding="utf-8")
+    tool.chmod(0o755)
+    host = LiveHost()
+    host.begin([str(tool), "a"])
+    time.sleep(0.35)
+    begin = time.monotonic()
+    assert host.run([str(tool), "a"]).stdout == "done a\n"
+    assert time.monotonic() - begin < 0.2
+    assert host.run([str(tool), "a"]).stdout == "done a\n" and (tmp_path / "calls").read_text() == "x\nx\n"

@@ -23,5 +23,8 @@ COMPANIONS: Final[dict[LaneName, tuple[str, ...]]] = {
     "ascend": MANAGERS,
 }
 
+EARLY: Final[dict[LaneName, tuple[tuple[str, ...], ...]]] = {"cuda": cuda_checks.EARLY}
+"""Their slow commands, which may be started while detection still looks."""
+
 QUICK: Final[dict[LaneName, Callable[[Hardware, str | None], tuple[Finding, ...]]]] = {"cuda": cuda_checks.uvm}
 """Of these, what detection's own facts tell: asked before every run. Pure."""

@@ -15,6 +15,8 @@ from fl.lanes.values import hexadecimal, known, version, whole
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
+EARLY: Final = (("nvidia-smi", "-q", "-x"),)
+"""Half a second or more where the driver keeps no state between calls."""
 COMPANIONS: Final = ("/dev/nvidiactl", "/dev/nvidia-uvm")
 """Nodes that every CUDA process opens, beside its GPUs'."""
 _VENDOR: Final = 0x10DE
