@@ -50,6 +50,7 @@ bench: $(STAMP)
 	$(BIN)/python bench/first_step.py
 	$(BIN)/python bench/determinism.py
 	$(BIN)/python bench/overhead.py
+	$(BIN)/python bench/images.py
 
 clean:
 	rm -rf $(VENV) build dist

@@ -119,6 +119,10 @@ def test_a_lock_concerns_one_image_and_a_template_its_lane(project: Path) -> Non
     edit(project / "images/xpu/Dockerfile.j2", lambda text: text + "# x\n")
     found = why(listed("--changed-since", "HEAD"))
     assert {key.split("-")[0] for key in found} == {"cuda130", "xpu"} or {key.split("-")[0][:3] for key in found} == {"cud", "xpu"}
+    subprocess.run(["git", "-C", str(project), "-c", "user.name=x", "-c", "user.email=x@example.org", "commit", "-qam", "y"], check=True)
+    edit(project / "images/cuda/Dockerfile.serve.j2", lambda text: text + "# x\n")
+    found = why(listed("--changed-since", "HEAD"))
+    assert found and all(" serve " in key for key in found)
     edit(project / "images/common/base.j2", lambda text: text + "# x\n")
     everything = listed("--changed-since", "HEAD")
     assert len(everything) == len(listed())

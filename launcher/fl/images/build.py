@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fl import __version__, paths, ui
 from fl.engines import daemon
-from fl.errors import EngineError, ImageError, Interrupted, Terminated
-from fl.images import build_log, inventory, lock, tags
+from fl.errors import EngineError, ImageError, Interrupted, Terminated, UsageError
+from fl.images import build_log, inventory, lock, render, tags
 from fl.images.archive import room
 from fl.images.context import Site, check_platform, need_lock, prepare
 from fl.images.publish import local, platform_of
@@ -45,6 +45,8 @@ class Options:
     """As `docker buildx build` takes them."""
     attest: bool = False
     """BuildKit's provenance beside the image, where the builder can."""
+    no_cache: bool = False
+    """Runs every step again; downloads are kept."""
     retries: int = 2
     check_disk: bool = True
 
@@ -94,6 +96,7 @@ def argv(
         file = context.parent / secret
         if file.is_file():
             command += ["--secret", f"id={secret},src={file}"]
+    command += ["--no-cache"] if options.no_cache else []
     command += [word for place in options.cache_from for word in ("--cache-from", place)]
     command += [word for place in options.cache_to for word in ("--cache-to", place)]
     return [*command, str(context)]
@@ -235,6 +238,8 @@ def build(
     A build that fails, or makes something else than was asked for, leaves the names where they were.
     """
     site, options = site or Site(), options or Options()
+    if flavor not in render.flavors(stack):
+        raise UsageError(f"{stack.id} has no {flavor} image: it has {', '.join(render.flavors(stack))}", "fl images list")
     platform = check_platform(stack, options.platform)
     locked = need_lock(stack, flavor, platform, allow_unlocked=site.allow_unlocked)
     ask_daemon()

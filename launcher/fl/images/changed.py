@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 from fl import matrix as rows
-from fl.images import lock
+from fl.images import lock, render
 from fl.images.inventory import commit, git
 
 if TYPE_CHECKING:
@@ -31,11 +31,12 @@ def _row(table: Mapping[str, Any], stack: str, flavor: str) -> object:
     return (row, layer, index)
 
 
-def _templates(files: Iterable[str], lane: str) -> bool:
-    """Whether one of the changed files is a template, or what a template copies, of this lane or of all."""
+def _templates(files: Iterable[str], lane: str, other: str) -> bool:
+    """Whether one of the changed files is a template, or what a template copies, of this lane or of all. `other`: the template of the
+    lane's other flavor, which does not count."""
     for name in files:
         path = PurePosixPath(name)
-        if len(path.parts) > 2 and path.parts[0] == "images" and "locks" not in path.parts:
+        if len(path.parts) > 2 and path.parts[0] == "images" and "locks" not in path.parts and name != f"images/{other}":
             common = path.parts[1] == "common" and path.suffix not in _NOT_BUILT
             if common or path.parts[1] == lane:
                 return True
@@ -51,7 +52,7 @@ def reasons(
         found.append("row")
     if f"images/{stack.lane}/locks/{lock.filename(stack.id, flavor, platform)}" in files:
         found.append("lock")
-    if _templates(files, stack.lane):
+    if _templates(files, stack.lane, render.template(stack, "serve" if flavor == "train" else "train")):
         found.append("template")
     return found
 

@@ -1,0 +1,119 @@
+"""What building the CPU row's training image takes, beside the prototype that the design was made from. Needs docker with buildx.
+
+    python bench/images.py [--base REF] [--cold]
+
+Every step again with the downloads kept, nothing changed, one pin changed; `--cold` first drops the builder's cache mounts, which other
+builds on this machine then miss too. The image is built under a name of its own, which is removed in the end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+from figures import figure, median, skip
+
+from fl import matrix as rows
+from fl import ui
+from fl.images import build, context, lock, tags
+
+STACK: Final = "cpu-torch213"
+PEER: Final = "the prototype of 2026-11-24 (64 packages, by hand)"
+CHANGED: Final = "tqdm"
+"""A pin of the last group that much depends on and that has many versions."""
+
+
+def other_version(entry: str, python: str) -> str:
+    """The lock's lines of an older version of the package, with its hashes, from the package index."""
+    from uv import find_uv_bin
+
+    from fl import pip_config
+
+    command = [find_uv_bin(), "pip", "compile", "--quiet", "--no-config", "--generate-hashes", "--no-header", "--no-annotate", "--no-deps"]
+    command += ["--python-version", python, *pip_config.uv_flags(os.environ), "-"]
+    wanted = f"{CHANGED}<{lock.parse(entry)[CHANGED]}\n"
+    environment = {**os.environ, **pip_config.uv_environment(os.environ, local_indexes=False)}
+    done = subprocess.run(command, input=wanted, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        sys.exit(f"no older {CHANGED} could be locked: {done.stderr.strip()[-300:]}")
+    return lock.entries(done.stdout)[CHANGED]
+
+
+class Builder:
+    """Builds one row under a name of its own, from a lock in a folder."""
+
+    def __init__(self, base: str, folder: Path) -> None:
+        self.matrix = rows.load()
+        row = self.matrix.stack(STACK)
+        found = lock.path(STACK, "train", "linux/amd64")
+        if found is None:
+            sys.exit(f"{STACK} has no lock")
+        self.row = row.model_copy(update={"id": "bench-cpu"})
+        self.site = context.Site(base=base)
+        self.ids: set[str] = set()
+        self.file = folder / "lock.txt"
+        self.file.write_bytes(found.read_bytes())
+        lock.path = lambda *_, **__: self.file
+
+    def seconds(self, **options: bool) -> tuple[float, build.Built]:
+        """One build, silently: wall time and what was built."""
+        ui.say = lambda text="": None  # the steps are no figures
+        begin = time.monotonic()
+        built = build.build(self.matrix, self.row, site=self.site, options=build.Options(**options))
+        self.ids.add(built.id)
+        return time.monotonic() - begin, built
+
+    def change_one_pin(self) -> str:
+        """Puts another version of one package into the lock; gives what changed."""
+        text = self.file.read_text()
+        old = lock.entries(text)[CHANGED]
+        new = other_version(old, self.row.python)
+        self.file.write_text(text.replace(old, new) + f"# {time.time_ns()}: no earlier run's layer is this one\n")
+        return f"{CHANGED} {lock.parse(old)[CHANGED]} -> {lock.parse(new)[CHANGED]}"
+
+
+def main(words: list[str]) -> int:
+    base = words[words.index("--base") + 1] if "--base" in words else os.environ.get("FL_TEST_BASE", "flpy:bookworm")
+    if shutil.which("docker") is None or subprocess.run(["docker", "image", "inspect", base], capture_output=True, check=False).returncode:
+        skip("fl images build", f"no docker daemon with the base image {base}")
+        return 0
+    if context.host_platform() != "linux/amd64":
+        skip("fl images build", "the CPU row's lock is for linux/amd64")
+        return 0
+    print(f"images: {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} before it began")
+    with tempfile.TemporaryDirectory() as name:
+        builder = Builder(base, Path(name))
+        try:
+            measure(builder, cold="--cold" in words)
+        finally:
+            names = (tags.reference(builder.row.id), tags.moving(builder.row.id), *builder.ids)
+            subprocess.run(["docker", "image", "rm", "-f", *names], capture_output=True, check=False)
+    return 0
+
+
+def measure(builder: Builder, cold: bool) -> None:
+    if cold:
+        subprocess.run(["docker", "builder", "prune", "-f", "--filter", "type=exec.cachemount"], capture_output=True, check=True)
+        figure("fl images build, cold, downloads included", builder.seconds(no_cache=True)[0], "s")
+    took, built = builder.seconds(no_cache=True)
+    figure("fl images build, every step, downloads kept", took, "s", peer=(PEER, 36))
+    for layer in built.layers:
+        print(f"    {layer.size / 1e6:8.1f} MB  {layer.seconds or 0:6.1f} s  {layer.step[:80]}")
+    print(f"    of {took:.1f} s {took - sum(one.seconds or 0 for one in built.layers):.1f} s are export, context and the look at the image")
+    figure("size of the image without its base", (built.size - built.layers[0].size) / 1e9, "GB", peer=(PEER, 1.57))
+    again = median(lambda: builder.seconds()[0], 3)
+    figure("fl images build, nothing changed", again, "s", peer=("docker buildx build alone in the prototype", 0.16))
+    changed = builder.change_one_pin()
+    took, built = builder.seconds()
+    figure(f"fl images build, one pin changed ({changed})", took, "s", peer=("the prototype's CUDA image, 46 s busy, 20 s quiet", 46))
+    print(f"    {sum(one.size for one in built.layers if one.cached) / 1e6:.1f} of {built.size / 1e6:.1f} MB stayed as they were")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
