@@ -81,7 +81,9 @@ _PAGE: Final = """<!doctype html>
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem; color: #1f2328; }}
 h1 {{ font-size: 1.4rem; }} input[type=search] {{ font: inherit; padding: .3rem .6rem; width: 20rem; }} label {{ margin-right: 1rem; }}
 table {{ border-collapse: collapse; margin-top: 1rem; }} th, td {{ border: 1px solid #d0d7de; padding: .35rem .6rem; text-align: left; }}
-thead th {{ position: sticky; top: 0; background: #f6f8fa; }} tbody th {{ font-weight: 500; }} td {{ vertical-align: top; }}
+thead th {{ position: sticky; top: 0; background: #f6f8fa; z-index: 1; }}
+tbody th {{ font-weight: 500; position: sticky; left: 0; background: #fff; }} thead th:first-child {{ left: 0; z-index: 2; }}
+ td {{ vertical-align: top; }}
 td span {{ display: block; font-size: .75rem; color: #656d76; max-width: 15rem; }} td a {{ text-decoration-color: #d0d7de; }}
 pre {{ background: #f6f8fa; padding: .8rem; overflow: auto; }} details {{ margin: .3rem 0; }}
 tr.away {{ display: none; }} td.away * {{ display: none; }}
