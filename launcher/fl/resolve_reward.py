@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,8 +82,17 @@ def check(config: Config) -> None:
 
 def _check_head(key: str, folder: str) -> None:
     place = Path(folder)
-    if place.is_absolute() and not any((place / name).is_file() for name in HEADS):
+    if place.is_absolute() and not any((place / name).is_file() for name in HEADS) and not _classifies(place / "config.json"):
         raise RecipeError(f"{key}: {folder} has no {HEADS[0]}: it is no reward model.", f"{key}: the output folder of a run with stage: rm")
+
+
+def _classifies(settings: Path) -> bool:
+    """Whether a model is one for sequence classification, whose `score` layer is as good as a value head."""
+    try:
+        found = json.loads(settings.read_bytes()).get("architectures")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return isinstance(found, list) and any("ForSequenceClassification" in str(name) for name in found)
 
 
 @contextmanager

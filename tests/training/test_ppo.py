@@ -114,6 +114,14 @@ def test_adapters_on_a_full_reward_model(
     assert found[0] == pytest.approx(found[1], abs=1e-4)
 
 
+def test_a_sequence_classifier_is_a_reward_model(ppo: Callable[..., Done], trainer: Trainer, base: dict[str, str], tmp_path: Path) -> None:
+    """As other projects publish them: its scores are those that transformers' own class gives."""
+    folder = str(tmp_path / "classifier")
+    assert trainer.check("classifier", base["path"], folder) < 1e-5
+    judge = {"name": "classifier", "path": folder, "kind": "folder"}
+    assert len(rewards_of(ppo(model=base, ppo={"reward_model": judge}, arguments={"max_steps": 2}))) == 2
+
+
 def test_a_run_goes_on_from_its_checkpoint(ppo: Callable[..., Done]) -> None:
     """The weight of the distance and the scores' running mean too: with them all later steps are the same."""
     common: dict[str, Any] = {"functions": ("vowels",), "ppo": {"score_norm": True, "target": 0.5}}

@@ -378,3 +378,22 @@ def ppo_places() -> dict[str, float]:
                 apart["values"] = max(apart["values"], abs(float(values[row, place] - value)))
                 apart["width"] += 1
     return apart
+
+
+def classifier(base: str, folder: str) -> float:
+    """Saves a sequence classifier of one label on a model; how far its scores are from those of its weights with the head that is read."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    from fl_trainers import value_head
+
+    made = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).eval()
+    torch.nn.init.normal_(made.score.weight, std=0.5)
+    made.save_pretrained(folder, max_shard_size="100KB")
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    scorer = value_head.Scorer(AutoModelForCausalLM.from_pretrained(folder)).eval()
+    assert value_head.load(scorer.v_head, folder, "reward_model")
+    ids = torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, made.config.pad_token_id, made.config.pad_token_id]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    with torch.no_grad():
+        return float((made(input_ids=ids, attention_mask=mask).logits[:, 0] - scorer(ids, mask)).abs().max())

@@ -145,6 +145,9 @@ def test_reward_models_are_looked_at_and_mounted(tmp_path: Path) -> None:
     assert str(adapter) in {mount.source for mount in inputs.read(beside)}
     full = resolved(tmp_path, lines + "reward_model: ./whole\nreward_model_type: full\nref_model: ./bare\nreward_model_adapters: ./adapter")
     assert {str(whole), str(adapter), str(bare)} <= {mount.source for mount in inputs.read(full)}
+    folder(tmp_path / "classifier", "model.safetensors")
+    (tmp_path / "classifier" / "config.json").write_text('{"architectures": ["Qwen3ForSequenceClassification"]}')
+    assert resolved(tmp_path, lines + "reward_model: ./classifier\nreward_model_type: full").method.ppo.reward_model is not None
     for more, words in {
         "reward_model: ./bare\nreward_model_type: full": ("reward_model: ", "has no value_head.safetensors"),
         "reward_model: ./whole": ("reward_model: ", "has no adapter_config.json"),
@@ -183,3 +186,12 @@ def test_the_command_names_the_key_and_ends_with_5(fl: Fl, tmp_path: Path) -> No
     assert shown.returncode == 0, shown.stderr
     verdicts = {key["key"]: key["verdict"] for key in json.loads(shown.stdout)["keys"]}
     assert verdicts["stage"] == verdicts["reward_funcs"] == "handled"
+
+
+def test_the_page_of_stages_names_every_key_and_stage() -> None:
+    from fl.recipe_preference import PREFERENCE
+    from fl.recipe_reward import REWARD
+    from fl.recipe_table import STAGES
+
+    text = (Path(__file__).resolve().parents[2] / "docs" / "stages.md").read_text("utf-8")
+    assert [name for name in (*(key.name for key in (*PREFERENCE, *REWARD)), *STAGES) if name not in text] == []

@@ -1,12 +1,14 @@
 """A causal language model with a value head, as LLaMA-Factory and TRL have it: one linear layer over the last hidden states.
 
 The head lies beside the model or adapter as `value_head.safetensors`, under the names `v_head.summary.weight` and `v_head.summary.bias`.
-`value_head.bin`, which older LLaMA-Factory writes, is read too.
+`value_head.bin`, which older LLaMA-Factory writes, is read too, and so is the `score` layer of a model for sequence classification, which
+is what other makers of reward models publish.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import nn
 from fl_trainers.errors import InputError
 
 FILE, OLD_FILE = "value_head.safetensors", "value_head.bin"
+CLASSIFIER = "ForSequenceClassification"
 NAMES = {"summary.weight": "v_head.summary.weight", "summary.bias": "v_head.summary.bias"}
 _DELEGATED = frozenset((
     "config", "generation_config", "name_or_path", "main_input_name", "device", "dtype", "generate", "disable_adapter", "peft_config",
@@ -123,7 +126,33 @@ def read(source: str, revision: str = "main") -> dict[str, Any] | None:
             if path is not None:
                 found = load_file(path) if name == FILE else torch.load(path, map_location="cpu", weights_only=True)
                 return {name: found[key] for name, key in NAMES.items() if key in found}
-    return None
+    return _classifier(source, revision)
+
+
+def _classifier(source: str, revision: str) -> dict[str, Any] | None:
+    """The one row of a sequence classifier's `score` layer, with a bias of 0 where it has none."""
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    def file(name: str) -> Path | None:
+        with contextlib.suppress(OSError):
+            path = cached_file(source, name, revision=revision)
+            return None if path is None else Path(path)
+        return None
+
+    settings, index = file("config.json"), file("model.safetensors.index.json")
+    if settings is None or not any(CLASSIFIER in name for name in json.loads(settings.read_text()).get("architectures") or ()):
+        return None
+    parts = json.loads(index.read_text())["weight_map"] if index is not None else {}
+    weights = file(parts.get("score.weight", "model.safetensors"))
+    if weights is None:
+        return None
+    with safe_open(weights, "pt") as opened:
+        names = set(opened.keys())
+        if "score.weight" not in names:
+            return None
+        bias = opened.get_tensor("score.bias") if "score.bias" in names else torch.zeros(1)
+        return {"summary.weight": opened.get_tensor("score.weight"), "summary.bias": bias}
 
 
 def load(head: Head, source: str, key: str, revision: str = "main") -> bool:
