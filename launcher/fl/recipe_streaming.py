@@ -1,4 +1,4 @@
-"""Rules of streaming and of rows kept as token ids."""
+"""Rules of streaming, of rows kept as token ids, and of how tools are written."""
 
 from __future__ import annotations
 
@@ -17,3 +17,5 @@ def rule(get: Callable[[str], Any]) -> Iterator[tuple[str, str]]:
         yield "streaming", "nobody knows how long an epoch is: set max_steps"
     if get("streaming") and 0 < get("val_size") < 1:
         yield "val_size", "a share of a stream is not known: a whole number of rows"
+    if get("tool_format") and not get("template"):
+        yield "tool_format", "a bundled template can be told how tools are written, a tokenizer's own cannot: name a template"

@@ -23,6 +23,7 @@ TEMPLATES: Final = words(
     "youtu youtu_vl yuan zephyr aeva"
 )
 
+TOOL_FORMATS: Final = words("default gemma4 glm4 llama3 lfm2 minimax1 minimax2 mistral qwen qwen3_5 glm4_moe seed_oss ling phi4_mini")
 STAGES: Final = ("pt", "sft", "rm", "ppo", "dpo", "kto", "orpo", "simpo", "grpo")
 _LORA = ("finetuning_type", ("lora",), "finetuning_type: lora")
 _OFT = ("finetuning_type", ("oft",), "finetuning_type: oft")
@@ -92,6 +93,7 @@ _DATA: Final = (
     Key(name="default_system", kind="str", about="System message where a row has none."),
     Key(name="enable_thinking", kind="bool", default=True, null=True,
         about="Whether reasoning models think in their answers; null: as each row does."),
+    Key(name="tool_format", kind="str", choices=TOOL_FORMATS, about="How tools and calls are written, in place of the template's way."),
     Key(name="preserve_thinking", kind="bool", default=False,
         about="Keep thoughts of earlier answers where only the last answer is learned."),
     Key(name="disable_shuffling", kind="bool", default=False, about="Train in the order of the data."),

@@ -79,7 +79,6 @@ _MODEL: Final = (
     *_refused("this version initializes new tokens with noise only",
               "any", new_special_tokens_config=None, init_special_tokens="noise_init"),
     *_refused("this version places a quantized model on one device a process", "any", quantization_device_map=None),
-    *_refused("the tools' text is the template's own", "any", tool_format=None),
     *_ignored("transformers 5 has one kind of tokenizer", "bool", "use_fast_tokenizer"),
     *_ignored("weights are always loaded without a second copy", "bool", "low_cpu_mem_usage"),
     *_ignored("kernels of LLaMA-Factory's own second version", "any", "use_v1_kernels"),

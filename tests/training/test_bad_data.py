@@ -13,7 +13,7 @@ from trainer_harness import SUMS, Trainer
 pytestmark = pytest.mark.training
 Config = Callable[..., Path]
 SHAREGPT = {"formatting": "sharegpt", "columns": {"messages": "conversations"}}
-TOOL = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {}}}
+CALL = {"name": "add", "arguments": {}}
 
 
 def talk(*roles: str) -> dict[str, Any]:
@@ -44,10 +44,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
         "no column sytem (for system); it has: input, instruction, output", "dataset_info.json",
     ),
     "not a number in a text": ({"rows": '[{"instruction": "a", "output": NaN}]'}, "sums row 1: column output is a number (NaN)", "quote"),
-    "tools that the template cannot write": (
-        {"rows": [{**talk("human", "gpt"), "tools": json.dumps([TOOL])}], "data": {"template": "vicuna"},
-         "dataset": {"formatting": "sharegpt", "columns": {"messages": "conversations", "tools": "tools"}}},
-        "sums row 1: the chat template refuses it: template vicuna has no way to describe tools", "template",
+    "calls that the template cannot write": (
+        {"rows": [{"conversations": [*talk("human")["conversations"], {"from": "function_call", "value": json.dumps([CALL, CALL])}]}],
+         "data": {"template": "glm4"}, "dataset": SHAREGPT},
+        "sums row 1: the chat template refuses it: template glm4 writes one call an answer, found several", "template",
     ),
     "cut before the answer": (
         {"rows": [{"instruction": "word " * 90, "output": "No."}], "data": {"mask_history": False, "cutoff_len": 1}},

@@ -29,7 +29,7 @@ TALK = [
 def compiled(text: str) -> Any:
     """As transformers does it: its sandbox and settings."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
 
     def raise_exception(message: str) -> None:
         raise ValueError(message)
@@ -174,8 +174,80 @@ def test_tools_and_calls_where_the_format_has_a_way_to_write_them() -> None:
     assert '<tools>\n{"type": "function", "function": {"name": "add", "parameters": {}}}\n</tools>' in said
     assert '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>\n' in said
     assert "<tool_response>\n3\n</tool_response>" in said
-    with pytest.raises(ValueError, match="no way to describe tools"):
-        render(templates.jinja(templates.find("vicuna")), TALK, tools=[tool])
+
+
+ADD = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {
+    "type": "object", "properties": {"left": {"type": "integer", "description": "One."}, "how": {"type": "string", "enum": ["up", "down"]}},
+    "required": ["left"]}}}  # fmt: skip
+
+
+def call(*numbers: int) -> dict[str, Any]:
+    calls = [{"type": "function", "function": {"name": "add", "arguments": {"left": number, "how": "up"}}} for number in numbers]
+    return {"role": "assistant", "content": "", "tool_calls": calls}
+
+
+@pytest.mark.parametrize("name", templates.names())
+def test_tools_calls_and_results_in_every_format(name: str) -> None:
+    """The tool is described before the question, calls count and are ended as answers are, results do not count."""
+    chat = templates.find(name)
+    tokenizer = Characters(templates.jinja(chat))
+    several = 1 if chat.tools == "glm4" else 2
+    talk = [TALK[0], call(*range(471, 471 + several)), {"role": "tool", "content": "ZEBRA"}, {"role": "tool", "content": "YAK"}, TALK[3]]
+    settings = Settings(10**6, enable_thinking=False, chat=chat)
+    (row,) = encode(tokenizer, [("row", Conversation(talk, [ADD]))], settings, Report())
+    said = "".join(map(chr, row.input_ids))
+    counted = "".join(chr(label) for label in row.labels if label > 0)
+    described = said[: said.index("One?")] if chat.prefix or not chat.inline_system else said
+    assert "add" in described and "Adds." in described and "left" in described
+    assert counted.count("471") == 1 and counted.count("472") == several - 1 and counted.count("up") == several
+    assert "ZEBRA" in said and "ZEBRA" not in counted and "YAK" not in counted
+    assert counted.endswith(fill(chat.assistant, "Four."))
+    between = said[said.index("ZEBRA") + 5 : said.index("YAK")]
+    assert between in ("\n", "\n</tool_response>\n<tool_response>\n")
+
+
+def test_a_format_for_one_call_refuses_several() -> None:
+    with pytest.raises(ValueError, match="template glm4 writes one call an answer, found several"):
+        render(templates.jinja(templates.find("glm4")), [TALK[0], call(1, 2)])
+
+
+CALLS = {
+    "glm4": 'add\n{"left": 1, "how": "up"}',
+    "glm4_moe": "\n<tool_call>add\n<arg_key>left</arg_key>\n<arg_value>1</arg_value>\n"
+    "<arg_key>how</arg_key>\n<arg_value>up</arg_value>\n</tool_call>",
+    "gemma4": '<|tool_call>call:add{how:<|"|>up<|"|>,left:1}<tool_call|>',
+    "lfm2": '<|tool_call_start|>[add(left=1, how="up")]<|tool_call_end|>',
+    "llama3": '{"name": "add", "parameters": {"left": 1, "how": "up"}}',
+    "minimax2": '<minimax:tool_call>\n<invoke name="add">\n<parameter name="left">1</parameter>\n'
+    '<parameter name="how">up</parameter>\n</invoke>\n</minimax:tool_call>',
+    "mistral": '[{"name": "add", "arguments": {"left": 1, "how": "up"}}]',
+    "qwen": '<tool_call>\n{"name": "add", "arguments": {"left": 1, "how": "up"}}\n</tool_call>',
+    "qwen3_5": "<tool_call>\n<function=add>\n<parameter=left>\n1\n</parameter>\n"
+    "<parameter=how>\nup\n</parameter>\n</function>\n</tool_call>",
+    "seed_oss": "\n<seed:tool_call>\n<function=add>\n<parameter=left>1</parameter>\n"
+    "<parameter=how>up</parameter>\n</function>\n</seed:tool_call>",
+    "vicuna": 'Action: add\nAction Input: {"left": 1, "how": "up"}',
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_as_the_models_write_them(name: str) -> None:
+    assert CALLS[name] in render(templates.jinja(templates.find(name)), [TALK[0], call(1)])
+
+
+def test_another_way_to_write_tools() -> None:
+    chat = templates.chosen("vicuna", "qwen")
+    assert chat is not None
+    assert "<tool_call>\n" in render(templates.jinja(chat), [TALK[0], call(1)], tools=[ADD])
+    assert templates.chosen(None, None) is None
+    with pytest.raises(InputError, match="tool_format yaml is unknown"):
+        templates.chosen("vicuna", "yaml")
+
+
+def test_the_launcher_knows_the_same_names() -> None:
+    from fl.recipe_table import TEMPLATES, TOOL_FORMATS
+
+    assert sorted(TEMPLATES) == templates.names() and sorted(TOOL_FORMATS) == templates.tool_formats()
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:

@@ -120,6 +120,8 @@ class Data(Part):
     media_dir: str | None = None
     template: str | None = None
     """Name of a bundled chat template; None: the tokenizer's own."""
+    tool_format: str | None = None
+    """How tools and calls are written, in place of the template's way."""
     default_system: str | None = None
     enable_thinking: bool | None = True
     preserve_thinking: bool = False

@@ -43,7 +43,7 @@ def folder_of(config: Config) -> str:
 def load_tokenizer(config: Config, source: str, texts: Iterable[str], events: Events) -> Any:
     """The tokenizer with the chat template that this run trains; `texts` are read by the built-in tiny models only."""
     model = config.model
-    chat = templates.find(config.data.template) if config.data.template else None
+    chat = templates.chosen(config.data.template, config.data.tool_format)
     if model.kind == "tiny":
         tokenizer = tiny.tokenizer(texts, templates.jinja(chat or templates.find("chatml")))
     else:

@@ -55,7 +55,7 @@ def settings_of(config: Config) -> Settings:
     last_only = data.mask_history or config.method.stage not in ("sft", "pt")
     return Settings(
         data.cutoff_len, data.train_on_prompt, data.mask_history, data.enable_thinking,
-        chat=templates.find(data.template) if data.template else None, one_thought=last_only and not data.preserve_thinking,
+        chat=templates.chosen(data.template, data.tool_format), one_thought=last_only and not data.preserve_thinking,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,11 @@ from fl_trainers.errors import InputError
 DEFAULT = "default"
 """For a tokenizer without a template of its own when the recipe names none."""
 CONTENT, BOS, EOS = "{{content}}", "{{bos}}", "{{eos}}"
-TOOL_TEXT = {
-    "qwen": (
-        "\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-        "You are provided with function signatures within <tools></tools> XML tags:\n<tools>",
-        "\n</tools>\n\nFor each function call, return a json object with function name and arguments"
-        " within <tool_call></tool_call> XML tags:\n"
-        '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>',
-    ),
-}
-"""What stands before and after the list of tools in the system text, for the ways of calling that are written out here."""
+GIVEN = (
+    "{%- macro plain(value) -%}{{- value if value is string else (value | tojson) -}}{%- endmacro -%}"
+    "{%- macro given(item) -%}{{- plain(item['function']['arguments']) -}}{%- endmacro -%}"
+)
+"""What the ways of writing calls share."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,8 @@ class Format:
     assistant: str = CONTENT + EOS
     tool: str | None = None
     call: str | None = None
-    tools: str | None = None
+    tools: str = "default"
+    """The way in which tools are described and called, of tool_formats.yaml."""
     default_system: str = ""
     end: tuple[str, ...] = ()
     eos: bool = False
@@ -55,10 +51,10 @@ class Format:
 
 
 @cache
-def _table() -> dict[str, dict[str, Any]]:
+def _table(file: str = "chat_formats.yaml") -> dict[str, dict[str, Any]]:
     import yaml
 
-    text = (Path(__file__).parent / "chat_formats.yaml").read_text(encoding="utf-8")
+    text = (Path(__file__).parent / file).read_text(encoding="utf-8")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return dict(yaml.load(text, Loader=loader))
 
@@ -80,9 +76,30 @@ def find(name: str) -> Format:
     return Format(name=name, **{**entry, **lists})
 
 
+def tool_formats() -> list[str]:
+    """Every name that `tool_format:` takes."""
+    return sorted(_table("tool_formats.yaml"))
+
+
+def chosen(name: str | None, tool_format: str | None = None) -> Format | None:
+    """The recipe's format, with its own way to write tools where it names one; calls are then ended as LLaMA-Factory does it."""
+    if name is None:
+        return None
+    chat = find(name)
+    if tool_format is None:
+        return chat
+    if tool_format not in tool_formats():
+        raise InputError(f"tool_format {tool_format} is unknown", f"one of {', '.join(tool_formats())}")
+    return replace(chat, tools=tool_format, call=CONTENT if chat.open else CONTENT + EOS)
+
+
 def jinja(chat: Format) -> str:
     """The format as a chat template in Jinja, as tokenizers keep them."""
     return "".join(_lines(chat))
+
+
+def _tool_way(chat: Format, part: str) -> str:
+    return "".join(_table("tool_formats.yaml")[chat.tools].get(part, ()))
 
 
 def _lines(chat: Format) -> Iterator[str]:
@@ -100,19 +117,24 @@ def _lines(chat: Format) -> Iterator[str]:
         yield "{%- if loop.first and system -%}{%- set content = " + _expression(chat.system, "system") + " ~ content -%}{%- endif -%}"
     yield _print(chat.user, "content") + _no_thought(chat, "loop.last and add_generation_prompt")
     yield "{%- elif message['role'] == 'assistant' -%}" + _answer(chat)
-    yield "{%- elif message['role'] == 'tool' -%}" + _print(chat.tool or chat.user, "content")
+    yield "{%- elif message['role'] == 'tool' -%}" + _results(chat)
     yield _no_thought(chat, "loop.last and add_generation_prompt")
     yield "{%- else -%}{{- raise_exception('unknown role ' ~ message['role']) -}}{%- endif -%}{%- endfor -%}"
 
 
+def _results(chat: Format) -> str:
+    """What tools gave back; several results of one answer become one turn."""
+    slot = chat.tool or chat.user
+    between = _quote("\n</tool_response>\n<tool_response>\n" if "<tool_response>" in slot else "\n")
+    first = "{%- if loop.first or loop.previtem['role'] != 'tool' -%}{%- set results.text = content -%}"
+    more = "{%- else -%}{%- set results.text = results.text ~ " + between + " ~ content -%}{%- endif -%}"
+    return first + more + "{%- if loop.last or loop.nextitem['role'] != 'tool' -%}" + _print(slot, "results.text") + "{%- endif -%}"
+
+
 def _tool_list(chat: Format) -> Iterator[str]:
-    if chat.tools in TOOL_TEXT:
-        before, after = TOOL_TEXT[chat.tools]
-        yield "{%- if tools -%}{%- set described = namespace(text=" + _quote(before) + ") -%}"
-        yield "{%- for tool in tools -%}{%- set described.text = described.text ~ '\\n' ~ (tool | tojson) -%}{%- endfor -%}"
-        yield "{%- set system = system ~ described.text ~ " + _quote(after) + " -%}{%- endif -%}"
-    else:
-        yield "{%- if tools -%}{{- raise_exception('template " + chat.name + " has no way to describe tools') -}}{%- endif -%}"
+    yield GIVEN + _tool_way(chat, "macros") + "{%- set results = namespace(text='') -%}"
+    yield "{%- if tools -%}{%- set described -%}" + _tool_way(chat, "describe") + "{%- endset -%}"
+    yield "{%- set system = system ~ described -%}{%- endif -%}"
 
 
 def _answer(chat: Format) -> str:
@@ -126,18 +148,13 @@ def _answer(chat: Format) -> str:
         parts.append("{%- if enable_thinking is false -%}{%- set content = " + kept + " -%}{%- endif -%}")
         parts.append("{%- if " + opened + " not in content and " + closed + " not in content -%}" + _print(chat.empty_thought, ""))
         parts.append("{%- endif -%}{%- endif -%}")
-    call = chat.call or chat.assistant
     parts.append("{%- if message['tool_calls'] -%}")
-    if chat.tools == "qwen":
-        parts.append("{%- set calls = namespace(text=content) -%}{%- for item in message['tool_calls'] -%}")
-        parts.append("{%- set call = item['function'] -%}{%- set given = call['arguments'] -%}")
-        parts.append("{%- set given = given if given is string else (given | tojson) -%}")
-        parts.append("{%- set body = '{\"name\": ' ~ (call['name'] | tojson) ~ ', \"arguments\": ' ~ given ~ '}' -%}")
-        parts.append("{%- set calls.text = calls.text ~ ('\\n' if calls.text else '') ~ '<tool_call>\\n' ~ body ~ '\\n</tool_call>' -%}")
-        parts.append("{%- endfor -%}{%- set content = calls.text -%}" + _print(call, "content"))
-    else:
-        parts.append("{{- raise_exception('template " + chat.name + " has no way to write tool calls') -}}")
-    parts.append("{%- else -%}" + _print(chat.assistant, "content") + "{%- endif -%}")
+    if _table("tool_formats.yaml")[chat.tools].get("single"):
+        many = "{{- raise_exception('template " + chat.name + " writes one call an answer, found several') -}}"
+        parts.append("{%- if message['tool_calls'] | length > 1 -%}" + many + "{%- endif -%}")
+    parts.append("{%- set calls -%}" + _tool_way(chat, "call") + "{%- endset -%}")
+    parts.append("{%- set content = content ~ ('\\n' if content and not content.endswith('\\n') else '') ~ calls -%}")
+    parts.append(_print(chat.call or chat.assistant, "content") + "{%- else -%}" + _print(chat.assistant, "content") + "{%- endif -%}")
     return "".join(parts)
 
 

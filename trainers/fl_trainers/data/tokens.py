@@ -58,9 +58,10 @@ def how(config: Config, tokenizer: Any) -> dict[str, Any]:
     """What decides which ids a row becomes."""
     data = config.data
     return {
-        "stage": config.method.stage, "template": data.template, "tokenizer": digest(tokenizer), "cutoff_len": data.cutoff_len,
-        "packing": data.packing, "neat_packing": data.neat_packing, "train_on_prompt": data.train_on_prompt,
+        "stage": config.method.stage, "template": data.template, "tool_format": data.tool_format, "tokenizer": digest(tokenizer),
+        "cutoff_len": data.cutoff_len, "packing": data.packing, "neat_packing": data.neat_packing, "train_on_prompt": data.train_on_prompt,
         "mask_history": data.mask_history, "enable_thinking": data.enable_thinking, "default_system": data.default_system,
+        "preserve_thinking": data.preserve_thinking,
     }  # fmt: skip
 
 
