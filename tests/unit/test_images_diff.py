@@ -138,6 +138,16 @@ def test_a_new_lock_that_git_does_not_know_yet_counts(project: Path) -> None:
     assert why(listed("--changed-since", "HEAD")) == {f"{stack.id} train linux/amd64": ["lock"]}
 
 
+def test_another_version_of_fl_names_every_image_anew(project: Path) -> None:
+    file = project / "launcher" / "fl" / "__init__.py"
+    file.parent.mkdir(parents=True)
+    for version, expected in ((changed.__version__, 0), ("0.0.1", len(listed()))):
+        file.write_text(f'__version__ = "{version}"\n')
+        for words in (["add", "."], ["-c", "user.name=x", "-c", "user.email=x@example.org", "commit", "-qm", "y"]):
+            subprocess.run(["git", "-C", str(project), *words], check=True)
+        assert len(listed("--changed-since", "HEAD")) == expected
+
+
 def test_what_the_resolver_reads_rebuilds_nothing(project: Path) -> None:
     edit(project / "images/common/dependency-metadata.toml", lambda text: text + "# x\n")
     assert listed("--changed-since", "HEAD") == []

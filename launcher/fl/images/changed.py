@@ -1,11 +1,13 @@
-"""Which images a change of the project touches: rows, locks and templates against a revision."""
+"""Which images a change of the project touches: rows, locks, templates and fl's version against a revision."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
+from fl import __version__
 from fl import matrix as rows
 from fl.images import lock, render
 from fl.images.inventory import commit, git
@@ -68,11 +70,21 @@ def since(revision: str, matrix: Matrix) -> tuple[frozenset[str], Mapping[str, A
     return files, before if isinstance(before, Mapping) else {}, now if isinstance(now, Mapping) else {}
 
 
+def _version(revision: str) -> str | None:
+    """fl's version at a revision; None where it cannot be told."""
+    file = "launcher/fl/__init__.py"
+    if not git("ls-tree", "--name-only", revision, "--", file).strip():
+        return None
+    found = re.search(r"^__version__.*=\s*[\"']([^\"']+)", git("show", f"{revision}:{file}"), re.M)
+    return found[1] if found else None
+
+
 def narrow(entries: list[dict[str, Any]], matrix: Matrix, revision: str) -> list[dict[str, Any]]:
-    """The entries of the build matrix that differ from a revision, each with `changed`: why."""
+    """The entries of the build matrix that differ from a revision, each with `changed`: why. A new version of fl is new names for all."""
     told = since(revision, matrix)
+    renamed = ["version"] if _version(revision) not in (None, __version__) else []
     found = []
     for entry in entries:
-        why = reasons(matrix.stack(entry["stack"]), entry["flavor"], entry["platform"], *told)
+        why = reasons(matrix.stack(entry["stack"]), entry["flavor"], entry["platform"], *told) + renamed
         found += [{**entry, "changed": why}] if why else []
     return found

@@ -95,13 +95,28 @@ def publish(
             holder.put(registry.parse(name), manifest.media_type, manifest.body)
         done = Published(names=targets, digest=pushed.digest, image=pushed, platforms=(pushed.platform,))
     else:
-        entries, missing = _members(holder, stack, targets[0], pushed, manifest)
-        kind, body = index(entries)
-        digests = {holder.put(registry.parse(name), kind, body) for name in targets}
+        digest, entries, missing = _index(holder, stack, targets, pushed, manifest)
         have = tuple(f"{e['platform']['os']}/{e['platform']['architecture']}" for e in entries)
-        done = Published(names=targets, digest=digests.pop(), image=pushed, platforms=have, missing=missing)
+        done = Published(names=targets, digest=digest, image=pushed, platforms=have, missing=missing)
     record(stack, flavor, inspected, done)
     return done
+
+
+def _index(
+    holder: registry.Registry, stack: Stack, targets: Sequence[str], pushed: push.Pushed, manifest: registry.Manifest
+) -> tuple[str, list[dict[str, Any]], tuple[str, ...]]:
+    """Puts an index of the release's images under the names: (its digest, entries, platforms that are missing).
+
+    Another machine may push its platform at the same time: the members are looked up again after the names were given.
+    """
+    entries, missing = _members(holder, stack, targets[0], pushed, manifest)
+    while True:
+        kind, body = index(entries)
+        digests = {holder.put(registry.parse(name), kind, body) for name in targets}
+        before = entries
+        entries, missing = _members(holder, stack, targets[0], pushed, manifest)
+        if len(entries) <= len(before):
+            return digests.pop(), before, missing
 
 
 def _members(
