@@ -34,11 +34,14 @@ def findings(
 
 
 def constraints(matrix: Matrix, stack: Stack, flavor: Flavor, pins: Mapping[str, str], platform: str) -> list[str]:
-    """What the rules ask of packages that the row does not pin, for the resolver: `setuptools<82`."""
+    """What the rules ask of packages that the row does not pin, for the resolver: `setuptools<82`, `nvidia-cuda-nvcc==13.0.*`."""
     values = named(matrix, stack, pins)
-    rules = (one for one in matrix.incompatibilities if is_rule_for(one, stack, values, flavor, platform))
-    wanted = ((name, specifier) for one in rules for name, specifier in one.requires.items() if name not in values)
-    names = {*_NO_PACKAGES, *matrix.drivers}
+    rules = [one for one in matrix.incompatibilities if is_rule_for(one, stack, values, flavor, platform)]
+    wanted = [(name, specifier) for one in rules for name, specifier in one.requires.items()]
+    for one in rules:
+        known = [Version(values[name]).release for name in one.same_minor if name in values]
+        wanted += [(name, f"=={known[0][0]}.{known[0][1]}.*") for name in one.same_minor if known and len(known[0]) > 1]
+    names = {*_NO_PACKAGES, *matrix.drivers, *values}
     return sorted({f"{name}{specifier}" for name, specifier in wanted if specifier and "||" not in specifier and name not in names})
 
 

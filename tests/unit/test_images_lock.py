@@ -63,7 +63,7 @@ def test_every_image_has_a_lock_that_check_proves_offline_within_two_seconds() -
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     document, seconds = done.stdout.rsplit("\n", 2)[:2]
     assert seconds.split()[1] == "0", done.stdout + done.stderr
-    assert float(seconds.split()[0]) < 2.0, "0.4 s on the machine this was written on"
+    assert float(seconds.split()[0]) < 2.0, "0.6 s on the machine this was written on"
     found = json.loads(document)["locks"]
     wanted = {(stack.id, flavor, name) for stack in MATRIX.stacks for flavor in render.flavors(stack) for name in stack.hosts.platforms}
     assert {(one["stack"], one["flavor"], one["platform"]) for one in found} == wanted
@@ -71,7 +71,7 @@ def test_every_image_has_a_lock_that_check_proves_offline_within_two_seconds() -
     partial = {(one["stack"], one["platform"]) for one in found if one["state"] == "partial"}
     assert partial == {
         ("rocm72-torch214", "linux/amd64"), ("xpu-torch212", "linux/amd64"), ("cann91-torch210", "linux/amd64"),
-        ("cann82-torch26", "linux/amd64"),
+        ("cann91-torch210-a3", "linux/amd64"), ("cann85-torch29", "linux/amd64"), ("cann82-torch26", "linux/amd64"),
     }, "their torch comes from a vendor's index"
     assert {one["state"] for one in found} == {"complete", "partial"}
 
@@ -211,7 +211,7 @@ def test_a_lock_edited_by_hand_is_found_and_named(kind: str, copy: Path, capsys:
 
 def test_a_changed_row_makes_its_locks_stale(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "matrix.yaml"
-    file.write_text(MATRIX.text.replace('base: {image: "debian:trixie-slim"', 'base: {image: "debian:trixie-20261101-slim"'))
+    file.write_text(MATRIX.text.replace('base: {image: "debian:trixie-slim"', 'base: {image: "debian:trixie-20261101-slim"', 1))
     monkeypatch.setattr(paths, "MATRIX", file)
     code, _, err = run(capsys, "--check")
     assert code == 8
@@ -249,7 +249,7 @@ def test_flavor_and_platform_choose(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--check", "--platform", "linux/arm64", "--flavor", "train", "--json")
     assert code == 0
     assert {(one["stack"], one["platform"]) for one in json.loads(out)["locks"]} == {
-        (name, "linux/arm64") for name in ("cuda130-torch214", "cann91-torch210", "cann82-torch26")
+        (stack.id, "linux/arm64") for stack in MATRIX.stacks if "linux/arm64" in stack.hosts.platforms
     }
     code, _, err = run(capsys, "--check", "--platform", "linux/riscv64")
     assert code == 8

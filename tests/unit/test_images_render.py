@@ -41,7 +41,9 @@ def test_no_golden_file_is_left_over() -> None:
 
 
 def test_a_serving_image_is_rendered_where_a_row_pins_an_engine_and_its_lane_has_a_template() -> None:
-    assert {name for name, flavor in IMAGES if flavor == "serve"} == {"cuda130-torch214", "cuda128-torch210"}
+    assert {name for name, flavor in IMAGES if flavor == "serve"} == {
+        "cuda130-torch214", "cuda128-torch210", "cuda128-torch28", "cuda126-torch27", "cuda124-torch26",
+    }
     text = text_of("cuda130-torch214", "serve")
     assert 'org.opencontainers.image.description="vllm 0.33.0, CUDA 13.0, torch 2.14.0, Python 3.13"' in text
     assert 'fl.flavor="serve"' in text

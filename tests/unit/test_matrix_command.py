@@ -263,7 +263,8 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
     assert "  cuda128-torch210: chosen" in out
     assert "note: cuda 12.8 runs on NVIDIA driver 535.54.03 by minor version compatibility" in out
     assert "  cpu-torch213: chosen" in out
-    assert "rocm: this machine has no AMD device (rocm72-torch210, rocm72-torch214)" in out
+    others = ", ".join(stack.id for stack in load().stacks if stack.lane == "rocm")
+    assert f"rocm: this machine has no AMD device ({others})" in out
 
 
 @pytest.mark.usefixtures("h100")
@@ -279,7 +280,9 @@ def test_explain_json_and_one_lane(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "explain", "--hw", "cuda", "--json")
     document: dict[str, Any] = json.loads(out)
     assert code == 0
-    assert [(v["stack"], v["chosen"]) for v in document["verdicts"]] == [("cuda130-torch214", False), ("cuda128-torch210", True)]
+    assert [(v["stack"], v["chosen"]) for v in document["verdicts"]] == [
+        (stack.id, stack.id == "cuda128-torch210") for stack in load().stacks if stack.lane == "cuda"
+    ]
     code, _, err = run(capsys, "explain", "--hw", "cdua")
     assert code == 2
     assert "Did you mean cuda?" in err

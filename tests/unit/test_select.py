@@ -58,6 +58,7 @@ MACHINES: dict[str, Machine] = {
     "A100 and V100": Machine("cuda", ("sm_80", "sm_70"), "580.95.05"),
     "V100": Machine("cuda", ("sm_70",), "550.54.15"),
     "P100": Machine("cuda", ("sm_60",), "580.95.05"),
+    "K80": Machine("cuda", ("sm_37",), "580.95.05"),
     "L40S": Machine("cuda", ("sm_89",), "570.124.06"),
     "B300": Machine("cuda", ("sm_103",), "590.48.01"),
     "B300, CUDA 12 driver": Machine("cuda", ("sm_103",), "575.57.08"),
@@ -67,7 +68,7 @@ MACHINES: dict[str, Machine] = {
     "GB10, CUDA 12 driver": Machine("cuda", ("sm_121",), "575.57.08", "aarch64"),
     "Orin": Machine("cuda", ("sm_87",), "540.4.0", "aarch64"),
     "two chips that fit": Machine("cuda", ("sm_80", "sm_90"), "580.95.05"),
-    "three chips, one old": Machine("cuda", ("sm_90", "sm_61", "sm_90"), "580.95.05"),
+    "three chips, one old": Machine("cuda", ("sm_90", "sm_37", "sm_90"), "580.95.05"),
     "a chip of tomorrow": Machine("cuda", ("sm_130",), "615.10.01"),
     "chip unknown": Machine("cuda", (None,), "580.95.05"),
     "MI300X": Machine("rocm", ("gfx942",) * 8, "6.19.14"),
@@ -89,6 +90,7 @@ MACHINES: dict[str, Machine] = {
     "910B, HDK 25.2 candidate": Machine("ascend", ("ascend910b",), "25.2.rc1", "aarch64"),
     "910B, HDK 23": Machine("ascend", ("ascend910b",), "23.0.5", "aarch64"),
     "A3": Machine("ascend", ("ascend910_93",), "25.5.0", "aarch64"),
+    "910B, HDK 25.0": Machine("ascend", ("ascend910b",), "25.0.1", "aarch64"),
     "Max 1550": Machine("xpu", ("xe-hpc",)),
     "Arc B": Machine("xpu", ("xe2-hpg",)),
     "Intel GPU unknown": Machine("xpu", (None,)),
@@ -142,8 +144,8 @@ PAIRS: list[tuple[str, str, str]] = [
     ("Orin", "cuda130-torch214", "this machine has 540.4.0"),
     ("Orin", "cuda128-torch210", "is for linux/amd64"),
     ("two chips that fit", "cuda130-torch214", FITS),
-    ("three chips, one old", "cuda130-torch214", "has no code for sm_61 (Card 1)"),
-    ("three chips, one old", "cuda128-torch210", "has no code for sm_61 (Card 1)"),
+    ("three chips, one old", "cuda130-torch214", "has no code for sm_37 (Card 1)"),
+    ("three chips, one old", "cuda128-torch210", "has no code for sm_37 (Card 1)"),
     ("a chip of tomorrow", "cuda130-torch214", "has no code for sm_130"),
     ("chip unknown", "cuda130-torch214", FITS),
     ("chip unknown", "cuda128-torch210", FITS),
@@ -201,10 +203,12 @@ def test_verdict(machine: str, stack: str, expected: str) -> None:
 
 CHOSEN: list[tuple[str, str | None]] = [
     ("H100, new driver", "cuda130-torch214"), ("H100, CUDA 12 driver", "cuda128-torch210"), ("H100, CUDA 11 driver", None),
-    ("H100, driver unknown", "cuda130-torch214"), ("V100", "cuda128-torch210"), ("P100", None), ("GH200", "cuda130-torch214"),
+    ("H100, driver unknown", "cuda130-torch214"), ("V100", "cuda128-torch210"), ("P100", "cuda126-torch27"), ("K80", None),
+    ("GH200", "cuda130-torch214"),
     ("arm server with T4", None), ("A100 and V100", "cuda128-torch210"), ("MI300X", "rocm72-torch210"), ("MI100", "rocm72-torch214"),
-    ("910B", "cann91-torch210"), ("910B, HDK 24.1", "cann82-torch26"), ("A3", None), ("Max 1550", "xpu-torch212"),
-    ("laptop", "cpu-torch213"), ("Kunpeng", None),
+    ("910B", "cann91-torch210"), ("910B, HDK 24.1", "cann82-torch26"), ("910B, HDK 25.0", "cann85-torch29"),
+    ("A3", "cann91-torch210-a3"), ("Max 1550", "xpu-torch212"),
+    ("laptop", "cpu-torch213"), ("Kunpeng", "cpu-torch210"),
 ]
 
 
@@ -251,7 +255,7 @@ def test_mixed_chips_are_named_with_the_devices_that_fit() -> None:
         MACHINES["three chips, one old"].choose()
     assert "--devices 0,2, for which cuda130-torch214 has code" in raised.value.remedy.splitlines()
     with pytest.raises(StackError) as raised:
-        MACHINES["P100"].choose()
+        MACHINES["K80"].choose()
     assert "--devices" not in raised.value.remedy
 
 
@@ -275,7 +279,7 @@ def test_forward_compatibility_is_named_where_it_is_allowed(name: str | None, al
     )
     with pytest.raises(StackError) as raised:
         choose(MATRIX, hardware, hardware.accelerators, "cuda", Needs(platform="linux/amd64"))
-    assert ("cuda-compat-12-8 (allowed on data-center GPUs): --stack cuda128-torch210" in raised.value.remedy) is allowed
+    assert ("cuda-compat-12-4 (allowed on data-center GPUs): --stack cuda124-torch26 " in raised.value.remedy) is allowed
     assert "upgrade the NVIDIA driver to 525.60.13 or newer" in raised.value.remedy
 
 
@@ -312,7 +316,7 @@ def test_a_driver_that_alone_is_too_old_is_to_be_upgraded_to_the_oldest_that_wor
 
 def test_the_processor_is_not_offered_where_it_is_what_failed() -> None:
     with pytest.raises(StackError) as raised:
-        MACHINES["Kunpeng"].choose()
+        Machine("cpu", arch="riscv64").choose()
     assert "--hw cpu" not in raised.value.remedy
 
 
@@ -329,9 +333,12 @@ def test_model_type_against_the_rows_transformers() -> None:
 def test_serving_looks_at_vllm_and_needs_a_serve_flavor() -> None:
     machine = MACHINES["H100, new driver"]
     assert machine.choose(flavor="serve", model_type="qwen3").stack.id == "cuda130-torch214"
-    with pytest.raises(StackError) as raised:
-        machine.choose(flavor="serve", model_type="mllama")
-    assert "mllama needs vllm <= 0.10.2, this row has 0.33.0" in raised.value.message
+    choice = machine.choose(flavor="serve", model_type="mllama")
+    assert choice.stack.id == "cuda126-torch27", "the newest row whose vLLM still has it"
+    why = {verdict.stack.id: verdict.why for verdict in choice.verdicts}
+    assert any("mllama needs vllm <= 0.10.2, this row has 0.33.0" in one for one in why["cuda130-torch214"])
+    with pytest.raises(StackError, match=r"glm5_next needs vllm >= 0\.30\.0, this row has 0\.19\.1"):
+        machine.choose(flavor="serve", model_type="glm5_next", stack_id="cuda128-torch210")
     with pytest.raises(StackError, match="has no serve flavor"):
         MACHINES["laptop"].choose(flavor="serve")
 
@@ -361,7 +368,8 @@ def test_a_named_stack() -> None:
     machine = MACHINES["H100, new driver"]
     choice = machine.choose(stack_id="cuda128-torch210")
     assert choice.stack.id == "cuda128-torch210"
-    assert {v.stack.id: v.chosen for v in choice.verdicts if v.of_lane} == {"cuda130-torch214": False, "cuda128-torch210": True}
+    assert [v.stack.id for v in choice.verdicts if v.chosen] == ["cuda128-torch210"]
+    assert {v.stack.id for v in choice.verdicts if v.of_lane} == {s.id for s in MATRIX.stacks if s.lane == "cuda"}
     with pytest.raises(StackError, match=r"no stack is called 'cuda13-torch214'\. Did you mean cuda130-torch214\?"):
         machine.choose(stack_id="cuda13-torch214")
     with pytest.raises(StackError, match="rocm72-torch210 is for the rocm lane, this run is for cuda"):
