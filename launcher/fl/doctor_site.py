@@ -84,7 +84,7 @@ def look(registry: str | None) -> Site:
         shm=_free("/dev/shm"),
         locked=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
         leftovers=find(folder),
-        environments=sum(1 for entry in folder.glob("*/fl-environment.json")) if folder.is_dir() else 0,
+        environments=sum(1 for entry in folder.glob("*/fl-environment.json")) if os.path.isdir(folder) else 0,  # noqa: PTH112
         registry=None if registry is None else _ask(registry),
         synchronised=synchronised(),
     )
@@ -92,7 +92,7 @@ def look(registry: str | None) -> Site:
 
 def disk(what: str, path: Path) -> Disk:
     """The file system of a folder, which need not exist yet."""
-    there = next(p for p in (path, *path.parents) if p.exists())
+    there = next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110 - below a closed folder nothing is there
     usage, counts = shutil.disk_usage(there), os.statvfs(there)
     return Disk(
         what=what,
@@ -210,7 +210,7 @@ def disks(facts: Facts) -> Iterator[Finding]:
         yield Finding(check="disk", status="skipped", finding=REPLAY)
         return
     stores = [] if facts.engines is None else [(name, each.storage) for name, each in facts.engines.answers.items() if each.storage]
-    shown = [*facts.site.disks, *(_store(name, folder) for name, folder in stores if folder and Path(folder).exists())]
+    shown = [*facts.site.disks, *(_store(name, folder) for name, folder in stores if folder and os.path.exists(folder))]  # noqa: PTH110
     for each in shown:
         yield _disk_finding(each)
 

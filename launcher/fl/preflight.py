@@ -203,7 +203,7 @@ def look(facts: Facts) -> Facts:
 
     host = facts.engine.name == "host"
     place = facts.installs if host else facts.engine.storage if facts.image.source == "pull" else None
-    there = None if place is None else next((p for p in (Path(place), *Path(place).parents) if p.exists()), None)
+    there = None if place is None else next((p for p in (Path(place), *Path(place).parents) if os.path.exists(p)), None)  # noqa: PTH110
     return replace(
         facts,
         free=None if there is None else shutil.disk_usage(there).free,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -422,6 +423,24 @@ def test_memory_shared_memory_and_locked_memory() -> None:
     locked = replace(site(locked=65536), hardware=recorded("h100x8-driver580"))
     assert [f.status for f in doctor_site.memory(locked)][-1] == "warning"
     assert [f.status for f in doctor_site.memory(site(locked=65536))] == ["ok"]  # no device, nothing to lock for
+
+
+def test_a_cache_below_a_closed_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with the HOME of another user: what cannot be looked at is no crash."""
+    real, closed = os.stat, str(tmp_path / "closed")
+
+    def refusing(path: Any, **more: Any) -> os.stat_result:
+        if str(path).startswith(f"{closed}/"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, **more)
+
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{closed}/cache")
+    monkeypatch.setattr(os, "stat", refusing)
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith(closed))
+    found = doctor_site.look(None)
+    finding = next(f for f in doctor_site.disks(Facts(hardware=CPU, site=found)) if closed in f.finding)
+    assert finding.status == "error" and "cannot be written" in finding.finding and found.environments == 0
 
 
 @pytest.mark.parametrize(

@@ -81,9 +81,12 @@ def test_one_that_cannot_be_used(fake: Fake, script: str, word: str) -> None:
 
 
 def test_a_user_without_passwd_entry(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake("echo apptainer version 1.4.5")
+    """Even its version it does not tell then."""
+    fake(r"printf '\033[31mFATAL:  \033[0m Could not determine user account information\n' >&2; exit 255")
+    with pytest.raises(EngineError, match="apptainer is not well: FATAL:   Could not"):
+        engines.get("apptainer").facts()
     monkeypatch.setattr(os, "getuid", lambda: 54321)
-    with pytest.raises(EngineError, match="54321"):
+    with pytest.raises(EngineError, match=r"without a passwd entry \(uid 54321\)"):
         engines.get("apptainer").facts()
 
 

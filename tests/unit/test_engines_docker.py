@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socketserver
 import threading
 import time
@@ -299,6 +300,29 @@ def test_cdi_leaves_out_what_is_stale_or_broken(tmp_path: Path) -> None:
     (tmp_path / "e.txt").write_text(json.dumps({"kind": "x.com/gpu", "devices": [{"name": "0"}]}))
     (tmp_path / "f.yaml").write_bytes(b"\xff\xfe")
     assert cdi.devices([str(tmp_path), "/nowhere"]) == {"v.com/gpu": frozenset({"0", "2"})}
+
+
+@pytest.mark.parametrize(("host_path", "fresh"), [("/" + "a" * 5000, False), ("/a\0b", False), ("/nowhere/x", False), ("/dev/null", True)])
+def test_cdi_with_a_path_of_any_kind(tmp_path: Path, host_path: str, fresh: bool) -> None:
+    spec = {"kind": "v.com/gpu", "devices": [{"name": "0", "containerEdits": {"mounts": [{"hostPath": host_path}]}}]}
+    (tmp_path / "a.json").write_text(json.dumps(spec))
+    assert cdi.devices([str(tmp_path)]) == ({"v.com/gpu": frozenset({"0"})} if fresh else {})
+    assert list(cdi.stale([str(tmp_path)]).values()) == ([] if fresh else [host_path])
+
+
+def test_cdi_files_that_this_user_may_not_look_at_are_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver below a folder of root's, as the GPU operator has it: the daemon finds it."""
+    spec = {"kind": "v.com/gpu", "devices": [{"name": "0"}], "containerEdits": {"mounts": [{"hostPath": "/run/closed/libcuda.so.1"}]}}
+    (tmp_path / "a.json").write_text(json.dumps(spec))
+    real = os.stat
+
+    def refusing(path: Any, **more: Any) -> os.stat_result:
+        if str(path).startswith("/run/closed"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, **more)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    assert cdi.devices([str(tmp_path)]) == {"v.com/gpu": frozenset({"0"})} and cdi.stale([str(tmp_path)]) == {}
 
 
 LIMITS = """Limit                     Soft Limit           Hard Limit           Units

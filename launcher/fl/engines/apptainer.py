@@ -57,6 +57,13 @@ class ApptainerEngine:
         if shutil.which("apptainer") is None:
             raise EngineError("There is no apptainer command on PATH.", "https://apptainer.org/docs/admin\nfl run --engine host")
         try:
+            pwd.getpwuid(os.getuid())
+        except KeyError as error:
+            raise EngineError(
+                f"apptainer starts nothing for a user without a passwd entry (uid {os.getuid()}).",
+                "fl run --engine docker; fl run --engine host",
+            ) from error
+        try:
             done = subprocess.run(
                 ["apptainer", "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ASK, check=False
             )
@@ -64,17 +71,10 @@ class ApptainerEngine:
             raise EngineError(f"apptainer cannot be started: {error}", "apptainer --version; fl run --engine host") from error
         found = version(done.stdout)
         if done.returncode != 0 or not found:
-            raise EngineError(f"apptainer is not well: {(done.stderr or done.stdout).strip()[-300:]}", "apptainer --version")
+            raise EngineError(f"apptainer is not well: {apptainer_errors.plain(done.stderr or done.stdout)[-300:]}", "apptainer --version")
         shown = ".".join(map(str, found))
         if found < _OLDEST:
             raise EngineError(f"apptainer {shown} is too old: fl needs 1.1 or newer.", "https://apptainer.org\nfl run --engine host")
-        try:
-            pwd.getpwuid(os.getuid())
-        except KeyError as error:
-            raise EngineError(
-                f"apptainer starts nothing for a user without a passwd entry (uid {os.getuid()}).",
-                "fl run --engine docker; fl run --engine host",
-            ) from error
         devices = cdi.devices(cdi.KNOWN_DIRECTORIES, hooks=False) if found >= _CDI else {}
         return EngineFacts(name="apptainer", version=shown, nvidia_gpus=False, cdi=devices)
 

@@ -13,6 +13,11 @@ _LAST = 4
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
+def plain(said: str) -> str:
+    """Without colours and outer blanks."""
+    return _COLOUR.sub("", said).strip()
+
+
 def fatal(said: str) -> str | None:
     """Its last word, where that says that it gave up; None: it did not. Lines of a command that it called may follow."""
     lines = [line.strip() for line in _COLOUR.sub("", said).splitlines() if line.strip()][-_LAST:]

@@ -32,7 +32,7 @@ def stale(directories: Iterable[str]) -> dict[str, str]:
         for path in sorted(_files(Path(directory))):
             spec = _read(path)
             entries = [spec, *_mappings(spec.get("devices"))]
-            gone = [name for entry in entries for name in _named(entry.get("containerEdits")) if not Path(name).exists()]
+            gone = [name for entry in entries for name in _named(entry.get("containerEdits")) if not _there(name)]
             if gone:
                 found[str(path)] = gone[0]
     return found
@@ -71,7 +71,18 @@ def _has_hooks(spec: Mapping[str, Any]) -> bool:
 
 
 def _exists(edits: object) -> bool:
-    return all(Path(name).exists() for name in _named(edits))
+    return all(_there(name) for name in _named(edits))
+
+
+def _there(name: str) -> bool:
+    """False where the file is gone. What this user may not look at (a folder of root's) the engine may: nothing says that it is gone."""
+    try:
+        Path(name).stat()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _named(edits: object) -> list[str]:
