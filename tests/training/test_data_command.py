@@ -76,3 +76,20 @@ def test_data_that_cannot_be_used_are_exit_5_with_the_trainers_words(fl: Fl, rec
     assert done.returncode == 5
     error = json.loads(done.stdout)["error"]
     assert "no column output (for response)" in error["message"] and "outptu" in error["remedy"]
+
+
+def test_the_bundled_format_of_a_real_model_is_its_tokenizers_own(fl: Fl, recipe: Callable[..., str]) -> None:
+    """SmolLM2 is the model with a template of its own that can be had without a hub."""
+    rows = [*SUMS[:3], {"instruction": "Be brief.", "output": "Yes.", "system": "You are Flint.", "history": [["Who?", "Flint."]]}]
+    entry = {"columns": {"prompt": "instruction", "response": "output", "system": "system", "history": "history"}}
+    rows[:3] = [{**row, "system": None, "history": None} for row in rows[:3]]
+    path = recipe(rows, entry, model_name_or_path="builtin/smollm2-135m", template=None)
+    if fl("recipe", "data", "--hw", "cpu", "--rows", "0", path, timeout=180).returncode == 6:
+        pytest.skip("the package index does not have the model")
+    own = asked(fl, "--rows", "4", path)
+    bundled = asked(fl, "--rows", "4", recipe(rows, entry, model_name_or_path="builtin/smollm2-135m", template="smollm2"))
+    assert own["template"] is None and bundled["template"] == "smollm2"
+    for one, other in zip(own["rows"], bundled["rows"], strict=True):
+        texts = ["".join(span["text"] for span in row["parts"][0]["spans"]) for row in (one, other)]
+        assert texts[0].startswith("<|im_start|>system\n") and texts[1] == texts[0] + "\n"
+        assert other["parts"][0]["input_ids"][:-1] == one["parts"][0]["input_ids"]

@@ -70,6 +70,33 @@ def test_a_stream_is_begun_again_and_resumed(trainer: Trainer, config: Config) -
     assert again.losses == whole[6:]
 
 
+def test_arrow_and_parquet_whole_and_as_streams(trainer: Trainer, config: Config, tmp_path: Path) -> None:
+    trainer.check("write_arrow", str(tmp_path / "sums.arrow"), SUMS)
+    trainer.check("write_parquet", str(tmp_path / "sums.parquet"), SUMS)
+    plain = trainer.train(config("plain", data={"shuffle": False})).losses
+    for file in ("sums.arrow", "sums.parquet"):
+        for streaming in (False, True):
+            done = trainer.train(config(f"{file}{streaming}", None, file=file, data={"shuffle": False, "streaming": streaming},
+                                        run={"cache": str(tmp_path / "cache")}))  # fmt: skip
+            assert done.code == 0, done.output
+            assert done.losses == plain
+
+
+def test_each_data_set_is_evaluated_by_itself_or_all_together(trainer: Trainer, config: Config, tmp_path: Path) -> None:
+    for name, rows in (("few", SUMS[:2]), ("more", SUMS[2:8])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    sets = [{"name": name, "source": "file", "path": str(tmp_path / f"{name}.json")} for name in ("few", "more")]
+    often = {"eval_strategy": "steps", "eval_steps": 8}
+    each = trainer.train(config("each", data={"eval": sets, "eval_on_each_dataset": True}, arguments=dict(often)))
+    assert each.code == 0, each.output
+    found = json.loads((each.folder / "out" / "eval_results.json").read_text())
+    together = trainer.train(config("together", data={"eval": sets}, arguments=dict(often)))
+    whole = json.loads((together.folder / "out" / "eval_results.json").read_text())
+    assert found["eval_few_loss"] != found["eval_more_loss"]
+    assert min(found["eval_few_loss"], found["eval_more_loss"]) < whole["eval_loss"] < max(found["eval_few_loss"], found["eval_more_loss"])
+    assert together.of("data")[0]["eval_rows"] == 8
+
+
 def test_what_a_stream_loses_is_told_and_too_much_is_refused(trainer: Trainer, config: Config) -> None:
     rows = [*SUMS[:10], *({"instruction": f"Empty {number}?", "output": ""} for number in range(200))]
     few = trainer.train(config("few", lines(rows[:12]), file="few.jsonl", data=STREAM, arguments={"max_steps": 5}))

@@ -113,6 +113,17 @@ def write_parquet(path: str, rows: list[dict[str, Any]]) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
+def write_arrow(path: str, rows: list[dict[str, Any]]) -> None:
+    from fl_trainers import lean
+
+    lean.reveal("pandas", "datasets")
+    import pyarrow
+
+    table = pyarrow.Table.from_pylist(rows)
+    with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+
+
 def bare_model_folder(path: str, texts: list[str]) -> None:
     """A small base model as a user has one: weights, config and tokenizer, but no chat template."""
     from fl_trainers import tiny
