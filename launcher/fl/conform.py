@@ -148,6 +148,8 @@ def _prepare(case: Case, run: str, folder: Path, options: Options, hardware: Har
     try:
         decision = decide_recipe(read, options, _place(f"{run}-{case.name}", place, folder / "out" / case.name, hardware))
     except FlError as error:
+        if error.refused is not None:
+            launch.write_refusal(error, place)
         return _Prepared(case, place, read.sha256, None, error)
     launch.write_inputs(decision, place)
     return _Prepared(case, place, read.sha256, decision)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl import builtin, inputs, matrix, memory, paths, pin, plan, portability, resolve, settings, wheel
+from fl import builtin, inputs, matrix, memory, paths, pin, plan, portability, refused, resolve, settings, wheel
 from fl.choose_engine import Chosen, choose_engine
 from fl.detect import detect, open_host
 from fl.devices import choose_devices, choose_lane, restrict
@@ -99,18 +99,19 @@ def decide_recipe(recipe: Recipe, options: Options, place: Place | None = None) 
     run = run_name(recipe.name) if place is None else place.run
     folder = paths.runs_home() / run if place is None else place.folder
     config = _config(recipe, run, lane, engine.stack.id, folder, None if place is None else str(place.output))
-    config, adaptations = portability.adapt(
-        config,
-        engine.stack,
-        portability.precision(chosen, hardware.cpu),
-        model_known=portability.model_known(rows, engine.stack, facts.model_type),
-        packages=None if engine.differences or (engine.lock is None and engine.facts.name == "host") else _locked(engine),
-        stacks=rows.stacks,
-    )
     check_trust(config, engine.facts.name, trust=options.trust)
-    if options.strict:
-        portability.strict_check(adaptations)
-    check_memory(config, facts, hardware, chosen, force=options.force)
+    with refused.told(recipe, config, hardware, chosen, lane, engine, rows):
+        config, adaptations = portability.adapt(
+            config,
+            engine.stack,
+            portability.precision(chosen, hardware.cpu),
+            model_known=portability.model_known(rows, engine.stack, facts.model_type),
+            packages=None if engine.differences or (engine.lock is None and engine.facts.name == "host") else _locked(engine),
+            stacks=rows.stacks,
+        )
+        if options.strict:
+            portability.strict_check(adaptations)
+        check_memory(config, facts, hardware, chosen, force=options.force)
     resolve.check_output(config.training.output_dir)
     return _assemble(
         recipe, config, hardware, chosen, lane, engine, options, folder, adaptations,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class FlError(Exception):
     """Base of every error that a user can act on. Anything else is a bug and keeps its traceback (exit 1)."""
 
     exit_code: ClassVar[int] = 1
+    refused: Any = None
+    """A `refused.Refused`, where a stack or machine was found not to allow what a recipe wants: that is evidence too."""
 
     def __init__(self, message: str, remedy: str = "") -> None:
         super().__init__(message)

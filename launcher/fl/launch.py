@@ -92,6 +92,29 @@ def _source(decision: Decision) -> dict[str, Any]:
     return {"schema": 1, **told, "directory": str(Path.cwd())}
 
 
+def refuse(error: FlError) -> dict[str, Any] | None:
+    """The run folder and the evidence of a run that its stack or machine does not allow; None where it was not that."""
+    refused = error.refused
+    if refused is None:
+        return None
+    run = runs.create(refused.config.run.name)
+    record = write_refusal(error, run.folder)
+    run.update("failed", exit_code=error.exit_code, message=error.message.splitlines()[0])
+    return record
+
+
+def write_refusal(error: FlError, folder: Path) -> dict[str, Any]:
+    """The files of a refused run, its evidence among them."""
+    refused = error.refused
+    (folder / "recipe.yaml").write_bytes(refused.recipe.text)
+    for name, document in (("plan.json", dict(refused.plan)), ("hardware.json", refused.hardware.to_json())):
+        (folder / name).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    refused.config.write(folder / "config.json")
+    record = evidence.of_run(folder, "refused", {"type": type(error).__name__, "message": error.message[:2000]})
+    runs.write_json(folder / "evidence.json", record)
+    return record
+
+
 def write_inputs(decision: Decision, folder: Path) -> None:
     """The files of design §4.6 that exist before the start."""
     (folder / "recipe.yaml").write_bytes(decision.recipe.text)

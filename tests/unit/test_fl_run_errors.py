@@ -69,7 +69,7 @@ def test_hardware_and_stacks(
         ({"dataset_dir": "/nowhere"}, ["dataset_info.json"]),
         ({"learning_rat": 1e-4}, ["learning_rat", "learning_rate", "recipe.yaml:9"]),
         ({"learning_rate": "fast"}, ["learning_rate", "fast"]),
-        ({"stage": "ppo"}, ["ppo"]),
+        ({"stage": "ppoo"}, ["ppoo", "ppo"]),
         ({"model_name_or_path": "builtin/tiny-qwen"}, ["builtin/tiny-qwen3"]),
         ({"model_name_or_path": "/nowhere/model"}, ["/nowhere/model"]),
         ({"fl": {"hardware": "cuda"}}, ["hardware"]),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fl import launch
+from fl import launch, ledger, paths
 from fl.engines import Ended
 from fl.errors import FlError, Interrupted, RecipeError, Terminated, TrainingError
 
@@ -96,3 +98,17 @@ def test_signals_become_values_and_handlers_come_back() -> None:
     with launch.caught():
         pass
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_a_stack_does_not_allow_is_evidence(fl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    run = ("run", "--engine", "host", "--strict", "tiny-sft", "fp16=true", f"output_dir={tmp_path / 'out'}")
+    assert fl(*run, "--dry-run").returncode == 5 and not paths.runs_home().exists()
+    assert fl(*run).returncode == 5 and not (tmp_path / "out").exists()
+    (folder,) = paths.runs_home().iterdir()
+    record = ledger.open_record(folder / "evidence.json")
+    assert isinstance(record, dict) and record["outcome"] == "refused" and "fp16" in record["failure"]["message"]
+    assert (record["stack"], record["model"]["name"], record["method"]["stage"]) == ("cpu-torch213", "builtin/tiny-qwen3", "sft")
+    assert record["environment"]["matches_lock"] is True and record["row_sha256"]
+    assert fl("run", "--engine", "host", "tiny-sft", "learning_rat=1").returncode == 5  # a recipe with a slip says nothing of a stack
+    assert len(list(paths.runs_home().iterdir())) == 1
+    assert "failed" in fl("ps", "--all").stdout

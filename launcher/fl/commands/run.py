@@ -44,7 +44,7 @@ def run(
     RECIPE is a YAML file in LLaMA-Factory's language, or the name of a shipped one: `fl run quickstart`.
     """
     from fl.decide import Options, decide
-    from fl.errors import UsageError
+    from fl.errors import FlError, UsageError
     from fl.host import environment_replay
 
     replay = environment_replay(os.environ)
@@ -54,7 +54,14 @@ def run(
         hw=hw, engine=engine, python=python.absolute() if python else None, stack=stack, image=image, devices=devices,
         strict=strict, force=force, trust=trust, replay=replay,
     )  # fmt: skip
-    decision = decide(recipe, overrides, options)
+    try:
+        decision = decide(recipe, overrides, options)
+    except FlError as error:
+        if not (dry_run or print_command):
+            from fl import launch
+
+            launch.refuse(error)
+        raise
     if print_command:
         ui.out(shlex.join(decision.plan.argv))
     elif dry_run and as_json:
