@@ -27,7 +27,7 @@ _USUAL: Final = 20 * _GIB
 """Below this an accelerator's may not fit: the vendors' libraries are several times the cpu row's size. A warning only."""
 _SHM: Final = _GIB
 _LOCKED: Final = 64 << 20
-_DEVICE: Final = frozenset({"no-permission", "nodes-missing", "uvm"})
+_DEVICE: Final = frozenset({"no-permission", "nodes-missing", "uvm", "requirement-unmet"})
 _IMAGE: Final = frozenset({"image-platform", "disk-image"})
 """Codes whose errors end with 3 and 7; all others with 6."""
 
@@ -45,6 +45,8 @@ class Facts:
     image_platform: str | None = None
     named_image: bool = False
     """`--image`: its own demands on the driver are not those of the row."""
+    image_environment: Mapping[str, str] | None = None
+    """What such an image sets, where it is here."""
     installs: str | None = None
     """Folder of the environment that is to be made; None: it is there, or none is needed."""
     free: int | None = None
@@ -93,12 +95,31 @@ def _grants(facts: Facts) -> Iterator[Problem]:
         else:
             yield problem
     if facts.grants.cdi and facts.named_image:
+        yield from _requirement(facts)
+
+
+def _requirement(facts: Facts) -> Iterator[Problem]:
+    """Devices come by CDI, where the engine compares nothing: an image of --image that wants a newer driver starts, and fails later."""
+    from fl.lanes.checks import UNMET
+
+    ask, environment = UNMET.get(facts.lane), facts.image_environment
+    unmet = None if ask is None or environment is None else ask(environment, facts.hardware, facts.chosen)
+    if unmet is None:
         yield Problem(
             code="requirement-unchecked",
             severity="warning",
             lane=facts.lane,
             message="devices come by CDI, where nobody compares the driver with what an image of --image asks for (NVIDIA_REQUIRE_CUDA)",
             remedy=f"{facts.engine.name} image inspect {facts.image.reference}   shows it; fl matrix explain shows the driver",
+        )
+    elif unmet:
+        drivers = ", ".join(f"{key} {value}" for values in facts.hardware.drivers.values() for key, value in values.items() if value)
+        yield Problem(
+            code="requirement-unmet",
+            severity="error",
+            lane=facts.lane,
+            message=f"the image {facts.image.reference} asks for more than this driver has: {'; '.join(unmet)[:200]} (driver: {drivers})",
+            remedy="fl matrix explain   shows which stack fits this driver, and which driver the others need",
         )
 
 
@@ -210,9 +231,20 @@ def look(facts: Facts) -> Facts:
         where=str(there or ""),
         locked=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
         shm=_total("/dev/shm") if host else None,
+        image_environment=_image_environment(facts) if facts.named_image and facts.grants.cdi else None,
         stale=cdi.stale(cdi.KNOWN_DIRECTORIES) if any(p.code == "no-toolkit" for p in facts.grants.problems) else {},
         inside=container(LiveHost()) if facts.chosen or host else None,
     )
+
+
+def _image_environment(facts: Facts) -> Mapping[str, str] | None:
+    from fl import engines
+
+    try:
+        found = engines.get(facts.engine.name).image(facts.image.reference or "")
+    except FlError:
+        return None  # told where the engine is asked for what it starts
+    return None if found is None else found.environment
 
 
 def _total(path: str) -> int | None:

@@ -16,6 +16,7 @@ from fl import preflight
 from fl.errors import EngineError, HardwareError, ImageError
 from fl.grants import EngineFacts, Grants
 from fl.hardware import Hardware, Node, Problem
+from fl.lanes import cuda_requirement
 from fl.plan import Image
 from fl.preflight import Facts
 
@@ -63,6 +64,12 @@ PULL = Image(reference="r.example/fl-train:x", source="pull")
 STALE = {"/etc/cdi/nvidia.yaml": "/usr/lib/libcuda.so.550.54.15"}
 H100, MI300 = "h100x8-driver580", "mi300x8-spx"
 
+
+
+def by_cdi(environment: dict[str, str]) -> Facts:
+    return facts(H100, grants=Grants(cdi=("nvidia.com/gpu=0",)), named_image=True, image_environment=environment)
+
+
 CASES: list[tuple[str, Facts, list[tuple[str, str]]]] = [
     ("a healthy container", facts(H100), []),
     ("a healthy host", facts(H100, "host", shm=64 * GIB), []),
@@ -75,6 +82,10 @@ CASES: list[tuple[str, Facts, list[tuple[str, str]]]] = [
         facts(H100, grants=Grants(cdi=("nvidia.com/gpu=0",)), named_image=True),
         [("requirement-unchecked", "warning")],
     ),
+    ("another image by CDI that asks for nothing", by_cdi({"PATH": "/bin"}), []),
+    ("another image by CDI that asks for what is there", by_cdi({"NVIDIA_REQUIRE_CUDA": "cuda>=12.8"}), []),
+    ("another image by CDI for a newer driver", by_cdi({"NVIDIA_REQUIRE_CUDA": "cuda>=99.1"}), [("requirement-unmet", "error")]),
+    ("another image by CDI that asks for a brand", by_cdi({"NVIDIA_REQUIRE_CUDA": "brand=tesla"}), [("requirement-unchecked", "warning")]),
     ("the row's image by CDI", facts(H100, grants=Grants(cdi=("nvidia.com/gpu=0",))), []),
     ("another image by the hook", facts(H100, grants=Grants(gpus="all"), named_image=True), []),
     (
@@ -144,6 +155,43 @@ def test_a_stale_spec_is_named_with_the_file_that_is_gone() -> None:
     assert problem.remedy.startswith("sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({}, ()),
+        ({"NVIDIA_REQUIRE_CUDA": "cuda>=13.0"}, ()),
+        ({"NVIDIA_REQUIRE_CUDA": "cuda>=13.1"}, ("NVIDIA_REQUIRE_CUDA=cuda>=13.1",)),
+        ({"NVIDIA_REQUIRE_CUDA": "cuda>=13.1 driver>=580,arch>=9.0"}, ()),
+        ({"NVIDIA_REQUIRE_CUDA": "cuda>=13.1 driver>=535,driver<536"}, ("NVIDIA_REQUIRE_CUDA=cuda>=13.1 driver>=535,driver<536",)),
+        ({"NVIDIA_REQUIRE_CUDA": "cuda>=13.1 brand=tesla,driver>=580"}, None),
+        ({"NVIDIA_REQUIRE_CUDA": "cuda>=13.1 brand=tesla,driver<580"}, ("NVIDIA_REQUIRE_CUDA=cuda>=13.1 brand=tesla,driver<580",)),
+        ({"NVIDIA_REQUIRE_DRIVER": "driver=580"}, ()),
+        ({"NVIDIA_REQUIRE_DRIVER": "!driver=580"}, ("NVIDIA_REQUIRE_DRIVER=!driver=580",)),
+        ({"NVIDIA_REQUIRE_X": "arch<9.0", "NVIDIA_REQUIRE_Y": "moon=full"}, ("NVIDIA_REQUIRE_X=arch<9.0",)),
+        ({"NVIDIA_REQUIRE_CUDA": "cuda>=13.1", "NVIDIA_DISABLE_REQUIRE": "true"}, ()),
+    ],
+)
+def test_an_images_own_demands_are_compared_as_the_hook_does(wanted: dict[str, str], expected: tuple[str, ...] | None) -> None:
+    hardware = live(H100)
+    assert hardware.drivers["nvidia"] == {"version": "580.95.05", "max_cuda": "13.0"}
+    assert cuda_requirement.unmet(wanted, hardware, hardware.accelerators) == expected
+
+
+def test_a_driver_that_is_not_known_is_not_too_old() -> None:
+    hardware = replace(live(H100), drivers={"nvidia": {"version": None, "max_cuda": None}})
+    assert cuda_requirement.unmet({"NVIDIA_REQUIRE_CUDA": "cuda>=99"}, hardware, hardware.accelerators) is None
+
+
+def test_the_demands_are_those_of_the_image_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fl.engines import docker
+
+    inspected = {"Id": "sha256:1", "Config": {"Env": ["PATH=/bin", "NVIDIA_REQUIRE_CUDA=cuda>=99 brand=x,driver<1"]}}
+    monkeypatch.setattr(docker.daemon, "image", lambda address, reference: inspected)
+    seen = preflight.look(facts(H100, grants=Grants(cdi=("nvidia.com/gpu=0",)), named_image=True))
+    (problem,) = [p for p in preflight.findings(seen) if p.code == "requirement-unmet"]
+    assert "cuda>=99 brand=x,driver<1" in problem.message and "580.95.05" in problem.message and "matrix explain" in problem.remedy
+
+
 def test_under_a_replay_all_are_warnings_and_this_machine_is_not_asked() -> None:
     given = facts(hardware=recorded(H100), lane="cuda", grants=Grants(problems=(NO_TOOLKIT,)), image_platform="linux/arm64")
     assert set(told(given)) == {("no-toolkit", "warning"), ("image-platform", "warning")}
@@ -166,6 +214,7 @@ def problem(code: str, severity: Any = "error") -> Problem:
         (("no-permission",), HardwareError),
         (("nodes-missing", "disk-image"), HardwareError),
         (("uvm",), HardwareError),
+        (("requirement-unmet",), HardwareError),
         (("no-toolkit",), EngineError),
         (("cdi-stale",), EngineError),
         (("disk-environment", "image-platform"), EngineError),

@@ -26,6 +26,8 @@ class ImageFacts:
     """`sha256:…` of the manifest in its registry; None for an image that was built here and never pushed."""
     platform: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] | None = None
+    """What the image sets; None: its engine does not tell."""
     local: bool = True
     """False: it can be had without a registry, but has to be made first (apptainer, from Docker's store)."""
     file: str | None = None

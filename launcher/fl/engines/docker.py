@@ -105,6 +105,7 @@ def image_facts(reference: str, inspected: Mapping[str, Any]) -> ImageFacts:
         digest=digest,
         platform=f"{inspected.get('Os', 'linux')}/{inspected.get('Architecture', 'unknown')}{variant}",
         labels=dict((inspected.get("Config") or {}).get("Labels") or {}),
+        environment=dict(str(line).partition("=")[::2] for line in (inspected.get("Config") or {}).get("Env") or ()),
     )
 
 

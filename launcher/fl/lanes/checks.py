@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from fl.findings import Finding
-from fl.hardware import Hardware, LaneName
+from fl.hardware import Accelerator, Hardware, LaneName
 from fl.host import Host
-from fl.lanes import cuda_checks, rocm_checks
+from fl.lanes import cuda_checks, cuda_requirement, rocm_checks
 from fl.lanes.ascend_grants import MANAGERS
 
 CHECKS: Final[dict[LaneName, Callable[[Host, Hardware, str | None], tuple[Finding, ...]]]] = {
@@ -28,3 +28,7 @@ EARLY: Final[dict[LaneName, tuple[tuple[str, ...], ...]]] = {"cuda": cuda_checks
 
 QUICK: Final[dict[LaneName, Callable[[Hardware, str | None], tuple[Finding, ...]]]] = {"cuda": cuda_checks.uvm}
 """Of these, what detection's own facts tell: asked before every run. Pure."""
+
+Unmet = Callable[[Mapping[str, str], Hardware, Sequence[Accelerator]], tuple[str, ...] | None]
+UNMET: Final[dict[LaneName, Unmet]] = {"cuda": cuda_requirement.unmet}
+"""By an image's own environment: its demands on the driver that this machine does not meet, None where that cannot be told. Pure."""
