@@ -129,7 +129,10 @@ def _settings() -> dict[str, Any]:
         loaded = settings.load()
     except FlError as error:
         return {"error": error.message}
-    return {"registry": loaded.registry or "not set", "ledger": loaded.ledger or "not set"}
+    mirrors = [name for name in ("registry", "index", "hub") if getattr(loaded.mirrors, name)]
+    return {
+        "registry": loaded.registry or "not set", "ledger": loaded.ledger or "not set", "mirrors": ", ".join(mirrors) or "none",
+    }  # fmt: skip
 
 
 def _matrix() -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fl import paths, resolve
+from fl import paths, pin, resolve
 from fl.decide import Options
 from fl.errors import RecipeError, UsageError
 from fl.images import tags
@@ -40,7 +40,7 @@ def again(status: RunStatus, *, trust: bool = False) -> Again:
         source=_source(status, told),
         overrides=(*told["overrides"], _AGAIN),
         directory=directory,
-        options=_options(plan, trust=trust),
+        options=_options(plan, trust=trust, pinned=pin.for_lane(directory, plan["lane"]) is not None),
         checkpoint=_checkpoint(status, Path(config["training"]["output_dir"])),
     )
 
@@ -79,11 +79,14 @@ def _source(status: RunStatus, told: dict[str, Any]) -> str:
     return str(told["path"]) if same else str(copy)
 
 
-def _options(plan: dict[str, Any], *, trust: bool) -> Options:
-    """The decisions of then, as flags: another machine state must not lead to another stack in the middle of a training."""
+def _options(plan: dict[str, Any], *, trust: bool, pinned: bool) -> Options:
+    """The decisions of then, as flags: another machine state must not lead to another stack in the middle of a training.
+
+    `pinned`: the project's fl.lock names the image, and the plan may have it under its digest or a mirror's name.
+    """
     reference = plan["image"]["reference"]
     registry = reference.rsplit("/", 1)[0] if reference and "/" in reference else None
-    own = reference is None or reference == tags.reference(plan["stack"], registry=registry)
+    own = pinned or reference is None or reference == tags.reference(plan["stack"], registry=registry)
     python = Path(plan["argv"][0])
     made = plan["engine"] != "host" or python.is_relative_to(paths.cache_home() / "environments")
     return Options(

@@ -104,6 +104,8 @@ def _address(values: Mapping[str, Any], key: str, path: Path) -> str | None:
         return None
     if not isinstance(value, str) or not re.fullmatch(r"https?://[^\s/]+\S*", value):
         raise UsageError(f"{path}: mirrors.{key} must be an http address, found {value!r}", f"{key}: https://HOST/PATH")
+    if key == "hub" and "@" in value.split("/")[2]:  # it stands in plans and in the environment of containers, where anybody can read it
+        raise UsageError(f"{path}: mirrors.hub holds a user or password", "hub: https://HOST, and the token in HF_TOKEN")
     return value.rstrip("/") if key == "hub" else value
 
 

@@ -449,6 +449,22 @@ def test_an_image_and_devices_are_those_of_the_first(tmp_path: Path) -> None:
     assert (options.engine, options.python) == (None, Path("/opt/venv/bin/python"))
 
 
+def test_a_pinned_image_is_left_to_the_pin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fl import pin, resume
+
+    folder = told("mine-1", tmp_path)
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text("{}")
+    plan = json.loads((folder / "plan.json").read_text())
+    plan |= {"engine": "docker", "image": {"reference": "harbor/x@sha256:" + "a" * 64}, "argv": ["docker"]}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    assert resume.again(one("mine-1")).options.image == plan["image"]["reference"]
+    asked: list[Any] = []
+    monkeypatch.setattr(pin, "for_lane", lambda *words: asked.append(words) or "pinned")
+    assert resume.again(one("mine-1")).options.image is None
+    assert asked == [(tmp_path, "cpu")]
+
+
 def test_what_cannot_be_resumed_is_refused_with_what_to_type(tmp_path: Path) -> None:
     from fl import resume
     from fl.errors import RecipeError

@@ -111,6 +111,7 @@ def test_the_hub_s_mirror_gives_way_to_the_caller_s_variable(mirrors: settings.M
         ("mirrors: x", "mirrors must be a mapping", "mend"),
         ("mirrors: {index: mirror.example.org}", "must be an http address", "index: https://HOST/PATH"),
         ("mirrors: {hub: [1]}", "must be an http address", "hub: https://HOST/PATH"),
+        ("mirrors: {hub: https://me:secret@hub.example.org}", "holds a user or password", "HF_TOKEN"),
         ("mirrors: {registry: https://mirror.example.org/x}", "is not a host and path", "docker.io: mirror.example.org/x"),
         ("mirrors: {registry: {quay.io: 5}}", "is not a host and path", "quay.io: HOST/PATH"),
         ("mirrors: {registry: {'a b': x}}", "is not a registry's host", "registry: {docker.io"),
@@ -125,6 +126,7 @@ def test_a_broken_mirror_is_named_with_what_to_type(tmp_path: Path, text: str, s
     with pytest.raises(UsageError, match=said) as error:
         settings.load(file)
     assert str(file) in error.value.message
+    assert "secret" not in error.value.message
     assert typed in error.value.remedy
 
 
