@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from fl import ledger
 from fl import matrix as rows
 from fl.errors import ImageError
 from fl.images import build, context, lock, tags, verify
@@ -106,8 +107,8 @@ def test_fl_itself_runs_inside(built: dict[str, Any]) -> None:
     assert STACK in {image["stack"] for image in json.loads(done.stdout)["images"]}
 
 
-def test_verify_finds_nothing(built: dict[str, Any]) -> None:
-    done = fl("images", "verify", REFERENCE, "--json")
+def test_verify_finds_nothing(built: dict[str, Any], tmp_path: Path) -> None:
+    done = fl("images", "verify", REFERENCE, "--json", "--evidence", str(tmp_path / "ledger"))
     report = json.loads(done.stdout)
     assert report["problems"] == []
     assert done.returncode == 0
@@ -118,6 +119,9 @@ def test_verify_finds_nothing(built: dict[str, Any]) -> None:
     assert abs(sum(layers) - built["size"]) < 1e6
     assert "torch" in {one["what"] for one in report["sizes"] if one["kind"] == "package"}
     assert (report["reference"], report["stack"], report["id"]) == (REFERENCE, STACK, built["id"])
+    (record,) = ledger.read(tmp_path / "ledger")
+    assert (record["outcome"], record["stack"], len(record["metrics"]["loss"])) == ("passed", STACK, 2)
+    assert record["environment"]["matches_lock"] is True
 
 
 def test_verify_finds_what_was_changed(built: dict[str, Any], tmp_path: Path) -> None:

@@ -9,18 +9,20 @@ from typing import Any
 
 import pytest
 
+from fl import ledger
 from fl import matrix as rows
-from fl.images import inside, leaks, verify
+from fl.errors import UsageError
+from fl.images import inside, leaks, proof, verify
 
 MATRIX = rows.load()
 CPU = MATRIX.stack("cpu-torch213")
 GOOD: dict[str, Any] = {
     "python": "3.11", "lock_sha256": "a" * 64, "uid": verify.UID, "environment": {}, "differences": [], "beyond": [], "packages": [],
-    "imports": [], "writable_home": True, "run": [], "seconds": {"versions": 1, "requirements": 1, "imports": 1, "training": 1},
+    "imports": [], "writable_home": True, "run": {"found": []}, "seconds": {"versions": 1, "requirements": 1, "imports": 1, "training": 1},
 }  # fmt: skip
 BAD: dict[str, Any] = {
     **GOOD, "python": "3.12", "lock_sha256": "b" * 64, "uid": 0, "differences": ["peft: x"], "beyond": ["evil 1"], "packages": ["y"],
-    "imports": ["import trl: z"], "writable_home": False, "run": ["r"],
+    "imports": ["import trl: z"], "writable_home": False, "run": {"found": ["r"]},
 }  # fmt: skip
 
 
@@ -171,3 +173,34 @@ def test_the_report_lists_what_is_wrong_and_not_what_was_not_seen() -> None:
     assert document["schema"] == 1
     assert [one["passed"] for one in document["checks"]] == [True, False, None]
     assert {"reference", "stack", "checks", "sizes", "problems"} <= document.keys()
+    assert "proof" not in document
+
+
+def report(passed: bool) -> verify.Report:
+    config = {"model": {"name": "builtin/tiny-qwen3", "kind": "tiny"}, "method": {"stage": "sft", "finetuning_type": "lora"}}
+    told = {"model": {"model_type": "qwen3", "parameters": 7}, "metrics": {"loss": [2.0, 1.5]}, "versions": {"torch": "2.13.0+cpu"}}
+    training = verify.check("training", [] if passed else ["a run of two steps failed (1)"])
+    return verify.Report(
+        reference="fl-train:x", stack=CPU.id, flavor="train", platform="linux/amd64", id="i", digest="sha256:" + "d" * 64,
+        lock_sha256="l" * 64, time="t", checks=(verify.check("lock", []), verify.check("versions", []), training), sizes=(),
+        proof={"config": json.dumps(config), "record": json.dumps(told), "trainer_sha256": "t" * 64},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_the_tiny_run_is_evidence_that_a_ledger_takes(passed: bool, tmp_path: Path) -> None:
+    record = proof.record(MATRIX, CPU, report(passed))
+    assert (record["outcome"], record["lane"], record["stack"]) == ("passed" if passed else "failed", "cpu", CPU.id)
+    assert record["model"]["name"] == "builtin/tiny-qwen3"
+    assert record["environment"]["matches_lock"] is True
+    assert record["image"] == {"reference": "fl-train:x", "digest": "sha256:" + "d" * 64}
+    assert record["accelerator"]["count"] == 0
+    assert (record["failure"] is None) is passed
+    assert ledger.open_record(ledger.add(tmp_path, record)) == record
+
+
+def test_no_device_is_no_evidence_for_devices() -> None:
+    proof.allowed(CPU)
+    with pytest.raises(UsageError, match="cuda130-torch214 is for devices") as caught:
+        proof.allowed(MATRIX.stack("cuda130-torch214"))
+    assert "fl conform --stack cuda130-torch214" in caught.value.remedy

@@ -88,18 +88,26 @@ def _took(layer: Layer) -> str:
 @click.command()
 @click.argument("name", metavar="REF|STACK")
 @click.option("--flavor", default="train", show_default=True, type=click.Choice(["train", "serve"]), help="Of a stack named by its id.")
+@click.option("--evidence", type=click.Path(file_okay=False, path_type=Path), help="Add the tiny run to this ledger of evidence.")
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON document.")
-def verify(name: str, flavor: Flavor, as_json: bool) -> None:
+def verify(name: str, flavor: Flavor, evidence: Path | None, as_json: bool) -> None:
     """Check a built image from inside: versions, imports, user, labels, no caches, no secrets, a tiny training run."""
     from fl import matrix as rows
+    from fl.images import proof
     from fl.images import verify as verifying
     from fl.images.ending import interruptible
 
     matrix = rows.load()
     with interruptible("the verification"):
         stack, flavor, reference = _meant(matrix, name, flavor)
+        if evidence is not None:
+            proof.allowed(stack)
         ui.step(f"verify {reference}")
         report = verifying.verify(matrix, stack, reference, flavor)
+        if evidence is not None and report.proof:
+            from fl import ledger
+
+            ui.say(f"  evidence: {ledger.add(evidence, proof.record(matrix, stack, report))}")
     if as_json:
         ui.document(report.document())
     else:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from fl.images import lock
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """Of the document; an image whose fl says another was made by another fl."""
 LOCK: Final = Path("/opt/fl/lock.txt")
 _EMPTY: Final = (
@@ -137,8 +137,9 @@ def package_problems() -> list[str]:
     return [] if done.returncode == 0 else [line for line in done.stderr.splitlines() if line.strip()]
 
 
-def tiny_run() -> list[str]:
-    """Two steps of a random model on eight rows, through the shared trainer. Gives what went wrong."""
+def tiny_run() -> dict[str, Any]:
+    """Two steps of a random model on eight rows, through the shared trainer: what went wrong, and what evidence needs of it."""
+    from fl import wheel
     from fl_trainers.config import SCHEMA as CONFIG
     from fl_trainers.config import Config
 
@@ -158,8 +159,12 @@ def tiny_run() -> list[str]:
         command = [sys.executable, "-m", "fl_trainers", str(folder / "config.json")]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
         if done.returncode != 0:
-            return [f"a run of two steps failed ({done.returncode})", *(done.stdout + done.stderr).strip().splitlines()[-5:]]
-        return step_problems((folder / "events.jsonl").read_text(encoding="utf-8"))
+            found = [f"a run of two steps failed ({done.returncode})", *(done.stdout + done.stderr).strip().splitlines()[-5:]]
+        else:
+            found = step_problems((folder / "events.jsonl").read_text(encoding="utf-8"))
+        files = [file for file in (folder / "config.json", folder / "record.json") if file.exists()]
+        proof = {file.stem: file.read_text(encoding="utf-8") for file in files}
+        return {"found": found, "trainer_sha256": wheel.code_sha256(), **proof}
 
 
 def step_problems(events: str) -> list[str]:
