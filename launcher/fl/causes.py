@@ -6,6 +6,7 @@ ascend-docker-runtime, and reports of users.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -13,7 +14,7 @@ from fl.causes_form import Cause, known
 from fl.errors import EngineError, ImageError, TrainingError
 from fl.lanes import ascend_causes, cuda_causes, rocm_causes, xpu_causes
 
-__all__ = ["Cause", "explain"]
+__all__ = ["Cause", "every", "explain"]
 
 _LIMIT: Final = 1 << 18
 """Characters of a text that are looked at, from its end: what stopped a program stands there."""
@@ -119,9 +120,13 @@ _KNOWN: Final = (*ascend_causes.CAUSES, *cuda_causes.CAUSES, *rocm_causes.CAUSES
 
 def explain(text: str) -> Cause | None:
     """The first known cause in a text (a log's end, a daemon's answer); None when it holds no known one."""
+    return next(every(text), None)
+
+
+def every(text: str) -> Iterator[Cause]:
+    """All known causes in a text, the more specific ones first."""
     text = text[-_LIMIT:]
     for entry in _KNOWN:
         if (match := entry.pattern.search(text)) is not None:
             words = [" ".join((group or "").split())[:120] for group in match.groups()]
-            return replace(entry.meaning, cause=entry.meaning.cause.format(*words), cure=entry.meaning.cure.format(*words))
-    return None
+            yield replace(entry.meaning, cause=entry.meaning.cause.format(*words), cure=entry.meaning.cure.format(*words))

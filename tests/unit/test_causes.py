@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ from fl.engines.docker_errors import explain_pull, explain_start
 from fl.errors import EngineError, HardwareError, ImageError, TrainingError
 from fl.lanes import LANES
 
+Fl = Callable[..., "subprocess.CompletedProcess[str]"]
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
 TORCH = "RuntimeError: Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling NumCudaDevices()? "
 
@@ -49,6 +52,7 @@ TEXTS = [
     ("cudaGetDeviceCount failed with error 35", "driver-too-old"),
     ("failed to discover GPU vendor from CDI: no known GPU vendor found", "no-toolkit"),
     ("NVRM: Xid (PCI:0000:1a:00): 79, pid='<unknown>', GPU has fallen off the bus.", "gpu-lost"),
+    ("Unable to determine the device handle for GPU 0000:1A:00.0: Unknown Error", "gpu-lost"),
     ("CUDA error: uncorrectable ECC error encountered", "ecc"),
     ("CUDA error: no kernel image is available for execution on the device", "no-code"),
     ("Unable to open /dev/kfd read-write: Permission denied", "kfd-permission"),
@@ -88,6 +92,51 @@ def test_a_text_has_its_cause(text: str, code: str) -> None:
     assert cause.code == code
     assert cause.cause and cause.cure
     assert "{" not in cause.cause + cause.cure.replace("{{", "")
+
+
+def explained(fl: Fl, text: str, *options: str) -> subprocess.CompletedProcess[str]:
+    done = fl("doctor", "--explain", "-", *options, input=text)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "word", "cure"),
+    [
+        ("Failed to initialize NVML: Driver/library version mismatch", 3, "different versions", "sudo reboot"),
+        ("dcmi model initialized failed, because the device is used. ret is -8020", 3, "another container", "--devices free"),
+        ("dcmi module initialize failed. ret is -8005", 3, "-8005", "/dev/davinci_manager"),
+        ("npu-smi: error while loading shared libraries: libc_sec.so: cannot open shared object file", 6, "lib64", "driver/lib64"),
+        ("Failed to initialize NVML: Unknown Error", 3, "daemon-reload", "nvidia-ctk cdi generate"),
+        ("nvidia-container-cli: requirement error: unsatisfied condition: cuda>=12.8", 3, "cuda>=12.8", "fl matrix explain"),
+        ("Error: crun: error stat'ing file `/usr/lib64/libEGL_nvidia.so.565.77`: No such file or directory", 6, "565.77", "cdi generate"),
+        ("x509: certificate signed by unknown authority", 7, "not trusted", "update-ca-certificates"),
+        ("torch.OutOfMemoryError: CUDA out of memory.", 10, "memory is full", "per_device_train_batch_size"),
+    ],
+)
+def test_a_text_can_be_asked_about(fl: Fl, text: str, code: int, word: str, cure: str) -> None:
+    done = explained(fl, f"step 1\n\x1b[31m{text}\nlater\n")
+    assert done.returncode == code and word in done.stdout and cure in done.stdout and "\x1b" not in done.stdout
+    (found, *_) = json.loads(explained(fl, text, "--json").stdout)["causes"]
+    assert set(found) == {"code", "lane", "cause", "cure", "exit"} and word in found["cause"] and found["exit"] == code
+
+
+def test_every_cause_in_a_log_is_told_and_the_worst_gives_the_exit_code(fl: Fl, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_bytes(b"\xff" * 3_000_000 + b"\nno space left on device\nNVRM: Xid (PCI:0000:1a:00): 79, GPU has fallen off the bus.\n")
+    done = fl("doctor", "--explain", str(log), "--json")
+    assert done.returncode == 3 and [c["code"] for c in json.loads(done.stdout)["causes"]] == ["gpu-lost", "disk-full"]
+
+
+def test_a_text_without_a_known_error(fl: Fl) -> None:
+    done = explained(fl, "all is well\n")
+    assert done.returncode == 0 and "no known error text" in done.stdout
+    assert json.loads(explained(fl, "", "--json").stdout) == {"schema": 1, "causes": []}
+
+
+def test_a_text_is_no_machine(fl: Fl, tmp_path: Path) -> None:
+    assert fl("doctor", "--explain", str(tmp_path / "nowhere")).returncode == 2
+    assert explained(fl, "x", "--fix").returncode == 2 and explained(fl, "x", "--replay", str(tmp_path)).returncode == 2
 
 
 def test_every_entry_is_reached_by_a_text() -> None:

@@ -183,10 +183,10 @@ def test_a_driver_that_is_not_known_is_not_too_old() -> None:
 
 
 def test_the_demands_are_those_of_the_image_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fl.engines import docker
+    from fl.engines import daemon
 
     inspected = {"Id": "sha256:1", "Config": {"Env": ["PATH=/bin", "NVIDIA_REQUIRE_CUDA=cuda>=99 brand=x,driver<1"]}}
-    monkeypatch.setattr(docker.daemon, "image", lambda address, reference: inspected)
+    monkeypatch.setattr(daemon, "image", lambda address, reference: inspected)
     seen = preflight.look(facts(H100, grants=Grants(cdi=("nvidia.com/gpu=0",)), named_image=True))
     (problem,) = [p for p in preflight.findings(seen) if p.code == "requirement-unmet"]
     assert "cuda>=99 brand=x,driver<1" in problem.message and "580.95.05" in problem.message and "matrix explain" in problem.remedy

@@ -8,28 +8,36 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
 import click
 
 from fl import ui
+from fl.errors import UsageError
 
 if TYPE_CHECKING:
     from fl.findings import Finding
 
 _MARKS: Final = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red"), "skipped": ("-", "dim")}
 _INDENT: Final = " " * 15
+_TAIL: Final = 1 << 20
+"""Bytes of a text that are looked at, from its end."""
 
 
 @click.command(short_help="Check host, drivers, engines and permissions.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--fix", is_flag=True, help="Mend what is safe to mend, printing each command.")
 @click.option("--replay", type=click.Path(path_type=Path), help="Look at a recorded machine instead of this one (also FL_REPLAY).")
-def doctor(as_json: bool, fix: bool, replay: Path | None) -> None:
+@click.option("--explain", type=click.File("rb"), help="Name cause and cure of the known error texts in a file (-: stdin) instead.")
+def doctor(as_json: bool, fix: bool, replay: Path | None, explain: IO[bytes] | None) -> None:
     """Check this machine: what would keep a run from working, where that was seen, and the command that mends it.
 
     Exits 3 (device), 6 (engine, disk) or 7 (image, registry) by the worst error, else 0.
     """
+    if explain is not None:
+        if fix or replay is not None:
+            raise UsageError("--explain reads a text, not a machine: it goes with --json only", "fl doctor --explain FILE")
+        sys.exit(meaning(explain, as_json))
     from fl.doctor import examine, exit_code, to_json
     from fl.doctor_facts import gather
 
@@ -45,6 +53,27 @@ def doctor(as_json: bool, fix: bool, replay: Path | None) -> None:
     else:
         screen(findings)
     sys.exit(exit_code(findings))
+
+
+def meaning(file: IO[bytes], as_json: bool) -> int:
+    """Known causes in the end of a text; the exit code is that of the worst, 0 where none is known."""
+    from fl.causes import every
+
+    tail = b""
+    while chunk := file.read(_TAIL):
+        tail = (tail + chunk)[-_TAIL:]
+    causes = tuple(every(tail.decode("utf-8", "replace")))
+    if as_json:
+        known = [{"code": c.code, "lane": c.lane, "cause": c.cause, "cure": c.cure, "exit": c.error.exit_code} for c in causes]
+        ui.document({"schema": 1, "causes": known})
+    for cause in () if as_json else causes:
+        mark, style = _MARKS["error"]
+        ui.out(f"{ui.paint(mark, style)} {ui.clean(cause.cause)}")
+        for line in cause.cure.splitlines():
+            ui.out(ui.paint("  try   ", "cyan") + ui.clean(line))
+    if not causes and not as_json:
+        ui.out("no known error text; `fl doctor` looks at the machine itself")
+    return min((cause.error.exit_code for cause in causes), default=0)
 
 
 def screen(findings: Sequence[Finding]) -> None:

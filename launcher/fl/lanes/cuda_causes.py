@@ -183,7 +183,7 @@ CAUSES: Final = (
         "gpu-lost",
         "cuda",
         HardwareError,
-        r"GPU has fallen off the bus|GPU is lost|Xid \([^)\n]{1,60}\): 79\b",
+        r"GPU has fallen off the bus|GPU is lost|unable to determine the device handle for GPU|Xid \([^)\n]{1,60}\): 79\b",
         "a GPU does not answer on the bus any more (Xid 79): power, heat or a broken card",
         "sudo reboot\nsudo dmesg | grep Xid   if it comes back, the card or its place is broken",
     ),
