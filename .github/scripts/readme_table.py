@@ -11,7 +11,8 @@ BEGIN, END = "<!-- stacks: fl matrix list --md --brief -->\n", "<!-- /stacks -->
 
 def main(readme: Path) -> None:
     """The file is whole or as before; ValueError where the marks are not there."""
-    table = subprocess.run([sys.executable, "-m", "fl", "matrix", "list", "--md", "--brief"], capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-m", "fl", "matrix", "list", "--md", "--brief"]
+    table = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     text = readme.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)
     _, tail = rest.split(END)
