@@ -68,7 +68,7 @@ def test_the_command_names_contexts_secrets_and_caches_but_no_tag(tmp_path: Path
         ("--cache-to", "type=inline"),
     ]:  # fmt: skip
         assert pair in pairs
-    assert f"--iidfile={tmp_path}/id" in command
+    assert f"--metadata-file={tmp_path}/built" in command
     assert "--provenance=false" in command
     assert not any("id=index" in word for word in command)
     assert not {"--tag", "-t", "--push"} & set(command), "a name is given after the image was looked at"
@@ -218,6 +218,16 @@ def test_the_disk_is_looked_at_before_a_build(tmp_path: Path, monkeypatch: pytes
     build.need_room(cuda, there=True)
     monkeypatch.setattr(build.daemon, "info", lambda _: {"DockerRootDir": "/on/another/machine"})
     build.need_room(cuda, there=False)
+
+
+def test_what_was_built_is_found_in_either_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"containerimage.config.digest": "sha256:c", "containerimage.digest": "sha256:m"}
+    for known, expected in (({"sha256:c"}, "sha256:c"), ({"sha256:m"}, "sha256:m"), ({"sha256:c", "sha256:m"}, "sha256:c")):
+        monkeypatch.setattr(build.daemon, "image", lambda _, one, known=known: {} if one in known else None)
+        assert build.built_id(told) == expected
+    monkeypatch.setattr(build.daemon, "image", lambda *_: None)
+    with pytest.raises(ImageError, match="the daemon has no image sha256:c or sha256:m"):
+        build.built_id(told)
 
 
 def test_layers_are_matched_with_the_steps_that_made_them() -> None:

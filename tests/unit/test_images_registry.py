@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from fl import matrix as rows
+from fl.commands.images import images
 from fl.errors import ImageError
 from fl.images import publish, push, registry, tags
 
@@ -111,6 +113,14 @@ def test_a_registry_that_lies_about_a_digest_is_found_out(server: tuple[str, typ
     with pytest.raises(ImageError, match="broken configuration"):
         answers.paths[f"/v2/fl/blobs/sha256:{'a' * 64}"] = (200, {}, b"{}")
         registry.Registry(host).config(registry.Name(host, "fl", "1"), registry.Manifest(DIGEST, "", BODY, json.loads(BODY)))
+
+
+def test_a_lie_ends_the_command_that_meets_it(server: tuple[str, type[Answers]]) -> None:
+    host, answers = server
+    name = registry.parse(tags.reference("cpu-torch213", registry=host))
+    answers.paths[f"/v2/{name.repository}/manifests/{name.tag}"] = (200, {"Docker-Content-Digest": LIE}, BODY)
+    with pytest.raises(ImageError, match="lies about"):
+        CliRunner().invoke(images, ["tags", "cpu-torch213", "--registry", host, "--json"], catch_exceptions=False)
 
 
 def test_what_was_stored_is_read_back(server: tuple[str, type[Answers]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -80,9 +81,9 @@ def argv(
 ) -> list[str]:
     """The build command. Pure: `folders` are named contexts; secrets are the files that stand in the context's parent.
 
-    No name is given here: the image's id is written beside the context, and named after it was looked at.
+    No name is given here: the image's digests are written beside the context, and it is named after it was looked at.
     """
-    command = ["docker", "buildx", "build", "--progress=plain", "--load", "--target", "run", f"--iidfile={context.parent / 'id'}"]
+    command = ["docker", "buildx", "build", "--progress=plain", "--load", "--target", "run", f"--metadata-file={context.parent / 'built'}"]
     command.append("--attest=type=provenance,mode=max" if options.attest else "--provenance=false")
     if options.platform is not None:
         command += ["--platform", options.platform]
@@ -262,8 +263,17 @@ def build(
         ui.step(f"build {names[0]} for {platform} from {base}")
         labels = provenance(stack, base, os.environ)
         log = _try(argv(stack, context, folders, arguments, labels, options), base, options.retries)
-        identity = (Path(name) / "id").read_text(encoding="utf-8").strip()
+        identity = built_id(json.loads((Path(name) / "built").read_text(encoding="utf-8")))
     return _name(identity, names, arguments, stack, platform, log.layers(build_log.stages(dockerfile)))
+
+
+def built_id(metadata: Mapping[str, Any]) -> str:
+    """The id that the daemon knows what was built by: its configuration's digest, or with containerd's store its manifest's."""
+    told = [str(metadata[key]) for key in ("containerimage.config.digest", "containerimage.digest") if key in metadata]
+    for one in told:
+        if daemon.image(daemon.endpoint(os.environ), one) is not None:
+            return one
+    raise ImageError(f"the build ended, but the daemon has no image {' or '.join(told) or 'of it'}", "docker image ls --all")
 
 
 def _name(
