@@ -238,6 +238,43 @@ def test_the_bare_table_is_the_last_source() -> None:
     assert parse_table(SCREEN.replace("  G  ", "  C  ")).gpus[0].busy is True
 
 
+DIVIDED = """\
+| NVIDIA-SMI 590.48.01              Driver Version: 590.48.01      CUDA Version: 13.1     |
+|   0  NVIDIA H100 80GB HBM3          On  |   00000000:1A:00.0 Off |                   On |
+| N/A   42C    P0             98W /  700W |      59MiB /  81559MiB |     N/A      Default |
+|                                         |                        |              Enabled |
+|   1  NVIDIA H100 80GB HBM3          On  |   00000000:1B:00.0 Off |                    0 |
+| N/A   42C    P0             98W /  700W |       0MiB /  81559MiB |      0%      Default |
+|                                         |                        |             Disabled |
+| MIG devices:                                                                            |
+| GPU  GI  CI  MIG |              Shared Memory-Usage |        Vol|        Shared         |
+|  0    2   0   0  |              26MiB / 40448MiB    | 60      0 |  3   0    3    0    3 |
+|                  |               0MiB / 24739MiB    |           |                       |
+|  0   10   0   1  |               9MiB /  9984MiB    | 16      0 |  1   0    1    0    1 |
+|                  |               0MiB /  6184MiB    |           |                       |
+| Processes:                                                                              |
+|    0    2    0             4711      C   python                                   18MiB |
+"""
+
+
+def test_mig_devices_of_the_bare_table_with_the_names_of_the_list(tmp_path: Path) -> None:
+    listed = (
+        "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-00000001-0000-4000-8000-000000000001)\n"
+        "  MIG 3g.40gb     Device  0: (UUID: MIG-00000001-0000-4000-8000-000000000011)\n"
+        "  MIG 1g.10gb     Device  1: (UUID: MIG-00000001-0000-4000-8000-000000000012)\n"
+        "GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-00000002-0000-4000-8000-000000000002)\n"
+    )
+    files = {**pci("0000:1a:00.0", 0x10DE, 0x2330, 0x030200, "nvidia"), **pci("0000:1b:00.0", 0x10DE, 0x2330, 0x030200, "nvidia")}
+    nodes = {path: {} for path in ("/dev/nvidia0", "/dev/nvidia1", "/dev/nvidiactl", "/dev/nvidia-uvm")}
+    calls = [(["nvidia-smi"], 0, DIVIDED), (["nvidia-smi", "-L"], 0, listed)]
+    hardware = seen(make(tmp_path / "r", {**files, **LOADED}, nodes, calls))
+    assert [(a.partition and a.partition.profile, a.memory_mib, a.busy, a.usable) for a in hardware.accelerators] == [
+        ("3g.40gb", 40448, True, True), ("1g.10gb", 9984, False, True), (None, 81559, False, True),
+    ]  # fmt: skip
+    assert [a.partition.parent for a in hardware.accelerators if a.partition] == [0, 0]
+    assert "partition-mixed" in {p.code for p in hardware.problems}
+
+
 def test_a_query_leaves_out_what_the_driver_does_not_know(tmp_path: Path) -> None:
     csv = "name, memory.total [MiB], driver_version\nNVIDIA H100 PCIe, 81559 MiB, 580.95.05\n"
     calls = [(["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv"], 0, csv)]
