@@ -82,6 +82,22 @@ def test_evaluation_on_the_way_has_scores_and_token_accuracy_and_changes_no_loss
     assert "eval_bleu-4" not in plain.of("eval")[0]
 
 
+def test_an_adapter_predicts_without_training_as_it_did_when_it_was_trained(trainer: Trainer, config: Config, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    trainer.check("bare_model_folder", str(base), [row["instruction"] + row["output"] for row in SUMS])
+    model = {"kind": "folder", "path": str(base), "name": str(base)}
+    common = {"generation": {"do_sample": False, "max_new_tokens": 8}, "data": {**held(tmp_path, SUMS[:5]), "template": "chatml"}}
+    asked = {"do_predict": True, "predict_with_generate": True}
+    first = trainer.train(config("first", model=model, training=asked, **common))
+    assert first.code == 0, first.output
+    adapter = str(first.folder / "out")
+    alone = trainer.train(config("alone", rows=None, model={**model, "adapters": [adapter]}, training={**asked, "do_train": False},
+                                 generation=common["generation"], dataset={}, data={**common["data"], "train": []}))  # fmt: skip
+    assert alone.code == 0, alone.output
+    assert predictions(alone.folder / "out") == predictions(first.folder / "out")
+    assert not (alone.folder / "out" / "adapter_model.safetensors").exists()
+
+
 def test_training_stops_early_when_evaluation_gets_no_better(trainer: Trainer, config: Config, tmp_path: Path) -> None:
     wrong = [{"instruction": row["instruction"], "output": "No. I do not know."} for row in SUMS[:6]]
     often = {"max_steps": 200, "eval_strategy": "steps", "eval_steps": 4, "learning_rate": 0.05}

@@ -38,6 +38,7 @@ def test_time_stamps_modes_and_compression_are_fixed(packed: Path) -> None:
 
 def test_it_holds_both_packages_and_the_data(packed: Path) -> None:
     names = set(zipfile.ZipFile(packed).namelist())
+    assert {"fl_trainers/data/chat_formats.yaml", "fl_trainers/data/tool_formats.yaml"} <= names
     assert {"fl/cli.py", "fl_trainers/config.py", "fl/_data/matrix.yaml", "fl/_data/images/common/base.j2"} <= names
     assert any(name.startswith("fl/_data/images/cpu/locks/cpu-torch213.train.linux-amd64") for name in names)
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc") or "/." in name]

@@ -70,7 +70,8 @@ def open_model(session: Session) -> None:
     optimizers.check(config)
     predict.check(config)
     source = model.folder_of(config)
-    session.tokenizer = model.load_tokenizer(config, source, pipeline.texts(session.items[0]), session.events)
+    rows = session.items[0] or [item for held in session.items[1].values() for item in held]
+    session.tokenizer = model.load_tokenizer(config, source, pipeline.texts(rows), session.events)
     plain, digest = model.load_model(config, source, session.tokenizer, session.device)
     if config.model.kind == "tiny" and config.method.finetuning_type in ("lora", "oft"):
         _keep_base(session, plain)
