@@ -113,6 +113,14 @@ def test_names_of_mig_profiles(profile: str) -> None:
 def test_mig_on_without_a_device(tmp_path: Path) -> None:
     hardware = seen(make(tmp_path / "r", {**H100, **LOADED}, NVIDIA, [(SMI, 0, mig(0, None))]))
     assert codes(hardware) == [("partition-mixed", "warning")] and hardware.accelerators[0].partition is None
+    assert hardware.accelerators[0].usable is False, "CUDA sees MIG devices only"
+
+
+def test_mig_on_where_nobody_lists_its_devices(tmp_path: Path) -> None:
+    csv = "index, name, memory.total [MiB], mig.mode.current\n0, NVIDIA H100 80GB HBM3, 81559 MiB, Enabled\n"
+    calls = [(["nvidia-smi", "--query-gpu=index,name,memory.total,mig.mode.current", "--format=csv"], 0, csv)]
+    hardware = seen(make(tmp_path / "r", {**H100, **LOADED}, NVIDIA, calls))
+    assert codes(hardware) == [("partition-mixed", "warning")] and hardware.accelerators[0].usable is None
 
 
 def test_what_a_site_wrapper_prints_before_the_answer() -> None:
@@ -169,6 +177,13 @@ def test_masked_identifiers_of_a_kernel_file(tmp_path: Path) -> None:
         "/proc/driver/nvidia/gpus/0000:65:00.0/information": "Model: NVIDIA H100\nGPU UUID: GPU-????????-????-????-????-????????????\nDevice Minor: 0\n",
     }
     assert [a.uuid for a in seen(make(tmp_path / "r", files, NVIDIA)).accelerators] == [None]
+
+
+@pytest.mark.parametrize("options", [["-q", "-x"], [], ["-L"], ["-q"]])
+def test_a_failure_is_seen_whichever_call_was_recorded(tmp_path: Path, options: list[str]) -> None:
+    said = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.126\n"
+    hardware = seen(make(tmp_path / "r", {**H100, **LOADED}, NVIDIA, [(["nvidia-smi", *options], 18, said)]))
+    assert codes(hardware) == [("driver-library-mismatch", "error")] and hardware.accelerators[0].usable is False
 
 
 def test_library_and_module_of_different_versions(tmp_path: Path) -> None:

@@ -158,6 +158,7 @@ def test_a_driver_elsewhere(tmp_path: Path) -> None:
     assert "/opt/hdk/driver/version.info" in hardware.host_paths
 
 
+@pytest.mark.parametrize("call", [["npu-smi", "info"], ["npu-smi", "info", "-m"]])
 @pytest.mark.parametrize(
     ("text", "code"),
     [
@@ -166,9 +167,9 @@ def test_a_driver_elsewhere(tmp_path: Path) -> None:
         ("libc_sec.so: cannot open shared object file", "tool-failed"),
     ],
 )
-def test_what_npu_smi_says_when_it_fails(tmp_path: Path, text: str, code: str) -> None:
+def test_what_npu_smi_says_when_it_fails(tmp_path: Path, text: str, code: str, call: list[str]) -> None:
     files = pci("0000:c1:00.0", 0x19E5, 0xD802, 0x120000, "devdrv")
-    hardware = seen(make(tmp_path / "r", files, {**MANAGERS, "/dev/davinci0": {}}, [(["npu-smi", "info"], 1, text + "\n")]))
+    hardware = seen(make(tmp_path / "r", files, {**MANAGERS, "/dev/davinci0": {}}, [(call, 1, text + "\n")]))
     assert [c for c, _ in codes(hardware)] == [code] and hardware.accelerators[0].usable is not True
 
 

@@ -92,7 +92,10 @@ def detect(host: Host) -> Detection:
     from fl.lanes.npu_smi import parse
 
     ran = host.run(["npu-smi", "info"])
-    facts = Facts(devices, nodes, parse(ran.stdout) if ran.ok else _mapping(host, ran), ran, _prefix(host))
+    table = parse(ran.stdout)
+    if not ran.ok:
+        ran, table = _mapping(host, ran)
+    facts = Facts(devices, nodes, table, ran, _prefix(host))
     driver, firmware, mismatch = _versions(host, facts)
     accelerators = [_checked(a, facts, bool(mismatch)) for a in _accelerators(facts)]
     problems = _problems(facts, accelerators) + mismatch
@@ -106,12 +109,12 @@ def detect(host: Host) -> Detection:
     )
 
 
-def _mapping(host: Host, info: Ran) -> NpuTable:
-    """Names from `npu-smi info -m`, only where `npu-smi info` was not had for no fault of the machine."""
+def _mapping(host: Host, info: Ran) -> tuple[Ran, NpuTable]:
+    """Names from `npu-smi info -m`, only where `npu-smi info` was not had for no fault of the machine; or how that call failed."""
     from fl.lanes.npu_smi import NpuTable, parse_mapping
 
     ran = host.run(["npu-smi", "info", "-m"]) if info.state == "unrecorded" else info
-    return parse_mapping(ran.stdout) if ran.ok else NpuTable()
+    return (info, parse_mapping(ran.stdout)) if ran.ok else (ran, NpuTable())
 
 
 def _nodes(host: Host) -> dict[str, Node]:

@@ -12,7 +12,7 @@ from fl.lanes.cuda_grants import grants, visibility
 from fl.lanes.cuda_visible import restriction
 from fl.lanes.nvidia_chips import arch_of_capability, arch_of_device, arch_of_name
 from fl.lanes.nvidia_kernel import Kernel, look
-from fl.lanes.nvidia_state import driver_problems, mixed, problem, unmapped, usable_now
+from fl.lanes.nvidia_state import driver_problems, mixed, unmapped, usable_now, without_mig_devices
 from fl.lanes.pci import PciDevice
 from fl.lanes.values import known
 
@@ -27,6 +27,8 @@ DRIVER = "nvidia"
 EXCLUSIVE = False
 PARTITIONS_TOGETHER = False
 _HOST_PATHS: Final = ("/usr/lib/wsl",)
+_NO_MIGS: Final = ("nvidia-smi --query-gpu",)
+"""Sources that tell whether MIG is on, and never the MIG devices."""
 
 
 def detect(host: Host) -> Detection:
@@ -47,14 +49,9 @@ def detect(host: Host) -> Detection:
         parts = _partitions(whole_gpu, gpu, len(accelerators))
         accelerators += parts or [whole_gpu]
         if gpu.mig and not parts:
-            problems.append(
-                problem(
-                    "partition-mixed",
-                    "warning",
-                    f"MIG is on for GPU {gpu.index}, but it has no MIG device",
-                    "Create one with `sudo nvidia-smi mig -cgi …`, or switch MIG off: `sudo nvidia-smi -mig 0`.",
-                )
-            )
+            listed = answer.report.source not in _NO_MIGS
+            accelerators[-1] = replace(whole_gpu, usable=whole_gpu.usable and (False if listed else None))
+            problems.append(without_mig_devices(gpu.index, listed))
     if not accelerators and kernel.tegra:
         accelerators.append(_tegra(host, kernel))
     problems = unmapped(list(dict.fromkeys(problems)), accelerators) + mixed(accelerators)

@@ -107,6 +107,17 @@ def unmapped(problems: Sequence[Problem], accelerators: Sequence[Accelerator]) -
     return [*(one for one in problems if one.code != "nodes-missing"), told]
 
 
+def without_mig_devices(index: int, listed: bool) -> Problem:
+    """MIG is on: CUDA sees the MIG devices and never the whole GPU. `listed`: the driver was asked for them, and has none."""
+    found = "but it has no MIG device: CUDA finds nothing there" if listed else "its MIG devices are not known"
+    return problem(
+        "partition-mixed",
+        "warning",
+        f"MIG is on for GPU {index}, {found}",
+        "Create one with `sudo nvidia-smi mig -cgi …`, or switch MIG off: `sudo nvidia-smi -mig 0`." if listed else "nvidia-smi -L",
+    )
+
+
 def mixed(accelerators: Sequence[Accelerator]) -> list[Problem]:
     """MIG devices that differ, or that lie beside whole GPUs."""
     kinds = {(a.partition.profile if a.partition else None, a.partition is not None) for a in accelerators}

@@ -145,7 +145,15 @@ def _ask_smi(host: Host) -> Answer:
     report = merge(reports)
     if report.gpus or report.malformed:
         return Answer(report)
+    if xml.state == "unrecorded" and (failed := _recorded_failure(host, tool)) is not None:
+        failure, detail = _failure(failed), known(failed.stdout + failed.stderr, 300) or ""
     return Answer(report, failure or "missing", detail)
+
+
+def _recorded_failure(host: Host, tool: str) -> Ran | None:
+    """A record may lack the first call and hold one that failed; a live tool was asked for the first one."""
+    calls = (host.run([tool, *options]) for options in ([], ["-L"], ["-q"]))
+    return next((ran for ran in calls if ran.state == "done" and not ran.ok), None)
 
 
 def _without_xml(host: Host, tool: str) -> list[Report]:
