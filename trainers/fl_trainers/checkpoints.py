@@ -15,7 +15,7 @@ from fl_trainers.progress import Events, log, rank
 NAME = re.compile(r"checkpoint-(\d+)")
 LEFT = (
     "trainer_log.jsonl", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "predict_results.json",
-    "generated_predictions.jsonl", "comparison.json",
+    "generated_predictions.jsonl", "comparison.json", "value_head.safetensors", "value_head.bin", "ppo_state.json",
 )  # fmt: skip
 """What a run leaves beside its weights."""
 
