@@ -354,6 +354,13 @@ Agent 2
 """
 
 
+@pytest.mark.parametrize("call", [["amd-smi", "static", "--json"], ["rocm-smi", "--showproductname"], ["rocminfo"]])
+def test_an_amd_tool_that_fails_is_told_with_its_words(tmp_path: Path, call: list[str]) -> None:
+    said = "Unable to open /dev/kfd read-write: Invalid argument\n"
+    folder = make(tmp_path / "r", pci("0000:c1:00.0", 0x1002, 0x7408, 0x038000, "amdgpu"), ONE, [(call, 1, said)])
+    assert [(p.code, "Invalid argument" in p.message) for p in seen(folder).problems] == [("tool-failed", True)]
+
+
 def test_rocminfo_is_the_last_source(tmp_path: Path) -> None:
     (gpu,) = parse_rocminfo(ROCMINFO)
     assert (gpu.name, gpu.arch, gpu.device, gpu.memory_mib, gpu.pci, gpu.unique_id) == (

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fl.host import Host
+from fl.host import Host, Ran
 from fl.lanes.values import MOST, bdf, hexadecimal, known, rows, squeezed, version, whole
 
 _BLOCK: Final = re.compile(r"GPU\[(\d{1,4})\]\s*:\s*([^:]{1,60}?)\s*:\s*(.*\S)\s*$")
@@ -55,8 +55,7 @@ def ask(host: Host) -> AmdAnswer:
         ran = host.run(argv)
         if ran.state == "slow":
             return AmdAnswer(argv[0], failed=failed, slow=True)
-        if ran.state == "done" and not ran.ok:
-            failed = failed or f"{' '.join(argv)}: exit code {ran.returncode}: {known(ran.stdout + ran.stderr) or 'no text'}"
+        failed = failed or _failed(argv, ran)
         if not ran.ok:
             continue
         try:
@@ -66,13 +65,24 @@ def ask(host: Host) -> AmdAnswer:
             continue
         if gpus:
             return AmdAnswer(" ".join(argv), gpus)
-    texts = [ran.stdout for option in (["--showproductname"], ["--showmeminfo", "vram"]) if (ran := host.run(["rocm-smi", *option])).ok]
+    texts = []
+    for option in (("--showproductname",), ("--showmeminfo", "vram")):
+        ran = host.run(["rocm-smi", *option])
+        failed = failed or _failed(("rocm-smi", *option), ran)
+        texts += [ran.stdout] if ran.ok else []
     gpus = parse_rocm_smi_text("\n".join(texts))
-    if not gpus and (ran := host.run(["rocminfo"])).ok:
-        from fl.lanes.rocminfo import parse_rocminfo
+    if gpus:
+        return AmdAnswer("rocm-smi", gpus, failed, malformed)
+    from fl.lanes.rocminfo import parse_rocminfo
 
-        return AmdAnswer("rocminfo", parse_rocminfo(ran.stdout), failed, malformed)
-    return AmdAnswer("rocm-smi", gpus, failed, malformed)
+    ran = host.run(["rocminfo"])
+    return AmdAnswer("rocminfo", parse_rocminfo(ran.stdout) if ran.ok else (), failed or _failed(("rocminfo",), ran), malformed)
+
+
+def _failed(argv: Sequence[str], ran: Ran) -> str | None:
+    if ran.state != "done" or ran.ok:
+        return None
+    return f"{' '.join(argv)}: exit code {ran.returncode}: {known(ran.stdout + ran.stderr) or 'no text'}"
 
 
 def parse_amd_smi(text: str) -> tuple[AmdReport, ...]:
