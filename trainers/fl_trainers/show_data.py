@@ -46,6 +46,8 @@ def describe(config: Config, count: int) -> dict[str, Any]:
     events, report = Events(Path(config.run.events)), Report()
     stored = tokens.is_there(config) and not config.data.train
     train, held = ([], {}) if stored else pipeline.items_of(config, report)
+    if not train and held:  # nothing is trained: what is asked is shown
+        train = [item for items in held.values() for item in items]
     tokenizer = model.load_tokenizer(config, model.folder_of(config), pipeline.texts(train), events)
     counts: dict[str, Any] = {"used": len(train), "sequences": len(train)}
     if config.method.stage in ("grpo", "ppo"):
