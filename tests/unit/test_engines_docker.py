@@ -15,6 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fl import engines
 from fl.engines import Ended, cdi, daemon, docker, limits
@@ -323,6 +325,25 @@ def test_cdi_files_that_this_user_may_not_look_at_are_not_gone(tmp_path: Path, m
 
     monkeypatch.setattr(os, "stat", refusing)
     assert cdi.devices([str(tmp_path)]) == {"v.com/gpu": frozenset({"0"})} and cdi.stale([str(tmp_path)]) == {}
+
+
+KEYS = st.sampled_from(["kind", "devices", "name", "containerEdits", "mounts", "deviceNodes", "hostPath", "path", "hooks"])
+VALUES = st.one_of(st.none(), st.integers(), st.floats(), st.text(max_size=6), st.sampled_from(["v.com/gpu", "/dev/null", "/gone"]))
+JSON = st.recursive(
+    VALUES, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=5)), max_leaves=15
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(value=JSON, text=st.binary(max_size=60))
+def test_cdi_of_any_shape_is_an_answer(tmp_path_factory: pytest.TempPathFactory, value: Any, text: bytes) -> None:
+    folder = tmp_path_factory.getbasetemp() / "cdi"
+    folder.mkdir(exist_ok=True)
+    (folder / "a.json").write_text(json.dumps(value))
+    (folder / "b.yaml").write_bytes(text)
+    (folder / "c.json").write_text(json.dumps({"kind": "v.com/gpu", "devices": [value, {"name": "0", "containerEdits": value}]}))
+    for found in (cdi.devices([str(folder)]), cdi.devices([str(folder)], hooks=False), cdi.stale([str(folder)])):
+        assert isinstance(found, dict) and json.dumps(list(found))
 
 
 LIMITS = """Limit                     Soft Limit           Hard Limit           Units
