@@ -1,8 +1,9 @@
-"""What a recipe means on every lane, before anything runs. Opens neither model nor data. Pure."""
+"""What a recipe means on every lane, before anything runs. Opens neither model nor data."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -11,7 +12,7 @@ from fl.hardware import LaneName
 from fl.matrix import Matrix, Stack
 from fl.portability import Precision, adapt
 from fl.recipe import Recipe
-from fl.resolve import draft
+from fl.resolve import draft, read
 
 LaneVerdict = Literal["runs", "adapted", "refused"]
 LANE_NAMES: Final[tuple[LaneName, ...]] = get_args(LaneName)
@@ -57,7 +58,7 @@ def _on_lane(recipe: Recipe, matrix: Matrix, lane: LaneName) -> OnLane:
     if named is not None and any(row.id == named for row in rows):
         rows = [row for row in rows if row.id == named]
     if recipe.refused:
-        return OnLane(lane, "refused", None, ("the recipe has keys that are refused",))
+        return OnLane(lane, "refused", None, tuple(f"{note.key}: {note.note}" for note in recipe.refused))
     if not rows:
         return OnLane(lane, "refused", None, ("the matrix has no stack of this lane",))
     verdicts = [_on_row(recipe, matrix, row) for row in rows]
@@ -80,6 +81,55 @@ def _on_row(recipe: Recipe, matrix: Matrix, row: Stack) -> OnLane:
 
 def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One file of a folder: what its recipe means, or why it cannot be read."""
+
+    file: str
+    recipe: Recipe | None
+    lanes: tuple[OnLane, ...]
+    error: str = ""
+
+    @property
+    def refused(self) -> bool:
+        """Whether no lane can run it."""
+        return self.recipe is None or bool(self.recipe.refused)
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """One of each lane."""
+        return tuple(lane.verdict for lane in self.lanes) or ("unreadable",) * len(LANE_NAMES)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it is refused, each reason once, with the lanes where it is not the same on all."""
+        found: dict[str, list[str]] = {}
+        for lane in self.lanes:
+            for note in lane.notes if lane.verdict == "refused" else ():
+                found.setdefault(note, []).append(lane.lane)
+        told = (note if len(lanes) == len(LANE_NAMES) else f"{', '.join(lanes)}: {note}" for note, lanes in found.items())
+        return (self.error,) if self.error else tuple(told)
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of `recipes`."""
+        if self.recipe is None:
+            return {"recipe": self.file, "error": self.error}
+        return {**to_json(self.recipe, self.lanes), "recipe": self.file}
+
+
+def on_folder(files: Iterable[tuple[str, str]], matrix: Matrix, overrides: Sequence[str]) -> tuple[Checked, ...]:
+    """Every recipe of a folder on every lane. `files`: the name to show and the path, of each."""
+    return tuple(_checked(name, path, matrix, overrides) for name, path in files)
+
+
+def _checked(name: str, path: str, matrix: Matrix, overrides: Sequence[str]) -> Checked:
+    try:
+        recipe = read(path, overrides, tolerant=True)
+        return Checked(name, recipe, on_lanes(recipe, matrix))
+    except RecipeError as error:
+        return Checked(name, None, (), error.message.splitlines()[0])
 
 
 def to_json(recipe: Recipe, lanes: tuple[OnLane, ...]) -> dict[str, Any]:

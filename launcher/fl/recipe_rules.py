@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from fl import recipe_grpo, recipe_predict, recipe_preference, recipe_reward
+from fl import recipe_grpo, recipe_media, recipe_predict, recipe_preference, recipe_reward
 from fl.recipe_streaming import rule as streaming
 
 Get = Callable[[str], Any]
@@ -121,9 +121,6 @@ def _numbers(get: Get) -> Iterator[tuple[str, str]]:
     schedule, options = get("lr_scheduler_type"), get("lr_scheduler_kwargs") or {}
     if schedule.endswith("_with_min_lr") and isinstance(options, dict) and not {"min_lr", "min_lr_rate"} & set(options):
         yield "lr_scheduler_type", f"{schedule} needs `lr_scheduler_kwargs: {{min_lr_rate: 0.1}}`, or another min_lr or min_lr_rate"
-    schedule, options = get("lr_scheduler_type"), get("lr_scheduler_kwargs") or {}
-    if schedule.endswith("_with_min_lr") and isinstance(options, dict) and not {"min_lr", "min_lr_rate"} & set(options):
-        yield "lr_scheduler_type", f"{schedule} needs `lr_scheduler_kwargs: {{min_lr_rate: 0.1}}`, or another min_lr or min_lr_rate"
     if get("deepspeed") and get("fsdp"):
         yield "fsdp", "one of deepspeed and fsdp, not both"
 
@@ -157,4 +154,4 @@ def _shapes(get: Get) -> Iterator[tuple[str, str]]:
 
 
 RULES: Final[tuple[Rule, ...]] = (_work, _stage, _data, _weights, _methods, _numbers, _evaluation, _shapes, recipe_grpo.rule,
-                                        recipe_predict.rule, recipe_preference.rule, recipe_reward.rule)  # fmt: skip
+                                        recipe_media.rule, recipe_predict.rule, recipe_preference.rule, recipe_reward.rule)  # fmt: skip

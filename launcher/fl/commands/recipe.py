@@ -33,10 +33,15 @@ def recipe() -> None:
 def check(context: click.Context, source: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Say what becomes of every key, and what the recipe means on every lane. Opens neither model nor data.
 
+    RECIPE may be a folder: then a table says what each of its .yaml files means on every lane.
+
     Ends with 5 when a key is refused.
     """
     from fl import matrix, recipe_check, resolve
 
+    if source not in resolve.shipped_recipes() and Path(source).expanduser().is_dir():
+        _check_folder(context, Path(source).expanduser(), overrides, as_json)
+        return
     found = resolve.read(source, overrides, tolerant=True)
     lanes = recipe_check.on_lanes(found, matrix.load())
     if as_json:
@@ -117,6 +122,27 @@ def schema() -> None:
     from fl import recipe_schema
 
     ui.document(recipe_schema.schema())
+
+
+def _check_folder(context: click.Context, folder: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    from fl import matrix, recipe_check, resolve
+    from fl.errors import RecipeError
+
+    paths = [path for path in sorted(folder.rglob("*.y*ml")) if path.suffix in resolve.SUFFIXES and path.is_file()]
+    if not paths:
+        raise RecipeError(f"There is no recipe (.yaml, .yml) in the folder {folder}.", f"ls {folder}")
+    files = [(str(path.relative_to(folder)), str(path.absolute())) for path in paths]
+    found = recipe_check.on_folder(files, matrix.load(), overrides)
+    if as_json:
+        ui.document({"folder": str(folder.absolute()), "recipes": [one.to_json() for one in found]})
+    else:
+        lanes = recipe_check.LANE_NAMES
+        rows = [(one.file, *one.verdicts) for one in found]
+        ui.table(("RECIPE", *(lane.upper() for lane in lanes)), rows)
+        ui.out()
+        ui.table(("REFUSED", "BECAUSE"), [(one.file, reason) for one in found for reason in one.reasons])
+    if any(one.refused for one in found):
+        context.exit(5)
 
 
 def _print_check(found: Recipe, lanes: tuple[OnLane, ...]) -> None:

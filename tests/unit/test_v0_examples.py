@@ -1,0 +1,112 @@
+"""LLaMA-Factory's 47 core v0 examples and what its web interface writes: a verdict on every lane, and no key that is not known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from v0_examples import BOARD, MEDIA, TEXT, recipe_of
+
+from fl import cli, matrix, recipe, recipe_check
+from fl.recipe_media import MEDIA_TEMPLATES
+from fl.recipe_table import TEMPLATES
+
+REFUSED_KEYS = {
+    "train_lora/qwen3_lora_sft_ray": {"dataset_dir"}, "extras/fp8/llama3_fp8_deepspeed_sft": {"fp8"},
+    "extras/fp8/llama3_fp8_fsdp_sft": {"fp8"}, "extras/mod/llama3_full_sft": {"mixture_of_depths"},
+    **{name: {"template"} for name in MEDIA},
+}  # fmt: skip
+"""Examples that no lane runs, with the key that stands in the way."""
+PACKAGES = {
+    "extras/adam_mini/qwen2_full_sft": "adam-mini", "extras/apollo/llama3_full_sft": "apollo-torch",
+    "extras/badam/llama3_full_sft": "badam", "extras/galore/llama3_full_sft": "galore-torch",
+}  # fmt: skip
+"""Examples that need a package: refused where the stack's lock lacks it."""
+ON_SOME = {
+    "bitsandbytes": {"train_qlora/qwen3_lora_sft_bnb_npu", "train_qlora/qwen3_lora_sft_otfq", "extras/fsdp_qlora/llama3_lora_sft",
+                     "extras/qoft/llama3_oft_sft_bnb_npu", "sft-qlora"},
+    "DeepSpeed": {"train_full/qwen3_full_sft", "train_lora/qwen3_lora_sft_ds3", "extras/asft/llama2_full_asft",
+                  "extras/asft/qwen2_full_asft"},
+}  # fmt: skip
+"""What some lanes lack, and the examples that need it."""
+
+
+def read(name: str) -> recipe.Recipe:
+    return recipe.parse(recipe_of(name), file=f"{name}.yaml")
+
+
+def test_there_are_47() -> None:
+    assert (len(TEXT), len(MEDIA)) == (39, 8)
+
+
+@pytest.mark.parametrize("name", [*TEXT, *MEDIA, *BOARD])
+def test_every_key_is_known_and_every_lane_has_a_verdict(name: str) -> None:
+    found = read(name)
+    assert [note.key for note in found.keys if "unknown key" in note.note] == []
+    assert {note.key for note in found.refused} == REFUSED_KEYS.get(name, set())
+    lanes = {lane.lane: lane for lane in recipe_check.on_lanes(found, matrix.load())}
+    assert set(lanes) == set(recipe_check.LANE_NAMES)
+    wanted = [PACKAGES[name]] if name in PACKAGES else [what for what, names in ON_SOME.items() if name in names]
+    for lane in lanes.values():
+        why = "\n".join(lane.notes)
+        if name in REFUSED_KEYS:
+            assert lane.verdict == "refused" and why.startswith(tuple(f"{key}: " for key in REFUSED_KEYS[name])), why
+        elif lane.verdict == "refused":
+            assert any(what in why for what in wanted), f"{lane.lane}: {why}"
+            assert lane.lane != "cpu" or name in PACKAGES
+        else:
+            assert lane.stack is not None and (lane.verdict == "runs" or "→" in why)
+
+
+def test_examples_with_pictures_say_so() -> None:
+    assert set(TEMPLATES) >= MEDIA_TEMPLATES
+    for name in MEDIA:
+        assert "no pictures, videos or sounds" in read(name).refused[0].problem
+    for template in ("gemma3", "llama4", "qwen3_5", "mistral_small"):  # these families have text models
+        text = recipe.parse(recipe_of("train_lora/qwen3_lora_sft", template=template), file="x.yaml")
+        assert not text.refused
+
+
+def test_what_becomes_of_the_keys_that_newer_libraries_lack() -> None:
+    keys = {note.key: note for note in read("ascend/qwen3_full_sft_fsdp2").keys}
+    assert "warmup_steps" in keys["warmup_ratio"].note
+    assert keys["use_v1_kernels"].verdict == "ignored"
+    lanes = {lane.lane: lane for lane in recipe_check.on_lanes(read("ascend/qwen3_full_sft_fsdp2"), matrix.load())}
+    assert lanes["cpu"].verdict == "adapted" and any("fa2" in note for note in lanes["cpu"].notes)
+
+
+def test_a_folder_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train_lora/qwen3_lora_sft", "train_lora/qwen3vl_lora_sft", "train_qlora/qwen3_lora_sft_otfq"):
+        path = tmp_path / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(recipe_of(name))
+    (tmp_path / "broken.yml").write_text("a: 1\na: 2\n")
+    (tmp_path / "ds_z3_config.json").write_text("{}")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["recipe", "check", str(tmp_path)])
+    assert ended.value.code == 5
+    table, _, reasons = capsys.readouterr().out.partition("\n\n")
+    rows = {line.split()[0]: line.split()[1:] for line in table.splitlines()}
+    assert rows == {
+        "RECIPE": ["CUDA", "ROCM", "ASCEND", "XPU", "CPU"], "broken.yml": ["unreadable"] * 5,
+        "train_lora/qwen3_lora_sft.yaml": ["runs"] * 5, "train_lora/qwen3vl_lora_sft.yaml": ["refused"] * 5,
+        "train_qlora/qwen3_lora_sft_otfq.yaml": ["runs", "runs", "refused", "runs", "runs"],
+    }  # fmt: skip
+    assert "2:1: `a` stands here for the second time" in reasons and "ascend: quantization_bit: 4" in reasons
+    with pytest.raises(SystemExit):
+        cli.main(["recipe", "check", str(tmp_path / "train_lora"), "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert [one["recipe"] for one in document["recipes"]] == ["qwen3_lora_sft.yaml", "qwen3vl_lora_sft.yaml"]
+    assert {lane["verdict"] for lane in document["recipes"][0]["lanes"].values()} == {"runs"}
+
+
+def test_a_folder_that_all_runs_ends_well_and_one_without_recipes_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["recipe", "check", str(tmp_path)])
+    assert ended.value.code == 5 and "no recipe" in capsys.readouterr().err
+    (tmp_path / "one.yaml").write_bytes(recipe_of("train_lora/qwen3_lora_sft"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["recipe", "check", str(tmp_path), "lora_rank=4"])
+    assert ended.value.code in (0, None)
+    assert "one.yaml" in capsys.readouterr().out
