@@ -70,13 +70,15 @@ def test_a_reward_model_starts_from_another(reward: Callable[..., Done]) -> None
     assert second.losses[0] < first.losses[0] / 2, (second.losses, first.losses)
 
 
-def test_no_value_head_is_left_beside_another_model(reward: Callable[..., Done], trainer: Trainer, config: Callable[..., Path]) -> None:
-    """An older head with newer weights would pass for a reward model."""
+def test_nothing_older_is_left_beside_a_newer_model(reward: Callable[..., Done], trainer: Trainer, config: Callable[..., Path]) -> None:
+    """An older head would make a reward model of it; an older adapter would be loaded on top of it."""
+    old = {"value_head.safetensors", "adapter_config.json", "adapter_model.safetensors"}
     first = reward(folder="same", arguments={"max_steps": 1})
-    assert (first.folder / "out" / "value_head.safetensors").is_file()
-    again = trainer.train(config("same", training={"overwrite_output_dir": True}, arguments={"max_steps": 1}))
+    assert old <= {path.name for path in (first.folder / "out").iterdir()}
+    method = {"finetuning_type": "full"}
+    again = trainer.train(config("same", training={"overwrite_output_dir": True}, method=method, arguments={"max_steps": 1}))
     assert again.code == 0, again.output
-    assert not (first.folder / "out" / "value_head.safetensors").exists()
+    assert not old & {path.name for path in (first.folder / "out").iterdir()}
 
 
 @pytest.mark.parametrize(

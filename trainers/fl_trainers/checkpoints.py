@@ -18,6 +18,8 @@ LEFT = (
     "generated_predictions.jsonl", "comparison.json", "value_head.safetensors", "value_head.bin", "ppo_state.json",
 )  # fmt: skip
 """What a run leaves beside its weights."""
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+"""Beside a whole model they would be loaded on top of it."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -86,7 +88,8 @@ def clear(config: Config) -> None:
     try:
         for path in checkpoints(folder):
             shutil.rmtree(path)
-        for name in LEFT:
+        whole = config.method.finetuning_type in ("full", "freeze")
+        for name in (*LEFT, *(ADAPTER if whole else ())):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"output_dir {folder}: {error.filename} cannot be removed: {error.strerror}", "another output_dir") from error
