@@ -85,6 +85,8 @@ def _judge(get: Get) -> Iterator[tuple[str, str]]:
             f"lora puts the reward adapter beside the one that is trained, which finetuning_type: {get('finetuning_type')} has not; "
             "write `reward_model_type: full`, with reward_model_adapters"
         )
+    elif model and kind == "lora" and get("pissa_init"):
+        yield "pissa_init", "takes components out of the base on which the reward adapter stands; write `reward_model_type: full`"
     for key in ("reward_model_adapters", "reward_model_quantization_bit"):
         if get(key) and (kind != "full" or not model):
             yield key, "only with `reward_model_type: full` and reward_model"

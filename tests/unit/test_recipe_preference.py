@@ -81,6 +81,7 @@ def test_every_key_of_ppo_reaches_the_config() -> None:
         ("stage: ppo\nreward_model: a/b\nreward_model_type: api", "reward_model_type", "no network"),
         ("stage: ppo\nreward_model: a/b\nfinetuning_type: full", "reward_model_type", "reward_model_type: full"),
         ("stage: ppo\nreward_model: a/b\nreward_model_adapters: c/d", "reward_model_adapters", "reward_model_type: full"),
+        ("stage: ppo\nreward_model: a/b\npissa_init: true", "pissa_init", "reward_model_type: full"),
         (PPO + "reward_weights: [1.0, 2.0]", "reward_weights", "2 weights for 1"),
         (PPO + "val_size: 0.1", "val_size", "no evaluation"),
         (PPO + "do_sample: false", "do_sample", "samples"),
