@@ -14,6 +14,7 @@ from fl.lanes.nvidia_report import GpuReport, MigReport, Report, merge
 from fl.lanes.nvidia_smi import QUERY, parse_apps, parse_csv, parse_list, parse_text, parse_xml
 from fl.lanes.nvidia_table import parse_table
 from fl.lanes.nvidia_tools import parse_nvml
+from fl.lanes.values import product
 
 NODES = {"/dev/nvidiactl": {}, "/dev/nvidia-uvm": {}, "/dev/nvidia0": {}}
 H100 = pci("0000:65:00.0", 0x10DE, 0x2330, 0x030200, "nvidia")
@@ -141,6 +142,7 @@ def test_mig_devices_replace_their_gpu(tmp_path: Path) -> None:
 
 def test_ids_beat_names_and_names_are_the_last_resort() -> None:
     assert arch_of_device(0x2330) == "sm_90" and arch_of_device(0x2901) == "sm_100" and arch_of_device(0x0001) is None
+    assert [arch_of_device(n) for n in (0x102D, 0x1024, 0x1180, 0x13C2)] == ["sm_37", "sm_35", "sm_30", "sm_52"], "Kepler is no stack's"
     assert arch_of_capability("12.0") == "sm_120" and arch_of_capability("[N/A]") is None
     names = {
         "NVIDIA H100 80GB HBM3": "sm_90",
@@ -150,6 +152,20 @@ def test_ids_beat_names_and_names_are_the_last_resort() -> None:
         "Graphics Device": None,
     }
     assert {name: arch_of_name(name) for name in names} == names
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("NVIDIA Graphics Device", None), ("Graphics Device", None), ("Device 2330", None), ("0x1002", None), ("N/A", None), ("xxx", None),
+        ("Advanced Micro Devices, Inc. [AMD/ATI]", None), ("A100", "A100"), ("AMD Radeon Graphics", "AMD Radeon Graphics"),
+    ],
+)  # fmt: skip
+def test_what_names_no_product_is_no_name(tmp_path: Path, text: str, name: str | None) -> None:
+    assert product(text) == name
+    calls = [(["nvidia-smi", "-L"], 0, f"GPU 0: {text} (UUID: GPU-00000001-0000-4000-8000-000000000001)\n")]
+    (gpu,) = seen(make(tmp_path / "r", {**H100, **LOADED}, NODES, calls)).accelerators
+    assert (gpu.name, gpu.arch, gpu.usable) == (name, "sm_90", True), "the PCI id tells the chip"
 
 
 def test_text_and_xml_agree_on_renamed_versions() -> None:

@@ -14,7 +14,7 @@ from fl.lanes.nvidia_chips import arch_of_capability, arch_of_device, arch_of_na
 from fl.lanes.nvidia_kernel import Kernel, look
 from fl.lanes.nvidia_state import driver_problems, mixed, unmapped, usable_now, without_mig_devices
 from fl.lanes.pci import PciDevice
-from fl.lanes.values import known
+from fl.lanes.values import known, product
 
 if TYPE_CHECKING:  # the tools' parsers are loaded where there is something to ask
     from fl.lanes.nvidia_report import GpuReport, MigReport
@@ -87,7 +87,7 @@ def _joined(kernel: Kernel, answer: Answer) -> list[tuple[GpuReport, PciDevice |
 
 def _accelerator(kernel: Kernel, answer: Answer, gpu: GpuReport, device: PciDevice | None, index: int) -> tuple[Accelerator, list[Problem]]:
     address = gpu.pci or (device.bdf if device else None)
-    name = gpu.name or kernel.models.get(address or "")
+    name = product(gpu.name) or product(kernel.models.get(address or ""))
     arch = arch_of_capability(gpu.capability) or arch_of_device(device.device if device else gpu.device)
     arch = arch or kernel.tegra_arch or arch_of_name(name)
     minor = gpu.minor if gpu.minor is not None else kernel.minors.get(address or "")

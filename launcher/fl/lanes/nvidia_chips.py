@@ -9,6 +9,12 @@ import re
 from typing import Final
 
 _RANGES: Final[tuple[tuple[int, int, str], ...]] = (
+    (0x0FC0, 0x0FFF, "sm_30"),  # GK107
+    (0x1000, 0x102C, "sm_35"),  # GK110
+    (0x102D, 0x102D, "sm_37"),  # GK210: Tesla K80
+    (0x102E, 0x103F, "sm_35"),  # GK110
+    (0x1180, 0x11FF, "sm_30"),  # GK104, GK106
+    (0x1280, 0x12BF, "sm_35"),  # GK208
     (0x1340, 0x13BF, "sm_50"),  # GM107, GM108
     (0x13C0, 0x143F, "sm_52"),  # GM204, GM206
     (0x15F0, 0x15FF, "sm_60"),  # GP100

@@ -17,7 +17,7 @@ from fl.lanes.groups import group_grants, missing_nodes
 from fl.lanes.kfd import KfdNode
 from fl.lanes.pci import PciDevice
 from fl.lanes.rocm_visible import restriction
-from fl.lanes.values import known, version, whole
+from fl.lanes.values import known, product, version, whole
 
 if TYPE_CHECKING:  # the tools' parsers are loaded where there is something to ask
     from fl.lanes.rocm_smi import AmdAnswer, AmdReport
@@ -164,7 +164,7 @@ def _memory(host: Host, node: KfdNode, device: PciDevice | None) -> int | None:
 
 
 def _product_name(host: Host, device: PciDevice | None) -> str | None:
-    return known(host.read(f"{device.path}/product_name").text) if device else None
+    return product(host.read(f"{device.path}/product_name").text) if device else None
 
 
 def _from_bus(host: Host, device: PciDevice, index: int) -> Accelerator:
@@ -214,7 +214,7 @@ def _from_tool(gpu: AmdReport, source: str) -> Accelerator:
     return Accelerator(
         lane="rocm",
         index=gpu.index,
-        name=gpu.name or name,
+        name=product(gpu.name) or name,
         arch=gpu.arch or arch,
         memory_mib=gpu.memory_mib,
         uuid=f"GPU-{unique}" if re.fullmatch(r"[0-9a-f]{8,16}", unique) and int(unique, 16) else None,

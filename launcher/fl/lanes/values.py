@@ -12,6 +12,9 @@ _NOTHING: Final = re.compile(
     r"|requested functionality.*|deprecated.*|-|err!)\]?",
     re.I,
 )
+_NAMELESS: Final = re.compile(
+    r"(nvidia )?graphics device|device (0x)?[0-9a-f]{4}|0x[0-9a-f]{1,8}|advanced micro devices.*|nvidia corporation", re.I
+)
 _VERSION: Final = re.compile(r"v?(\d{1,6}(?:\.[0-9A-Za-z]{1,12}){1,5})(?=\s|$)")
 _BDF: Final = re.compile(r"(?:([0-9a-fA-F]{1,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])")
 _HEX: Final = re.compile(r"(?:0x)?([0-9a-fA-F]{1,16})")
@@ -39,6 +42,12 @@ def known(text: str | None, limit: int = 200) -> str | None:
     """The text without control characters; None for empty, masked and not-available values."""
     value = clean(" ".join((text or "").split()))[:limit]
     return None if not value or _NOTHING.fullmatch(value) else value
+
+
+def product(text: str | None) -> str | None:
+    """The text as a product's name; None for what stands where a driver or a table knows no name: `Graphics Device`, an id, a vendor."""
+    value = known(text)
+    return None if value is None or _NAMELESS.fullmatch(value) else value
 
 
 def whole(text: str | None, limit: int = 20) -> int | None:
