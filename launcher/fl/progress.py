@@ -54,7 +54,9 @@ class View:
     def _data(self, event: Mapping[str, Any]) -> None:
         if not self.quiet:
             rows, tokens, held = event.get("rows"), event.get("tokens"), event.get("eval_rows")
-            parts = ["a stream of rows" if event.get("streaming") else f"{rows} rows", *([f"{_count(tokens)} tokens"] if tokens else []), *([f"{held} held out"] if held else [])]
+            parts = ["a stream of rows" if event.get("streaming") else f"{rows} rows"]
+            parts += [f"{_count(tokens)} tokens"] if tokens else []
+            parts += [f"{held} held out"] if held else []
             ui.step("data: " + ", ".join(parts))
 
     def _step(self, event: Mapping[str, Any]) -> None:
