@@ -72,6 +72,16 @@ def test_another_lock_is_another_environment(uv, lock: Path) -> None:
     assert environment.ready(lock, VERSION) is None
 
 
+def test_what_a_lock_says_of_itself_makes_no_other_environment(uv, lock: Path) -> None:
+    """A row that only claims more gives its lock another header: nothing is installed again."""
+    log = uv()
+    python = environment.ensure(lock, VERSION, lambda text: None)
+    lock.write_text(f"# row: {'0' * 64}\n{lock.read_text()}")
+    assert environment.ready(lock, VERSION) == python
+    assert environment.ensure(lock, VERSION, lambda text: None) == python
+    assert log.read_text().count("pip sync") == 1
+
+
 def test_build_constraints_are_passed(uv, lock: Path, tmp_path: Path) -> None:
     log = uv()
     environment.ensure(lock, VERSION, lambda text: None, tmp_path / "build.txt")
