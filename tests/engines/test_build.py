@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from image_tools import tiny
 
 from fl import ledger
 from fl import matrix as rows
@@ -239,6 +240,22 @@ def test_what_cannot_be_built_is_said_with_what_can(
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert names() == before
+
+
+def test_the_image_that_lost_its_names_is_removed(built: dict[str, Any]) -> None:
+    """Else each build of CUDA's image would leave seven gigabytes. One that has another name stays."""
+    tiny(tags.moving(STACK), own="first")
+    first = docker("image", "inspect", "-f", "{{.Id}}", tags.moving(STACK)).stdout.strip()
+    assert fl("images", "build", STACK, "--base", BASE).returncode == 0
+    assert docker("image", "inspect", first).returncode != 0
+    tiny(tags.moving(STACK), own="second")
+    docker("tag", tags.moving(STACK), "fl-test:kept")
+    try:
+        assert fl("images", "build", STACK, "--base", BASE).returncode == 0
+        assert docker("image", "inspect", "fl-test:kept").returncode == 0
+    finally:
+        docker("image", "rm", "-f", "fl-test:kept")
+    assert len(set(names().split())) == 1
 
 
 def test_a_cache_inside_the_image_works_with_every_builder(built: dict[str, Any]) -> None:

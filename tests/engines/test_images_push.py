@@ -47,8 +47,8 @@ def host(storage: Path) -> Iterator[str]:
 
 def forget(host: str) -> None:
     """Takes the names of a registry that is going away out of the daemon."""
-    names = docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}").stdout.split()
-    mine = [name for name in names if name.startswith(f"{host}/")]
+    names = docker("image", "ls", "--digests", "--format", "{{.Repository}}:{{.Tag}} {{.Repository}}@{{.Digest}}").stdout.split()
+    mine = sorted({name for name in names if name.startswith(f"{host}/") and "<none>" not in name})
     if mine:
         docker("image", "rm", *mine)
 

@@ -117,6 +117,20 @@ def test_sizes_are_the_bytes_of_the_largest_and_of_the_rest() -> None:
     assert found[-1]["what"] == "all others"
 
 
+def test_what_a_system_package_has_there_was_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "info").mkdir()
+    (tmp_path / "info" / "libpython3.13-dev.list").write_text(f"/.\n{tmp_path}/src\n{tmp_path}/src/python3.13\n")
+    assert inside.packaged(tmp_path / "absent") == frozenset()
+    for name in ("python3.13", "lock.txt"):
+        (tmp_path / "src" / name).mkdir(parents=True)
+    everything = inside.packaged(tmp_path / "info")
+    monkeypatch.setattr(inside, "_EMPTY", (f"{tmp_path}/src",))
+    monkeypatch.setattr(inside, "_wheels", lambda root: iter(()))
+    monkeypatch.setattr(inside, "_PRIVATE", ())
+    monkeypatch.setattr(inside, "packaged", lambda info: everything)
+    assert inside.left_behind() == [f"{tmp_path}/src/lock.txt"]
+
+
 def test_wheels_that_were_kept_are_found_and_python_s_own_are_not(tmp_path: Path) -> None:
     for name in ("opt/cache/torch-1-py3-none-any.whl", "usr/lib/python3/ensurepip/_bundled/pip-1.whl", "opt/readme"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

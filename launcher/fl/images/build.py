@@ -290,10 +290,14 @@ def _name(
         with contextlib.suppress(OSError):
             subprocess.run(["docker", "image", "rm", identity], capture_output=True, check=False)
         raise ImageError(f"the build made another image than was asked for: {'; '.join(wrong)}", "fl images render shows the Dockerfile")
+    address = daemon.endpoint(os.environ)
+    before = {str(there["Id"]) for name in names if (there := daemon.image(address, name)) is not None} - {str(inspected["Id"])}
     for name in names:
         done = subprocess.run(["docker", "tag", identity, name], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise ImageError(f"the image {identity} cannot be named {name}: {done.stderr.strip()}", f"docker tag {identity} {name}")
+    for old in before:
+        _drop(address, old)
     return Built(
         reference=names[0],
         moving=names[1],
@@ -302,6 +306,14 @@ def _name(
         platform=platform,
         layers=tuple(layers(inventory.history(identity), steps)),
     )
+
+
+def _drop(address: str, identity: str) -> None:
+    """Removes an image that lost its last name to a new build. One that was pushed has a digest, which may be pinned; one that a
+    container uses stays too."""
+    there = daemon.image(address, identity)
+    if there is not None and not there.get("RepoTags") and not there.get("RepoDigests"):
+        subprocess.run(["docker", "image", "rm", identity], capture_output=True, check=False)
 
 
 def layers(history: Sequence[Mapping[str, Any]], steps: Sequence[build_log.Step]) -> list[Layer]:

@@ -97,12 +97,17 @@ def import_failures(names: Sequence[str]) -> list[str]:
 
 def left_behind() -> list[str]:
     """Files that no image should carry: what builds leave, caches, wheels, credentials. Sees all of it as root only."""
-    found = []
-    for folder in _EMPTY:
-        found += [f"{folder}/{name}" for name in _names(Path(folder)) if name not in {"partial", "lock"}]
+    found = [f"{folder}/{name}" for folder in _EMPTY for name in _names(Path(folder)) if name not in {"partial", "lock"}]
+    found = sorted(set(found) - packaged(Path("/var/lib/dpkg/info"))) if found else []
     homes = [Path("/root"), *(Path("/home") / name for name in _names(Path("/home")))]
     found += [str(home / name) for home in homes for name in _PRIVATE if (home / name).exists()]
     return [*found, *_wheels(Path("/"))]
+
+
+def packaged(info: Path) -> frozenset[str]:
+    """Every path that belongs to a Debian package: `libpython3.13-dev` has a folder in /usr/src."""
+    lists = [file.read_text(encoding="utf-8", errors="replace") for file in info.glob("*.list")] if info.is_dir() else []
+    return frozenset(line for text in lists for line in text.splitlines())
 
 
 def _names(folder: Path) -> list[str]:
