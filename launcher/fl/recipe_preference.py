@@ -82,6 +82,8 @@ def rule(get: Get) -> Iterator[tuple[str, str]]:
 def check_datasets(stage: str, found: Sequence[Dataset]) -> None:
     """Refuses data of another kind than the stage compares."""
     for dataset in found:
+        if dataset.guess:
+            continue  # the trainer sees its columns
         if stage in _COMPARED and not dataset.ranking:
             raise RecipeError(
                 f"The data set {dataset.name!r} has no pairs of answers, which stage {stage} compares.",

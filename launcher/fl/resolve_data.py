@@ -50,10 +50,20 @@ def datasets(names: Sequence[str], dataset_dir: str, base: Path) -> tuple[Datase
     if not names:
         return ()
     if dataset_dir == "ONLINE":
-        return tuple(Dataset(name=name, source="hub", path=name) for name in names)
+        return tuple(_direct(name, base) or Dataset(name=name, source="hub", path=name, guess=True) for name in names)
     folder = absolute(dataset_dir, base)
+    direct = {name: found for name in names if (found := _direct(name, base)) is not None}
+    if len(direct) == len(set(names)):
+        return tuple(direct[name] for name in names)
     info, shown = read_info(folder)
-    return tuple(_dataset(name, info, folder, shown) for name in names)
+    return tuple(_dataset(name, info, folder, shown) if name in info or name not in direct else direct[name] for name in names)
+
+
+def _direct(name: str, base: Path) -> Dataset | None:
+    """A data set that is named by the path of its file or folder; None where the name is an entry's."""
+    if not (name.startswith(("/", "./", "../", "~")) or _suffix(Path(name)) in SUFFIXES):
+        return None
+    return Dataset(name=Path(name).stem, source="file", path=str(absolute(name, base)), guess=True)
 
 
 def read_info(folder: Path) -> tuple[dict[str, Any], Path]:

@@ -71,6 +71,19 @@ def test_pairs_and_packs_are_shown_too(fl: Fl, recipe: Callable[..., str]) -> No
     assert worse["spans"][-1] == {**worse["spans"][-1], "text": "I do not know.<|im_end|>\n", "trained": True}
 
 
+def test_a_file_is_named_directly(fl: Fl, recipe: Callable[..., str], tmp_path: Path) -> None:
+    path = recipe(SUMS)
+    (tmp_path / "dataset_info.json").unlink()
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    (tmp_path / "talks.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+    found = asked(fl, "--rows", "20", path, f"dataset={tmp_path}/rows.json,{tmp_path}/talks.jsonl")
+    assert found["counts"]["used"] == len(SUMS) + 1
+    assert [row["where"] for row in found["rows"]][-1] == "talks row 1"
+    assert found["rows"][-1]["parts"][0]["spans"][-1]["text"] == "Ho<|im_end|>\n"
+    missing = fl("recipe", "data", "--hw", "cpu", path, f"dataset={tmp_path}/row.json")
+    assert missing.returncode == 5 and "Beside it: rows.json" in missing.stderr
+
+
 def test_data_that_cannot_be_used_are_exit_5_with_the_trainers_words(fl: Fl, recipe: Callable[..., str]) -> None:
     done = fl("recipe", "data", "--hw", "cpu", "--json", recipe([{"instruction": "a", "outptu": "b"}]), timeout=180)
     assert done.returncode == 5

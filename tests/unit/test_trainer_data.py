@@ -14,6 +14,7 @@ from fl_trainers.config import Columns, Dataset, Tags
 from fl_trainers.data import mix, packing, sources
 from fl_trainers.data.encode import IGNORE, Encoded, Settings, assemble, shares
 from fl_trainers.data.formats import Conversation, Report, check_columns, conversation, order_fault
+from fl_trainers.data.guess import guessed
 from fl_trainers.errors import InputError
 
 SHARES = [
@@ -255,3 +256,32 @@ def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         sources.load(Dataset(name="d", source="file", path=str(tmp_path / "trian.json")), None)
     assert caught.value.remedy == f"there is {tmp_path / 'train.json'}"
+
+
+GUESSES: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
+    ({"instruction": "a", "input": "", "output": "b"}, "sft", {"prompt": "instruction", "query": "input", "response": "output"}),
+    ({"question": "a", "answer": "b", "system": "c"}, "sft", {"prompt": "question", "response": "answer", "system": "system"}),
+    ({"conversations": [{"from": "human", "value": "a"}], "tools": "[]"}, "sft", {"messages": "conversations", "tools": "tools"}),
+    ({"messages": [{"role": "user", "content": "a"}]}, "sft", {"messages": "messages"}),
+    ({"text": "a", "id": 1}, "pt", {"prompt": "text"}),
+    ({"prompt": "a", "chosen": "b", "rejected": "c"}, "dpo", {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}),
+    ({"prompt": "a", "completion": "b", "label": True}, "kto", {"prompt": "prompt", "response": "completion", "kto_tag": "label"}),
+]
+
+
+@pytest.mark.parametrize(("row", "stage", "wanted"), GUESSES)
+def test_a_data_set_without_an_entry_is_read_off_its_first_row(row: dict[str, Any], stage: str, wanted: dict[str, Any]) -> None:
+    made = guessed(ALPACA.model_copy(update={"guess": True}), list(row), row, stage)
+    found = {name: column for name, column in made.columns.model_dump().items() if column is not None}
+    assert {name: found.get(name) for name in wanted} == wanted
+    assert made.ranking is (stage == "dpo")
+    formatting = "sharegpt" if "conversations" in row else "openai" if "messages" in row else "alpaca"
+    assert made.formatting == formatting and made.tags.role_tag == ("role" if formatting == "openai" else "from")
+    assert guessed(ALPACA, list(row), row, stage) == ALPACA
+
+
+def test_rows_with_media_are_left_out_and_not_trained_as_text() -> None:
+    dataset = ALPACA.model_copy(update={"columns": Columns(images="images")})
+    row = {"instruction": "<image>What?", "output": "A cat.", "images": ["cat.jpg"]}
+    assert conversation(row, dataset, "row 1") == "a row with images"
+    assert isinstance(conversation({**row, "images": []}, dataset, "row 1"), Conversation)

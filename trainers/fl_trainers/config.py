@@ -110,6 +110,8 @@ class Dataset(Part):
     ranking: bool = False
     columns: Columns = Columns()
     tags: Tags = Tags()
+    guess: bool = False
+    """It has no entry of dataset_info.json: formatting, columns and tags are read off its first row."""
 
 
 class Data(Part):

@@ -129,6 +129,9 @@ def conversation(row: Row, dataset: Dataset, where: str, better: str | None = No
         if dataset.formatting == "alpaca":
             messages.pop()
         messages.append({"role": "assistant", "content": better})
+    for kind in ("images", "videos", "audios"):
+        if row.get(getattr(dataset.columns, kind) or ""):
+            return f"a row with {kind}"
     system = text_of(row, dataset.columns.system, where)
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})

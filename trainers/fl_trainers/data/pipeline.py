@@ -12,6 +12,7 @@ from fl_trainers.config import Config, Dataset
 from fl_trainers.data import mix, packing, ranking, sources
 from fl_trainers.data.encode import Encoded, encode, settings_of
 from fl_trainers.data.formats import Conversation, Report, check_columns, conversation, raw_text
+from fl_trainers.data.guess import guessed
 from fl_trainers.errors import InputError
 from fl_trainers.progress import Events, log
 
@@ -38,8 +39,10 @@ def read(config: Config, dataset: Dataset, report: Report) -> list[Item]:
     rows = sources.load(dataset, config.run.cache)
     if len(rows) == 0:
         raise InputError(f"data set {dataset.name}: {dataset.path} is empty")
-    check_columns(dataset, _columns(rows), stage=config.method.stage)
-    ranking.check(dataset, _columns(rows), config.method.stage)
+    columns = _columns(rows)
+    dataset = guessed(dataset, columns, dict(rows[0]), config.method.stage)
+    check_columns(dataset, columns, stage=config.method.stage)
+    ranking.check(dataset, columns, config.method.stage)
     numbered: Sequence[int] = range(len(rows))
     if dataset.num_samples is not None:
         numbered = mix.resample(numbered, dataset.num_samples, seed(config))

@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from fl_trainers.config import Config, Dataset
 from fl_trainers.data import mix, pipeline, ranking, sources
 from fl_trainers.data.formats import Report, check_columns
+from fl_trainers.data.guess import guessed
 from fl_trainers.errors import InputError
 from fl_trainers.progress import Events
 
@@ -54,6 +55,7 @@ def _one(config: Config, dataset: Dataset, report: Report) -> Iterator[pipeline.
     first = next(numbered, None)
     if first is None:
         raise InputError(f"data set {dataset.name}: {dataset.path} is empty")
+    dataset = guessed(dataset, first[1], first[1], config.method.stage)
     check_columns(dataset, first[1], stage=config.method.stage)
     ranking.check(dataset, first[1], config.method.stage)
 
