@@ -1,9 +1,10 @@
-"""What building the CPU row's training image takes, beside the prototype that the design was made from. Needs docker with buildx.
+"""What building training images takes, beside the prototype that the design was made from. Needs docker with buildx.
 
-    python bench/images.py [--base REF] [--cold]
+    python bench/images.py [--base REF] [--cold] [--no-cuda]
 
 Every step again with the downloads kept, nothing changed, one pin changed; `--cold` first drops the builder's cache mounts, which other
-builds on this machine then miss too. The image is built under a name of its own, which is removed in the end.
+builds on this machine then miss too. Then the newest CUDA row, whole and verified, where the disk has room for it. The images are built under
+names of their own, which are removed in the end.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ from figures import figure, median, skip
 
 from fl import matrix as rows
 from fl import ui
-from fl.images import build, context, lock, tags
+from fl.errors import ImageError
+from fl.images import build, context, lock, tags, verify
 
 STACK: Final = "cpu-torch213"
+CUDA: Final = "cuda132-torch215"
+CUDA_BASE: Final = "flpy:trixie"
+"""Debian 13 with Python 3.13 and this machine's certificates."""
 PEER: Final = "the prototype of 2026-11-24 (64 packages, by hand)"
 CHANGED: Final = "tqdm"
 """A pin of the last group that much depends on and that has many versions."""
@@ -48,18 +53,25 @@ def other_version(entry: str, python: str) -> str:
 class Builder:
     """Builds one row under a name of its own, from a lock in a folder."""
 
-    def __init__(self, base: str, folder: Path) -> None:
+    def __init__(self, stack: str, base: str, folder: Path) -> None:
         self.matrix = rows.load()
-        row = self.matrix.stack(STACK)
-        found = lock.path(STACK, "train", "linux/amd64")
+        row = self.matrix.stack(stack)
+        found = lock.path(stack, "train", "linux/amd64")
         if found is None:
-            sys.exit(f"{STACK} has no lock")
-        self.row = row.model_copy(update={"id": "bench-cpu"})
+            sys.exit(f"{stack} has no lock")
+        self.row = row.model_copy(update={"id": f"bench-{row.lane}"})
         self.site = context.Site(base=base)
         self.ids: set[str] = set()
-        self.file = folder / "lock.txt"
+        self.file = folder / f"{stack}.txt"
         self.file.write_bytes(found.read_bytes())
         lock.path = lambda *_, **__: self.file
+
+    def __enter__(self) -> Builder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        names = (tags.reference(self.row.id), tags.moving(self.row.id), *self.ids)
+        subprocess.run(["docker", "image", "rm", "-f", *names], capture_output=True, check=False)
 
     def seconds(self, **options: bool) -> tuple[float, build.Built]:
         """One build, silently: wall time and what was built."""
@@ -78,9 +90,13 @@ class Builder:
         return f"{CHANGED} {lock.parse(old)[CHANGED]} -> {lock.parse(new)[CHANGED]}"
 
 
+def absent(image: str) -> bool:
+    return bool(subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False).returncode)
+
+
 def main(words: list[str]) -> int:
     base = words[words.index("--base") + 1] if "--base" in words else os.environ.get("FL_TEST_BASE", "flpy:bookworm")
-    if shutil.which("docker") is None or subprocess.run(["docker", "image", "inspect", base], capture_output=True, check=False).returncode:
+    if shutil.which("docker") is None or absent(base):
         skip("fl images build", f"no docker daemon with the base image {base}")
         return 0
     if context.host_platform() != "linux/amd64":
@@ -88,13 +104,32 @@ def main(words: list[str]) -> int:
         return 0
     print(f"images: {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} before it began")
     with tempfile.TemporaryDirectory() as name:
-        builder = Builder(base, Path(name))
-        try:
+        with Builder(STACK, base, Path(name)) as builder:
             measure(builder, cold="--cold" in words)
-        finally:
-            names = (tags.reference(builder.row.id), tags.moving(builder.row.id), *builder.ids)
-            subprocess.run(["docker", "image", "rm", "-f", *names], capture_output=True, check=False)
-    return 0
+        if "--no-cuda" in words or absent(CUDA_BASE):
+            skip(f"fl images build {CUDA}", f"not asked for, or no base image {CUDA_BASE}")
+            return 0
+        with Builder(CUDA, CUDA_BASE, Path(name)) as builder:
+            return cuda(builder)
+
+
+def cuda(builder: Builder) -> int:
+    """The newest CUDA row, whole: built, then verified, a tiny model trained in it on the processor."""
+    try:
+        took, built = builder.seconds()
+    except ImageError as error:
+        if "free" not in error.message:
+            raise
+        skip(f"fl images build {CUDA}", error.message)
+        return 0
+    figure(f"fl images build {CUDA}", took, "s", peer=("the prototype, cold, quiet machine", 61))
+    figure("size of the image", built.size / 1e9, "GB", peer=("the prototype, trimmed by hand", 6.09))
+    begin = time.monotonic()
+    report = verify.verify(builder.matrix, builder.row, built.reference)
+    figure("fl images verify, two steps trained inside", time.monotonic() - begin, "s")
+    for line in report.problems:
+        print(f"    {line}")
+    return 1 if report.problems else 0
 
 
 def measure(builder: Builder, cold: bool) -> None:

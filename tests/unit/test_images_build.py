@@ -230,6 +230,29 @@ def test_what_was_built_is_found_in_either_store(monkeypatch: pytest.MonkeyPatch
         build.built_id(told)
 
 
+def test_push_sends_what_was_built_and_tells_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fl.images import publish, push
+
+    sent: list[tuple[object, ...]] = []
+
+    def made(matrix: object, stack: rows.Stack, flavor: str, *, registry: str, **_: object) -> build.Built:
+        name = f"{registry}/fl-{flavor}:{stack.id}"
+        return build.Built(reference=f"{name}-1", moving=name, id="sha256:" + "1" * 64, size=5, platform="linux/amd64", layers=())
+
+    def published(*words: object) -> publish.Published:
+        sent.append(words[:4])
+        one = push.Pushed(reference=str(words[2]), digest="sha256:" + "2" * 64, platform="linux/amd64", size=3, seconds=1.0)
+        return publish.Published(names=(one.reference,), digest=one.digest, image=one, platforms=("linux/amd64",))
+
+    monkeypatch.setattr(build, "build", made)
+    monkeypatch.setattr(publish, "publish", published)
+    words = ["build", "cpu-torch213", "--push", "--registry", "r.example/team", "--json"]
+    done = CliRunner().invoke(images, words, catch_exceptions=False)
+    document = json.loads(done.stdout)
+    assert sent == [(CPU, "train", "r.example/team/fl-train:cpu-torch213-1", "r.example/team")]
+    assert (document["reference"], document["pushed"]["digest"]) == ("r.example/team/fl-train:cpu-torch213-1", "sha256:" + "2" * 64)
+
+
 def test_layers_are_matched_with_the_steps_that_made_them() -> None:
     def entry(words: str, size: int, comment: str = "buildkit.dockerfile.v0") -> dict[str, object]:
         return {"CreatedBy": words, "Size": size, "Comment": comment}

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -129,6 +137,27 @@ def test_progress_is_lines_without_the_noise(tmp_path: Path, capsys: pytest.Capt
     ]
     assert [(step.seconds, step.cached) for step in log.layers(["os"])] == [(9.5, False), (0.0, True)]
     assert log.counted() == (3, 3, "")
+
+
+def test_a_terminal_shows_a_bar_with_the_step_that_runs() -> None:
+    lines = ["#1 [os 1/3] FROM x", "#1 DONE 0.1s", "#2 [os 2/3] RUN touch /tmp/begin; uv [sync]"]
+    code = f"from fl.images import build; build._run(['sh', '-c', {'; '.join(f'echo {line!r}' for line in lines) + '; sleep 0.6'!r}], 'x')"
+    controller, terminal = pty.openpty()
+    with os.fdopen(controller, "rb", buffering=0) as screen:
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        command = [sys.executable, "-c", code]
+        process = subprocess.Popen(command, stderr=terminal, stdout=subprocess.DEVNULL, env={**os.environ, "TERM": "xterm"})
+        os.close(terminal)
+        shown = b""
+        try:
+            while chunk := screen.read(65536):
+                shown += chunk
+        except OSError:  # the other side is closed: how Linux tells the end
+            pass
+    assert process.wait(timeout=30) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert "1/3" in text
+    assert "[os 2/3] RUN uv [sync]" in text
 
 
 def test_steps_stand_in_the_dockerfile_s_order() -> None:
