@@ -3,8 +3,8 @@
     python bench/images.py [--base REF] [--cold] [--no-cuda]
 
 Every step again with the downloads kept, nothing changed, one pin changed; `--cold` first drops the builder's cache mounts, which other
-builds on this machine then miss too. Then the newest CUDA row, whole and verified, where the disk has room for it. The images are built under
-names of their own, which are removed in the end.
+builds on this machine then miss too. Then the newest CUDA row, whole and verified, where the disk has room for it. The images are
+built under names of their own, which are removed in the end.
 """
 
 from __future__ import annotations
