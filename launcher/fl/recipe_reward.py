@@ -45,6 +45,8 @@ def rule(get: Get) -> Iterator[tuple[str, str]]:
 def _references(get: Get) -> Iterator[tuple[str, str]]:
     if get("ref_model") and get("stage") == "dpo" and get("pref_loss") in ("orpo", "simpo"):
         yield "ref_model", f"pref_loss: {get('pref_loss')} compares with no reference"
+    if get("ref_model") and get("fsdp"):
+        yield "ref_model", "not together with fsdp, which spreads the weights of every model that is loaded"
     for key in ("ref_model_adapters", "ref_model_quantization_bit"):
         if get(key) and not get("ref_model"):
             yield key, "only with ref_model, on which it acts"

@@ -94,6 +94,7 @@ def test_every_key_of_ppo_reaches_the_config() -> None:
         ("stage: rm\nfsdp: full_shard", "fsdp", "value head"),
         ("stage: rm\npacking: true", "packing", "one by one"),
         ("stage: rm\nlabel_smoothing_factor: 0.1", "label_smoothing_factor", "of stage sft"),
+        ("stage: dpo\nref_model: a/b\nfsdp: full_shard", "ref_model", "fsdp"),
         ("stage: dpo\nref_model_adapters: c/d", "ref_model_adapters", "only with ref_model"),
         ("stage: kto\nref_model_quantization_bit: 4", "ref_model_quantization_bit", "only with ref_model"),
         ("stage: dpo\nref_model: a/b\nref_model_quantization_bit: 3", "ref_model_quantization_bit", "one of 4, 8"),
@@ -196,3 +197,16 @@ def test_the_page_of_stages_names_every_key_and_stage() -> None:
 
     text = (Path(__file__).resolve().parents[2] / "docs" / "stages.md").read_text("utf-8")
     assert [name for name in (*(key.name for key in (*PREFERENCE, *REWARD)), *STAGES) if name not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [("stage: dpo\nref_model: a/b", "ref_model needs whole weights"), ("stage: rm", "stage rm with ZeRO-3")],
+)
+def test_spread_weights_are_refused_by_the_trainer(lines: str, words: str) -> None:
+    from fl_trainers import adapters
+    from fl_trainers.errors import InputError
+
+    made = config(lines + "\ndeepspeed: {zero_optimization: {stage: 3}}")
+    with pytest.raises(InputError, match=words):
+        adapters.check(made)

@@ -32,12 +32,17 @@ def _zero3(config: Config) -> bool:
 
 def _check_spread(config: Config) -> None:
     """What needs whole weights, which ZeRO-3 never has in one place."""
+    if config.method.stage in ("rm", "ppo"):
+        raise InputError(
+            f"stage {config.method.stage} with ZeRO-3: the value head is made after the weights are spread", "a deepspeed file with stage 2"
+        )
     lora, adapters = config.method.lora, config.model.adapters
     asked = {
         "pissa_init": lora.pissa_init and config.method.finetuning_type == "lora",
         "pure_bf16": config.method.pure_bf16,
         "use_asft_loss": config.method.use_asft_loss and config.method.finetuning_type not in ("lora", "oft"),
         f"stage {config.method.stage}": config.method.stage in ("dpo", "kto") and config.method.finetuning_type not in ("lora", "oft"),
+        "ref_model": config.method.reference is not None,
         "several adapters": len(adapters) > 1 or bool(adapters and lora.create_new_adapter),
         "quantization_bit: 8": config.model.quantization is not None and config.model.quantization.bits == 8,
     }

@@ -20,11 +20,10 @@ def check(config: Config) -> None:
     """What cannot keep a value head, found before the model is loaded."""
     arguments, stage = config.training.arguments, config.method.stage
     if arguments.get("fsdp"):
-        raise InputError(f"stage {stage} with fsdp: the value head's file is not written from spread weights", "deepspeed with stage 2")
-    settings = arguments.get("deepspeed")
-    spread = settings.get("zero_optimization", {}) if isinstance(settings, dict) else {}
-    if isinstance(spread, dict) and spread.get("stage") == 3:
-        raise InputError(f"stage {stage} with ZeRO-3: the value head is made after the weights are spread", "a deepspeed file with stage 2")
+        other = "deepspeed with stage 2" if stage == "rm" else "leave fsdp out"
+        raise InputError(f"stage {stage} with fsdp: the value head's file is not written from spread weights", other)
+    if stage == "ppo" and arguments.get("deepspeed"):
+        raise InputError("stage ppo steps several times on the same answers: not with deepspeed", "leave deepspeed out")
 
 
 def start_of(config: Config) -> str | None:
