@@ -137,20 +137,21 @@ def of_layer(matrix: Matrix, name: str, resolve: Resolve, make: Lock) -> Proposa
 def _propose(matrix: Matrix, scope: Scope, resolve: Resolve, make: Lock) -> Proposal:
     excluded: dict[str, set[str]] = {}
     held: list[Held] = []
+    unreached: dict[tuple[str, str], Unlocked] = {}
 
     def refused(reason: str) -> Proposal:
         return Proposal(title=scope.title, refused=reason, held=tuple(held), before=matrix, after=matrix)
 
     for _ in range(_ROUNDS):
         try:
-            found, unreached = _newest(matrix, scope, excluded, resolve)
+            found = _newest(matrix, scope, excluded, unreached, resolve)
         except MatrixError as error:
             return refused(error.message)
         changed = {name: version for name, version in found.items() if version != scope.pins[name]}
         wrong = _forbidden(matrix, scope.table, changed)
         if not wrong:
             try:
-                return _locked(matrix, scope, changed, held, unreached, make)
+                return _locked(matrix, scope, changed, held, list(unreached.values()), make)
             except MatrixError as error:
                 return refused(error.message)
         for name, version, reason in wrong:
@@ -173,27 +174,29 @@ def loosened(
 
 
 def _newest(
-    matrix: Matrix, scope: Scope, excluded: Mapping[str, Iterable[str]], resolve: Resolve
-) -> tuple[dict[str, str], list[Unlocked]]:
-    """The newest versions that every platform of every row can have, and the platforms that could not be asked. MatrixError: none could."""
+    matrix: Matrix, scope: Scope, excluded: Mapping[str, Iterable[str]], unreached: dict[tuple[str, str], Unlocked], resolve: Resolve
+) -> dict[str, str]:
+    """The newest versions that every platform of every row can have. MatrixError: none could be asked.
+
+    `unreached` takes in the platforms that could not be asked; those that are in it are not asked again.
+    """
     best: dict[str, str] = {}
-    unreached: list[Unlocked] = []
-    asked = 0
     for stack in scope.rows:
         wanted = loosened(matrix.packages(stack, scope.flavor), scope.pins, excluded, scope.flavor)
         for platform in stack.hosts.platforms:
+            if (stack.id, platform) in unreached:
+                continue
             try:
                 versions = resolve(stack, scope.flavor, wanted, platform)
             except MatrixError as error:
-                unreached.append(Unlocked(stack.id, scope.flavor, platform, error.message))
+                unreached[stack.id, platform] = Unlocked(stack.id, scope.flavor, platform, error.message)
                 continue
-            asked += 1
             for name, version in scope.pins.items():
                 new = _as_pinned(version, versions.get(lock.normalize(name), version))
                 best[name] = min(best.get(name, new), new, key=Version)
-    if not asked:
-        raise MatrixError("; ".join(str(place) for place in unreached) or "the row has no platform")
-    return best, unreached
+    if scope.pins and not best:
+        raise MatrixError("; ".join(str(place) for place in unreached.values()) or "no row has a platform")
+    return best
 
 
 def _as_pinned(before: str, found: str) -> str:

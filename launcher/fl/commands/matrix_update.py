@@ -9,8 +9,10 @@ import click
 from fl import ui
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fl.matrix import Flavor, Matrix, Stack
-    from fl.matrix_update import Proposal
+    from fl.matrix_update import Lock, Proposal, Resolve
 
 
 @click.command()
@@ -43,7 +45,7 @@ def update(
         raise UsageError("--runtime is for a new row", "fl matrix update --torch VERSION --runtime VERSION")
     if layer is not None and (stacks or flavor != "train"):
         raise UsageError("--layer locks every row of the layer again; it takes no STACK", f"fl matrix update --layer {layer}")
-    resolve, make = updating.resolver(matrix), updating.locker(fresh=fresh)
+    resolve, make = _told(updating.resolver(matrix), updating.locker(fresh=fresh))
     found = []
     if layer is not None:
         ui.step(f"layer {layer}: looking for newer versions")
@@ -63,6 +65,20 @@ def update(
         raise MatrixError("\n".join(refused), "fl images lock STACK   says the same with the versions of now")
     if refused:
         raise click.exceptions.Exit(MatrixError.exit_code)
+
+
+def _told(resolve: Resolve, make: Lock) -> tuple[Resolve, Lock]:
+    """The same with a line for each question: a layer asks some hundred, of some seconds each."""
+
+    def resolving(stack: Stack, flavor: Flavor, wanted: Mapping[str, str], platform: str) -> Mapping[str, str]:
+        ui.say(f"  {stack.id}, {flavor}, {platform}")
+        return resolve(stack, flavor, wanted, platform)
+
+    def making(matrix: Matrix, stack: Stack, flavor: Flavor, platform: str, before: str | None) -> str:
+        ui.say(f"  lock of {stack.id}, {flavor}, {platform}")
+        return make(matrix, stack, flavor, platform, before)
+
+    return resolving, making
 
 
 def _targets(matrix: Matrix, stacks: tuple[str, ...], flavor: Flavor) -> list[Stack]:
