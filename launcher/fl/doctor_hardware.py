@@ -177,7 +177,8 @@ def access(facts: Facts) -> Iterator[Finding]:
                 check="access", status="warning", finding=f"cannot be told whether usable: {names(unknown)}", remedy="fl hw --json"
             )
         dead = [a for a in devices if a.usable is False]
-        told = any(p.lane == lane and p.severity == "error" for p in hardware.problems)
+        # Where others can be used a warning is enough: a container that was given some of the host's devices is well.
+        told = any(p.lane == lane and (p.severity == "error" or usable) for p in hardware.problems)
         if dead and told:
             yield Finding(
                 check="access", status="skipped", finding=f"cannot be used, as said above: {names(dead)}", evidence=dead[0].evidence

@@ -474,6 +474,20 @@ def test_a_group_that_comes_with_the_next_login_is_told() -> None:
     assert "usermod" in next(f for f in doctor_hardware.access(now) if f.status == "error").remedy
 
 
+@pytest.mark.parametrize(("given", "status", "code"), [(1, "warning", 0), (0, "error", 3)])
+def test_a_container_with_some_of_the_hosts_devices_is_well(tmp_path: Path, given: int, status: str, code: int) -> None:
+    files = {"/sys/module/nvidia/version": "580.95.05\n"}
+    for n in range(8):
+        files |= pci(f"0000:{0x10 + n:02x}:00.0", 0x10DE, 0x2330, 0x030200, "nvidia")
+        files[f"/proc/driver/nvidia/gpus/0000:{0x10 + n:02x}:00.0/information"] = f"Model: NVIDIA H100\nDevice Minor: {n}\n"
+    nodes: dict[str, Any] = {path: {} for path in ("/dev/nvidiactl", "/dev/nvidia-uvm")}
+    nodes |= {f"/dev/nvidia{n}": {} for n in range(given)}
+    findings = doctor.examine(gather(make(tmp_path / "r", files, nodes)))
+    assert doctor.exit_code(findings) == code
+    assert [f.status for f in findings if "cannot be used" in f.finding] == ["skipped"]
+    assert [f.status for f in findings if f.check == "access" and "is not here" in f.finding] == [status]
+
+
 def test_two_lanes_are_told() -> None:
     facts = gather(RECORDS / "two-lanes")
     assert any(f.check == "access" and "several lanes" in f.finding for f in doctor.examine(facts))
