@@ -1,11 +1,14 @@
-"""What `fl fetch` takes of a repository, and what counts as whole in the hub's cache. The fetching itself: tests/training/test_fetch_runs.py."""
+"""What `fl fetch` takes of a repository, and what counts as whole in the hub's cache. The fetching: tests/training/test_fetch_runs.py."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.conftest import HOSTS
 
 from fl import inputs
 from fl_trainers.fetch import chosen
@@ -67,3 +70,10 @@ def test_a_data_set_is_whole_with_any_file_and_all_names_are_wanted(tmp_path: Pa
     cached(tmp_path, "a/rows", {"train.jsonl": "{}"}, "datasets")
     assert inputs.in_hub_cache(("a/rows",), tmp_path)
     assert not inputs.in_hub_cache(("a/rows", "a/other"), tmp_path)
+
+
+@pytest.mark.parametrize("words", [("fetch", "tiny-sft"), ("resume",)])
+def test_nothing_is_started_on_a_recorded_machine(fl: Callable[..., subprocess.CompletedProcess[str]], words: tuple[str, ...]) -> None:
+    done = fl(*words, "--json", env={"FL_REPLAY": str(HOSTS / "cpu-only")})
+    assert done.returncode == 2
+    assert "is a recorded machine" in json.loads(done.stdout)["error"]["message"]

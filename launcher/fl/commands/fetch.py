@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from fl import ui
-from fl.commands.run import ENGINES, LANES
+from fl.commands.run import ENGINES, LANES, replayed
 
 
 @click.command(short_help="Fetch what a recipe needs, for a site without internet.")
@@ -30,6 +30,7 @@ def fetch(
     from fl import fetch as fetching
     from fl.decide import Options
 
+    replayed(dry=False)
     options = Options(
         hw=hw, engine=engine, python=python.absolute() if python else None, stack=stack, image=image, force=True, trust=True
     )  # fmt: skip

@@ -44,12 +44,9 @@ def run(
     RECIPE is a YAML file in LLaMA-Factory's language, or the name of a shipped one: `fl run quickstart`.
     """
     from fl.decide import Options, decide
-    from fl.errors import FlError, UsageError
-    from fl.host import environment_replay
+    from fl.errors import FlError
 
-    replay = environment_replay(os.environ)
-    if replay is not None and not (dry_run or print_command):
-        raise UsageError(f"FL_REPLAY={replay} is a recorded machine, on which nothing can be started", "add --dry-run, or unset FL_REPLAY")
+    replay = replayed(dry_run or print_command)
     options = Options(
         hw=hw, engine=engine, python=python.absolute() if python else None, stack=stack, image=image, devices=devices,
         strict=strict, force=force, trust=trust, replay=replay,
@@ -71,6 +68,17 @@ def run(
         ui.out("\ndry run: nothing was started or written")
     else:
         start(decision, as_json, detach)
+
+
+def replayed(dry: bool) -> Path | None:
+    """The record that FL_REPLAY names. UsageError where something is to be started: a record is no machine."""
+    from fl.errors import UsageError
+    from fl.host import environment_replay
+
+    replay = environment_replay(os.environ)
+    if replay is not None and not dry:
+        raise UsageError(f"FL_REPLAY={replay} is a recorded machine, on which nothing can be started", "add --dry-run, or unset FL_REPLAY")
+    return replay
 
 
 def start(decision: Decision, as_json: bool, detach: bool) -> None:

@@ -112,16 +112,18 @@ def resume(dry_run: bool, trust: bool, detach: bool, as_json: bool, run: str) ->
     A new run with the same recipe, stack, engine and devices starts from the newest checkpoint in the output folder.
     """
     import os
+    from dataclasses import replace
 
     from fl import resume as resuming
     from fl import run_status
     from fl.commands import run as running
     from fl.decide import decide
 
+    replay = running.replayed(dry_run)
     again = resuming.again(run_status.find(run), trust=trust)
     os.chdir(again.directory)
     ui.step(f"from {again.checkpoint}")
-    decision = decide(again.source, again.overrides, again.options)
+    decision = decide(again.source, again.overrides, replace(again.options, replay=replay))
     if dry_run and as_json:
         ui.document(decision.plan.to_json())
     elif dry_run:
