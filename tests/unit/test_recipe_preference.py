@@ -210,3 +210,51 @@ def test_spread_weights_are_refused_by_the_trainer(lines: str, words: str) -> No
     made = config(lines + "\ndeepspeed: {zero_optimization: {stage: 3}}")
     with pytest.raises(InputError, match=words):
         adapters.check(made)
+
+
+BOARD = """
+preprocessing_num_workers: 16
+finetuning_type: lora
+template: qwen3
+flash_attn: auto
+cutoff_len: 2048
+learning_rate: 5.0e-05
+num_train_epochs: 3.0
+max_samples: 100000
+per_device_train_batch_size: 2
+gradient_accumulation_steps: 8
+lr_scheduler_type: cosine
+max_grad_norm: 1.0
+logging_steps: 5
+save_steps: 100
+warmup_steps: 0
+packing: false
+enable_thinking: true
+report_to: none
+bf16: true
+plot_loss: true
+trust_remote_code: true
+ddp_timeout: 180000000
+include_num_input_tokens_seen: true
+optim: adamw_torch
+lora_rank: 8
+lora_alpha: 16
+lora_dropout: 0
+lora_target: all
+"""
+"""What LlamaBoard writes into every recipe."""
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "stage: rm",
+        "stage: ppo\nreward_model: saves/m/lora/reward\nreward_model_type: lora\nppo_score_norm: false\nppo_whiten_rewards: false\n"
+        "top_k: 0\ntop_p: 0.9",
+        "stage: dpo\npref_beta: 0.1\npref_ftx: 0\npref_loss: sigmoid",
+        "stage: kto\npref_beta: 0.1\npref_ftx: 0\npref_loss: sigmoid",
+    ],
+)
+def test_recipes_of_llamaboard_resolve(lines: str) -> None:
+    made = config(BOARD + lines)
+    assert made.method.stage == lines.split()[1]
