@@ -439,6 +439,31 @@ def test_an_allowed_partial_lock_builds_with_what_it_lacks_named(tmp_path: Path,
     assert "--constraints" not in render.dockerfile(MATRIX, row)
 
 
+def test_building_from_a_lock_that_was_edited_by_hand_ends_with_8(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(context, "host_platform", lambda: "linux/amd64")
+    monkeypatch.setenv("PATH", "")
+    file = copy / "cpu/locks/cpu-torch213.train.linux-amd64.txt"
+    file.write_text(file.read_text().replace("tqdm==", "tqdm==0."))
+    with pytest.raises(SystemExit) as raised:
+        main(["images", "build", "cpu-torch213"])
+    assert raised.value.code == 8
+    error = capsys.readouterr().err
+    assert "cpu-torch213.train.linux-amd64.txt is not what the resolver wrote" in error
+    assert "tqdm: changed by hand" in error
+    assert "fl images lock cpu-torch213" in error
+
+
+def test_a_partial_lock_stays_one_whatever_else_its_header_loses() -> None:
+    file = lock.path("xpu-torch212", "train", "linux/amd64", partial=True)
+    assert file is not None
+    text = file.read_text()
+    assert lock.is_partial(re.sub("# (row|state|stack).*\n", "", text))
+    assert lock.is_partial(re.sub("# (row|unlocked).*\n", "", text))
+    assert not lock.is_partial(entry("peft", "1"))
+
+
 def test_building_from_a_partial_lock_ends_with_8_before_docker_is_asked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ VENDOR: Final = frozenset({"torch", "triton"})
 CUDA: Final = re.compile(r"nvidia-(?!ml-py).*|cuda-.*")
 _RUNTIME: Final = re.compile(rf"torch|torch-npu|(pytorch-)?triton.*|{CUDA.pattern}|(intel|onemkl|oneccl|dpcpp|impi)-.*|mkl|tbb|tcmlib|umf")
 _ENTRY: Final = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;\\]+)[^\n]*(?:\n[ \t]+[^\n]*)*", re.M)
+_PARTIAL: Final = re.compile(r"^# (unlocked:|state: partial)", re.M)
 _HASH: Final = re.compile(r"--hash=sha256:[0-9a-f]{64}\b")
 
 
@@ -46,11 +47,8 @@ def path(stack: str, flavor: str, platform: str, *, partial: bool = False) -> Pa
 
 
 def is_partial(text: str) -> bool:
-    """Whether the header lists packages that are not locked."""
-    from fl.images import lock_header
-
-    header = lock_header.parse(text)
-    return header is not None and header.partial
+    """Whether the header lists packages that are not locked, however little else is left of it."""
+    return _PARTIAL.search(text) is not None
 
 
 def sha256(file: Path) -> str:

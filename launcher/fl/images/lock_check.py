@@ -77,8 +77,15 @@ def _rules(matrix: Matrix, stack: Stack, flavor: Flavor, platform: str, versions
 
 
 def refuse_partial(file: Path, stack: str, *, allow: bool = False) -> tuple[lock_header.Unlocked, ...]:
-    """What a lock lacks. MatrixError for one that lacks something, unless the caller allows it: what is not locked is not checked."""
-    header = lock_header.parse(file.read_text(encoding="utf-8"))
+    """What a lock lacks. MatrixError for one that lacks something, unless the caller allows it: what is not locked is not checked.
+
+    Also for one that is not as the resolver wrote it: no image comes from a lock that was edited by hand.
+    """
+    text = file.read_text(encoding="utf-8")
+    header = lock_header.parse(text)
+    if header is not None and (touched := list(_touched(header, lock.entries(text)))):
+        lines = "\n".join(f"  {one}" for one in touched)
+        raise MatrixError(f"{file.name} is not what the resolver wrote\n{lines}", f"fl images lock {stack}   makes it again")
     missing = header.unlocked if header else ()
     if missing and not allow:
         names = "\n".join(f"  {one.name}=={one.version}: {one.reason}" for one in missing)
