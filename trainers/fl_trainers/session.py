@@ -110,7 +110,9 @@ def tokenize(session: Session) -> pipeline.Prepared:
     elif config.data.tokenized_path and rank() == 0:
         tokens.save(config, session.tokenizer, prepared)
     held = sum(len(rows) for rows in prepared.eval.values())
-    known: dict[str, Any] = {} if config.data.streaming else {"rows": prepared.rows, "sequences": len(prepared.train), "tokens": prepared.tokens}
+    known: dict[str, Any] = {}
+    if not config.data.streaming:
+        known = {"rows": prepared.rows, "sequences": len(prepared.train), "tokens": prepared.tokens}
     session.events.emit("data", **known, eval_rows=held, streaming=config.data.streaming, dropped_or_cut=prepared.report.counts,
                         seconds=round(time.monotonic() - start, 2))  # fmt: skip
     log.info("data: %s, %d rows for evaluation", ", ".join(f"{count} {name}" for name, count in known.items()) or "a stream", held)
