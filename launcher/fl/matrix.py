@@ -142,7 +142,9 @@ class Drivers(Row):
     """Chips that not every driver and compiler in use knows."""
     forward: Forward | None = None
     windows: dict[str, str] = Field(default_factory=dict)
-    """Driver → runtime releases, where the vendor names ranges in numbers that detection does not see."""
+    """Driver's release → runtime releases that the vendor documents it with, a range (`6.2-7.0`) or one."""
+    modules: dict[str, str] = Field(default_factory=dict)
+    """Version of the kernel module, which detection sees → driver's release, where the vendor counts them apart."""
     rules: tuple[str, ...] = ()
     source: str
     confidence: Confidence
@@ -150,6 +152,17 @@ class Drivers(Row):
     def floor(self, release: str) -> str | None:
         """The oldest driver for a runtime release."""
         return _by_prefix(self.floors, release)
+
+    def undocumented(self, release: str, module: str) -> str | None:
+        """What the vendor documents the module's driver with, where that is a range without this runtime release; else None."""
+        from fl.versions import driver_below
+
+        driver = _by_prefix(self.modules, module)
+        low, dash, high = self.windows.get(driver or "", "").partition("-")
+        minor = ".".join(release.split(".")[:2])
+        if not dash or not (driver_below(minor, low) or driver_below(high, minor)):
+            return None
+        return f"{driver} is documented with {low} to {high}"
 
     def newest_known(self, release: str) -> str | None:
         """The newest driver that a runtime release is documented with."""

@@ -153,6 +153,8 @@ def _driver_notes(table: Drivers, runtime: str, release: str, version: str) -> I
             f"{runtime} runs on {table.title} {version} by minor version compatibility; {table.translates} that the driver must translate "
             f"needs {shipped}, so what is compiled in a run may fail (error 222)",
         )
+    if (other := table.undocumented(release, version)) is not None:
+        yield _Note("maybe", f"{table.title} {other}, not with {runtime} (its module is {version}); a year apart is allowed from 6.4 on")
     if newest is not None and driver_above(version, newest):
         yield _Note("maybe", f"{runtime} is documented with {table.title} up to {newest}, this machine has {version}")
 

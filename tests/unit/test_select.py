@@ -85,6 +85,9 @@ MACHINES: dict[str, Machine] = {
     "MI355X": Machine("rocm", ("gfx950",) * 8, "6.19.14"),
     "Strix Halo": Machine("rocm", ("gfx1151",)),
     "MI300X, driver of ROCm 5": Machine("rocm", ("gfx942",), "5.18.13"),
+    "MI300X, driver 30.10": Machine("rocm", ("gfx942",), "6.14.14"),
+    "MI300X, driver 30.30": Machine("rocm", ("gfx942",), "6.16.13"),
+    "MI300X, driver of ROCm 6.2": Machine("rocm", ("gfx942",), "6.8.5"),
     "910B, HDK 24.1": Machine("ascend", ("ascend910b",), "24.1.rc3.7", "aarch64"),
     "910B, HDK 24.1.RC1": Machine("ascend", ("ascend910b",), "24.1.RC1", "aarch64"),
     "910B, HDK 25.2 candidate": Machine("ascend", ("ascend910b",), "25.2.rc1", "aarch64"),
@@ -170,6 +173,9 @@ PAIRS: list[tuple[str, str, str]] = [
     ("Strix Halo", "rocm72-torch210", "has no code for gfx1151"),
     ("Strix Halo", "rocm72-torch214", FITS),
     ("MI300X, driver of ROCm 5", "rocm72-torch210", FITS),
+    ("MI300X, driver 30.10", "rocm72-torch210", FITS),
+    ("MI300X, driver 30.30", "rocm72-torch210", FITS),
+    ("MI300X, driver of ROCm 6.2", "rocm72-torch214", FITS),
     ("Intel GPU unknown", "xpu-torch212", FITS),
     ("910B on x86", "cann91-torch210", FITS),
     ("910B, HDK 24.1", "cann91-torch210", "needs Ascend driver (HDK) >= 25.2, this machine has 24.1.rc3.7"),
@@ -232,6 +238,8 @@ def test_choice(machine: str, stack: str | None) -> None:
         ("Intel GPU unknown", "the chip of Card 0 is not known"),
         ("H100, CUDA 12 driver", "PTX that the driver must translate needs 570.26"),
         ("B300, CUDA 12 driver", "compilers of cuda 12.8 do not know sm_103 (12.9 is the first)"),
+        ("MI300X, driver 30.10", "AMD GPU driver 30.10 is documented with 6.2 to 7.0, not with rocm 7.2.4 (its module is 6.14.14)"),
+        ("MI300X, driver of ROCm 6.2", "AMD GPU driver 6.2 is documented with 6.0 to 7.0, not with rocm 7.2.4"),
         ("910B, HDK 26.2", "cann 9.1.0 is documented with Ascend driver (HDK) up to 26.1.0, this machine has 26.2.0"),
     ],
 )
@@ -240,7 +248,9 @@ def test_what_the_data_cannot_tell_is_a_warning(machine: str, warning: str) -> N
     assert warning in "; ".join(choice.warnings)
 
 
-@pytest.mark.parametrize("machine", ["H100, new driver", "L40S", "910B", "910B, HDK 26.1", "MI300X", "MI300X, driver of ROCm 5", "T4"])
+@pytest.mark.parametrize(
+    "machine", ["H100, new driver", "L40S", "910B", "910B, HDK 26.1", "MI300X", "MI300X, driver of ROCm 5", "MI300X, driver 30.30", "T4"]
+)
 def test_what_is_inside_its_windows_gets_no_warning(machine: str) -> None:
     assert MACHINES[machine].choose().warnings == ()
 
