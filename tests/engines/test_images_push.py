@@ -109,6 +109,9 @@ def test_two_platforms_of_one_release_stand_under_one_name(image: str, host: str
     assert digest_of(tags.reference(BOTH, registry=host)) == document["digest"] != document["image"]["digest"]
     done = docker("manifest", "inspect", "--insecure", tags.moving(BOTH, registry=host))
     assert {entry["platform"]["architecture"] for entry in json.loads(done.stdout)["manifests"]} == {"amd64", "arm64"}
+    done = fl("images", "tags", BOTH, "--registry", host, "--release", "--json")
+    assert "was named already" in done.stderr
+    assert {tuple(entry["platforms"]) for entry in json.loads(done.stdout)["tags"]} == {("linux/amd64", "linux/arm64")}
 
 
 def test_credentials_are_docker_s(image: str, storage: Path, tmp_path: Path) -> None:
