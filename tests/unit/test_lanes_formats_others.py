@@ -210,6 +210,26 @@ def test_gaudi_is_named_and_no_lane(tmp_path: Path, device: int, count: int) -> 
     assert f"{count} x Intel Gaudi" in hardware.problems[0].message and hardware.problems[0].lane is None
 
 
+@pytest.mark.parametrize(
+    ("files", "mib"),
+    [
+        ({"tile0/physical_vram_size_bytes": "25669140480\n"}, 24480),
+        ({"tile0/physical_vram_size_bytes": "68719476736\n", "tile1/physical_vram_size_bytes": "68719476736\n"}, 131072),
+        ({"drm/card1/lmem_total_bytes": "17179869184\n"}, 16384),
+        ({"tile0/physical_vram_size_bytes": "0x5\n"}, None),
+        ({"tile0/physical_vram_size_bytes": "9" * 40}, None),
+        ({}, None),
+    ],
+)
+def test_memory_of_an_intel_gpu_by_its_kernel_driver(tmp_path: Path, files: dict[str, str], mib: int | None) -> None:
+    place = "/sys/bus/pci/devices/0000:03:00.0"
+    drm = {f"{place}/drm/card1/dev": "226:1\n", f"{place}/drm/renderD128/dev": "226:128\n"}
+    given = {f"{place}/{name}": text for name, text in files.items()}
+    record = make(tmp_path / "r", {**pci("0000:03:00.0", 0x8086, 0xE20B, 0x030000, "xe"), **drm, **given}, {"/dev/dri/renderD128": {}})
+    (gpu,) = seen(record).accelerators
+    assert (gpu.memory_mib, gpu.nodes[0], gpu.usable) == (mib, "/dev/dri/renderD128", True)
+
+
 DISCOVERY = """
 +-----------+--------------------------------------------------------------------------------------+
 | Device ID | Device Information                                                                   |

@@ -13,7 +13,7 @@ from fl.host import Host
 from fl.lanes import pci
 from fl.lanes.groups import group_grants, missing_nodes
 from fl.lanes.pci import PciDevice
-from fl.lanes.values import bdf, known, rows, version
+from fl.lanes.values import bdf, known, rows, version, whole
 from fl.lanes.xpu_visible import HIERARCHY, restriction
 
 __all__ = ["DRIVER", "EXCLUSIVE", "PARTITIONS_TOGETHER", "TITLE", "detect", "grants", "restriction", "visibility"]
@@ -134,6 +134,7 @@ def _accelerator(host: Host, index: int, device: PciDevice, fields: Mapping[str,
         index=index,
         name=fields.get("Device Name") or name,
         arch=arch,
+        memory_mib=_memory(host, device, card),
         uuid=fields.get("SOC UUID") or fields.get("UUID"),
         pci=device.bdf,
         numa_node=device.numa_node,
@@ -141,6 +142,15 @@ def _accelerator(host: Host, index: int, device: PciDevice, fields: Mapping[str,
         usable=None if device.driver in _KERNEL_DRIVERS else False,
         evidence=tuple(evidence),
     )
+
+
+def _memory(host: Host, device: PciDevice, card: str | None) -> int | None:
+    """MiB, of all tiles of a card: the driver xe tells each tile's, i915 (where it tells at all) the card's."""
+    tiles = [name for name in host.names(device.path) if re.fullmatch(r"tile\d", name)]
+    sizes = [whole(host.read(f"{device.path}/{tile}/physical_vram_size_bytes").text, 15) or 0 for tile in tiles]
+    if not sum(sizes) and card is not None:
+        sizes = [whole(host.read(f"{device.path}/drm/{card.rsplit('/', 1)[1]}/lmem_total_bytes").text, 15) or 0]
+    return sum(sizes) >> 20 or None
 
 
 def _card(fields: Mapping[str, str]) -> str | None:
