@@ -299,10 +299,11 @@ def dockerfiles(proposal: Proposal) -> str:
     """The difference of the rendered Dockerfiles, as a patch; empty where they stay."""
     parts: list[str] = []
     for old, new in proposal.rows:
-        name = str(render.filename(old))
-        was = render.dockerfile(proposal.before, old).splitlines(keepends=True)
-        now = render.dockerfile(proposal.after, new).splitlines(keepends=True)
-        parts += difflib.unified_diff(was, now, f"a/{name}", f"b/{name}", n=1)
+        for flavor in render.flavors(new):
+            name = str(render.filename(old, flavor))
+            was = render.dockerfile(proposal.before, old, flavor).splitlines(keepends=True)
+            now = render.dockerfile(proposal.after, new, flavor).splitlines(keepends=True)
+            parts += difflib.unified_diff(was, now, f"a/{name}", f"b/{name}", n=1)
     return "".join(parts)
 
 

@@ -146,3 +146,17 @@ def test_a_plan_names_the_mirrors(fl: Callable[..., subprocess.CompletedProcess[
     assert plan["environment"]["HF_ENDPOINT"] == "https://hub.example.org"
     done = fl(*words, str(recipe), cwd=tmp_path, env={**replay, "USE_MODELSCOPE_HUB": "1"})
     assert (done.returncode, json.loads(done.stdout)["error"]["message"].split(":")[0]) == (2, "USE_MODELSCOPE_HUB")
+
+
+def test_an_image_is_built_from_the_mirror_of_its_base_and_with_the_mirror_s_packages(mirrors: settings.Mirrors, tmp_path: Path) -> None:
+    from fl import matrix
+    from fl.images import context
+
+    rows = matrix.load()
+    folder, _ = context.prepare(rows, rows.stack("cpu-torch213"), "train", tmp_path / "mirrored", context.Site(), "linux/amd64")
+    froms = [line.split()[1] for line in (folder / "Dockerfile").read_text().splitlines() if line.startswith("FROM ")]
+    assert "harbor.example.org/hub/library/debian:bookworm-slim" in froms
+    assert "debian:bookworm-slim" not in froms
+    assert "https://mirror.example.org/simple" in (folder.parent / "index").read_text()
+    folder, _ = context.prepare(rows, rows.stack("cpu-torch213"), "train", tmp_path / "given", context.Site(base="mine:1"), "linux/amd64")
+    assert "FROM mine:1 " in (folder / "Dockerfile").read_text()
