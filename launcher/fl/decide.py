@@ -99,7 +99,6 @@ def decide_recipe(recipe: Recipe, options: Options, place: Place | None = None) 
     run = run_name(recipe.name) if place is None else place.run
     folder = paths.runs_home() / run if place is None else place.folder
     config = _config(recipe, run, lane, engine.stack.id, folder, None if place is None else str(place.output))
-    check_trust(config, engine.facts.name, trust=options.trust)
     with refused.told(recipe, config, hardware, chosen, lane, engine, rows):
         config, adaptations = portability.adapt(
             config,
@@ -112,6 +111,7 @@ def decide_recipe(recipe: Recipe, options: Options, place: Place | None = None) 
         if options.strict:
             portability.strict_check(adaptations)
         check_memory(config, facts, hardware, chosen, force=options.force)
+    check_trust(config, engine.facts.name, trust=options.trust)  # of what is left of it: code that is not run needs no trust
     resolve.check_output(config.training.output_dir)
     return _assemble(
         recipe, config, hardware, chosen, lane, engine, options, folder, adaptations,
