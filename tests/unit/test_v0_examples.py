@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from v0_examples import BOARD, MEDIA, TEXT, recipe_of
+from tests.conftest import HOSTS
 
 from fl import cli, matrix, recipe, recipe_check
+from fl.decide import Options, decide
+from fl.errors import RecipeError
 from fl.recipe_media import MEDIA_TEMPLATES
 from fl.recipe_table import TEMPLATES
+from v0_examples import BOARD, MEDIA, TEXT, recipe_of
 
 REFUSED_KEYS = {
     "train_lora/qwen3_lora_sft_ray": {"dataset_dir"}, "extras/fp8/llama3_fp8_deepspeed_sft": {"fp8"},
@@ -74,6 +77,27 @@ def test_what_becomes_of_the_keys_that_newer_libraries_lack() -> None:
     assert keys["use_v1_kernels"].verdict == "ignored"
     lanes = {lane.lane: lane for lane in recipe_check.on_lanes(read("ascend/qwen3_full_sft_fsdp2"), matrix.load())}
     assert lanes["cpu"].verdict == "adapted" and any("fa2" in note for note in lanes["cpu"].notes)
+
+
+@pytest.mark.parametrize(("model", "fine"), [("builtin/tiny-llama", True), ("mine", False)])
+def test_trust_is_asked_for_code_that_would_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, fine: bool) -> None:
+    """All examples say `trust_remote_code: true`; nearly all of their models are transformers' own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text(json.dumps({"model_type": "unheard_of", "auto_map": {"AutoConfig": "mine.Config"}}))
+    (tmp_path / "mine" / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    (tmp_path / "rows.json").write_text('[{"instruction": "a", "output": "b"}]')
+    (tmp_path / "dataset_info.json").write_text('{"identity": {"file_name": "rows.json"}}')
+    changed = {"model_name_or_path": model, "dataset": "identity", "dataset_dir": ".", "dataloader_num_workers": 0}
+    (tmp_path / "r.yaml").write_bytes(recipe_of("train_lora/qwen3_lora_sft", **changed))
+    options = Options(engine="host", hw="cpu", dry_run=True, replay=HOSTS / "cpu-only")
+    if fine:
+        decision = decide("r.yaml", (), options)
+        assert decision.config.model.trust_remote_code is False
+        assert any(one.key == "trust_remote_code" for one in decision.plan.adaptations)
+    else:
+        with pytest.raises(RecipeError, match="needs code of its own"):
+            decide("r.yaml", (), options)
 
 
 def test_a_folder_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
