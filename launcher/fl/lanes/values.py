@@ -26,11 +26,13 @@ MOST: Final = 256
 """Devices that one source may name: more than any machine has, few enough for broken input to cost nothing."""
 _LINES: Final = 20000
 _WIDTH: Final = 500
+_LEAD: Final = 20
+"""Of a text of which one line is wanted, so many times its length is looked at."""
 
 
 def rows(text: str) -> list[str]:
     """The lines of a table made for eyes, cut to a sane number and width."""
-    return [line[:_WIDTH] for line in text.splitlines()[:_LINES]]
+    return [line[:_WIDTH].rstrip("\r") for line in text.split("\n", _LINES)[:_LINES]]
 
 
 def squeezed(line: str) -> str:
@@ -40,7 +42,7 @@ def squeezed(line: str) -> str:
 
 def known(text: str | None, limit: int = 200) -> str | None:
     """The text without control characters; None for empty, masked and not-available values."""
-    value = clean(" ".join((text or "").split()))[:limit]
+    value = clean(" ".join((text or "")[: _LEAD * limit].split()))[:limit]
     return None if not value or _NOTHING.fullmatch(value) else value
 
 
