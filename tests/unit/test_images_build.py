@@ -39,10 +39,10 @@ def test_list_is_the_build_matrix_with_this_machine_s_platform_first() -> None:
         assert entry["lock_sha256"] == (lock.sha256(found) if found else None)
 
 
-def test_list_says_plainly_what_has_no_lock() -> None:
+def test_list_says_plainly_what_has_no_complete_lock() -> None:
     done = CliRunner().invoke(images, ["list"], catch_exceptions=False)
-    assert "without a lock cannot be built yet" in done.output
-    assert any("xpu-torch212" in line and " none " in line for line in done.output.splitlines())
+    assert "without a complete lock cannot be built yet" in done.output
+    assert any("xpu-torch212" in line and " partial " in line for line in done.output.splitlines())
 
 
 def test_references_carry_the_configured_registry() -> None:

@@ -455,6 +455,20 @@ def test_building_from_a_lock_that_was_edited_by_hand_ends_with_8(
     assert "fl images lock cpu-torch213" in error
 
 
+def test_the_list_of_images_tells_partial_locks(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copy / "rocm/locks/rocm72-torch214.train.linux-amd64.txt").unlink()
+    with pytest.raises(SystemExit):
+        main(["images", "list", "--json"])
+    found = {(one["stack"], one["platform"]): one for one in json.loads(capsys.readouterr().out)["images"] if one["flavor"] == "train"}
+    said = {stack: (found[stack, "linux/amd64"]["lock"], found[stack, "linux/amd64"]["lock_sha256"] is None) for stack in (
+        "cpu-torch213", "xpu-torch212", "rocm72-torch214",
+    )}  # fmt: skip
+    assert said == {"cpu-torch213": ("complete", False), "xpu-torch212": ("partial", True), "rocm72-torch214": ("absent", True)}
+    with pytest.raises(SystemExit):
+        main(["images", "list"])
+    assert re.search(r"xpu-torch212 +train +linux/amd64 +edge +partial ", capsys.readouterr().out)
+
+
 def test_a_partial_lock_stays_one_whatever_else_its_header_loses() -> None:
     file = lock.path("xpu-torch212", "train", "linux/amd64", partial=True)
     assert file is not None

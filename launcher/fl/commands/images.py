@@ -53,6 +53,7 @@ def _listed(matrix: Matrix) -> list[dict[str, Any]]:
                     "reference": tags.reference(stack.id, flavor, registry=registry),
                     "base": render.base(stack),
                     "status": stack.status,
+                    "lock": "complete" if found else "partial" if lock.path(stack.id, flavor, platform, partial=True) else "absent",
                     "lock_sha256": lock.sha256(found) if found else None,
                 })  # fmt: skip
     return sorted(entries, key=lambda entry: entry["platform"] != host_platform())
@@ -75,10 +76,11 @@ def list_(as_json: bool, changed_since: str | None) -> None:
         ui.document({"schema": 1, "images": entries})
         return
     header = ("stack", "flavor", "platform", "status", "lock", "base")
-    ui.table(header, [(e["stack"], e["flavor"], e["platform"], e["status"], (e["lock_sha256"] or "none")[:12], e["base"]) for e in entries])
+    lines = [(e["stack"], e["flavor"], e["platform"], e["status"], (e["lock_sha256"] or e["lock"])[:12], e["base"]) for e in entries]
+    ui.table(header, lines)
     missing = [e for e in entries if e["lock_sha256"] is None]
     if missing:
-        ui.say(f"{len(missing)} without a lock cannot be built yet: `fl images lock STACK` where the row's package index can be reached")
+        ui.say(f"{len(missing)} without a complete lock cannot be built yet: `fl images lock STACK` where the row's index can be reached")
 
 
 @images.command()
