@@ -155,7 +155,7 @@ def _propose(matrix: Matrix, scope: Scope, resolve: Resolve, make: Lock) -> Prop
             except MatrixError as error:
                 return refused(error.message)
         for name, version, reason in wrong:
-            excluded.setdefault(name, set()).add(version)
+            excluded.setdefault(name, set()).update([f"!={version}", *_clauses(matrix, scope, name)])
             held.append(Held(name, version, reason))
     return refused(f"no versions that the rules allow in {_ROUNDS} tries")
 
@@ -163,14 +163,26 @@ def _propose(matrix: Matrix, scope: Scope, resolve: Resolve, make: Lock) -> Prop
 def loosened(
     pins: Mapping[str, str], loose: Iterable[str], excluded: Mapping[str, Iterable[str]], flavor: Flavor = "train"
 ) -> dict[str, str]:
-    """What follows `==` for the resolver: a prefix of the release, not older than now, without what a rule forbids. Pure."""
+    """What follows `==` for the resolver: a prefix of the release, not older than now, and the clauses of `excluded`. Pure."""
     wanted = dict(pins)
     for name in loose:
         version = Version(pins[name])
         kept = version.release[: 2 if name in _BY_MINOR and flavor == "train" else 1]
         prefix = ".".join(str(part) for part in kept) + ".*"
-        wanted[name] = ",".join([prefix, f">={version.public}", *(f"!={one}" for one in sorted(excluded.get(name, ())))])
+        wanted[name] = ",".join([prefix, f">={version.public}", *sorted(excluded.get(name, ()))])
     return wanted
+
+
+def _clauses(matrix: Matrix, scope: Scope, name: str) -> set[str]:
+    """What the rules ask of a package as the rows are now: so that a whole range is left out at once."""
+    found = set()
+    for stack in scope.rows:
+        values = matrix_rules.named(matrix, stack, matrix.packages(stack, scope.flavor))
+        for one in matrix.incompatibilities:
+            wanted = one.requires.get(name)
+            if wanted and wanted != "*" and "||" not in wanted and matrix_rules.is_rule_for(one, stack, values, scope.flavor):
+                found.add(wanted)
+    return found
 
 
 def _newest(
