@@ -134,6 +134,19 @@ def bare_model_folder(path: str, texts: list[str]) -> None:
     tokenizer.save_pretrained(path)
 
 
+def expanded_model_folder(path: str, texts: list[str], added: int) -> None:
+    """A small Llama with as many added layers as it had, as LLaMA-Pro's expansion writes it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from fl_trainers import expand, tiny
+
+    tokenizer = tiny.tokenizer(texts, "")
+    settings = LlamaConfig(vocab_size=(len(tokenizer) + 7) // 8 * 8, hidden_size=32, intermediate_size=64, num_hidden_layers=added,
+                           num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+    expand.grown(LlamaForCausalLM(settings), added).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
 def _tiny_rows() -> tuple[Any, list[dict[str, Any]], Any]:
     """A small Qwen3 in float32, three rows of different lengths, and torch."""
     from array import array
