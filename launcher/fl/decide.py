@@ -107,6 +107,7 @@ def decide_recipe(recipe: Recipe, options: Options, place: Place | None = None) 
             model_known=portability.model_known(rows, engine.stack, facts.model_type),
             packages=None if engine.differences or (engine.lock is None and engine.facts.name == "host") else _locked(engine),
             stacks=rows.stacks,
+            quantized=facts.quantized,
         )
         if options.strict:
             portability.strict_check(adaptations)

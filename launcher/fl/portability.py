@@ -60,6 +60,7 @@ class _Case:
     model_known: bool | None
     packages: Collection[str] | None
     stacks: Sequence[Stack]
+    quantized: str | None = None
 
     def lacks(self, feature: str) -> bool:
         """True only where the row says so."""
@@ -91,13 +92,15 @@ def adapt(
     model_known: bool | None = None,
     packages: Collection[str] | None = None,
     stacks: Sequence[Stack] = (),
+    quantized: str | None = None,
 ) -> tuple[Config, tuple[Adaptation, ...]]:
     """The config for this stack and these devices, and what was changed. RecipeError for what cannot be adapted.
 
     `model_known`: the row's transformers has the model type itself. `packages`: distributions of the environment, None where
-    it is not the row's own. `stacks`: all rows, to name those that could.
+    it is not the row's own. `stacks`: all rows, to name those that could. `quantized`: how the checkpoint was,
+    where that is known.
     """
-    case = _Case(config, stack, numbers, model_known, packages, stacks)
+    case = _Case(config, stack, numbers, model_known, packages, stacks, quantized)
     changes = [change for rule in _RULES for change in rule(case)]
     document = config.model_dump()
     for _, fields in changes:
@@ -253,6 +256,21 @@ def _own_optimizer(case: _Case) -> Iterator[Change]:
     yield from ()
 
 
+_CHECKPOINTS: Final[Mapping[str, str]] = {"awq": "gptqmodel", "gptq": "gptqmodel", "aqlm": "aqlm"}
+"""Ways of quantizing whose checkpoints transformers loads with a package only."""
+
+
+def _checkpoint(case: _Case) -> Iterator[Change]:
+    package = _CHECKPOINTS.get(case.quantized or "")
+    if package is not None and case.without(package):
+        raise RecipeError(
+            f"model_name_or_path: {case.config.model.name} is an {str(case.quantized).upper()} checkpoint, which needs the package "
+            f"{package}, and {case.stack.id} does not have it.",
+            "the model unquantized, with `quantization_bit: 4`",
+        )
+    yield from ()
+
+
 _RULES: Final[tuple[Callable[[_Case], Iterator[Change]], ...]] = (
-    _attention, _precision, _quantization, _sharding, _liger, _remote_code, _trackers, _optimizer, _own_optimizer,
+    _checkpoint, _attention, _precision, _quantization, _sharding, _liger, _remote_code, _trackers, _optimizer, _own_optimizer,
 )  # fmt: skip

@@ -13,6 +13,7 @@ from fl.matrix import Matrix, Stack
 from fl.portability import Precision, adapt
 from fl.recipe import Recipe
 from fl.resolve import draft, read
+from fl.resolve_model import quantized_in
 
 LaneVerdict = Literal["runs", "adapted", "refused"]
 LANE_NAMES: Final[tuple[LaneName, ...]] = get_args(LaneName)
@@ -69,8 +70,9 @@ def _on_row(recipe: Recipe, matrix: Matrix, row: Stack) -> OnLane:
     # A row that names no chips runs on the processor, which has no fp16; whether it has bf16 is known on the machine only
     numbers = Precision(fp16=None if row.hosts.arches else False)
     config = draft(recipe, lane=row.lane, stack=row.id)
+    quantized = quantized_in(config.model.name)
     try:
-        _, adaptations = adapt(config, row, numbers, packages=matrix.packages(row), stacks=matrix.stacks)
+        _, adaptations = adapt(config, row, numbers, packages=matrix.packages(row), stacks=matrix.stacks, quantized=quantized)
     except RecipeError as error:
         return OnLane(row.lane, "refused", row.id, (error.message,))
     notes = [f"{a.key}: {_text(a.before)} → {_text(a.after)} ({a.effect}): {a.reason}" for a in adaptations]

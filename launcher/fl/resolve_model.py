@@ -22,6 +22,7 @@ TINY: Final = {
 BUILTINS: Final = ("builtin/smollm2-135m", *TINY)
 _HUB = re.compile(r"[\w][\w.-]*(?:/[\w][\w.-]*)?")
 _SIZE = re.compile(r"(?:^|[-_/])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?=$|[-_./])", re.IGNORECASE)
+_QUANTIZED = re.compile(r"[-_](awq|gptq|aqlm)(?=$|[-_.])", re.IGNORECASE)
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json")
 
 
@@ -126,7 +127,7 @@ def model_facts(path: str, kind: ModelKind, name: str = "") -> ModelFacts:
     config = _read_json(folder / "config.json") if folder else None
     if not isinstance(config, dict) or folder is None:
         size = _size_in(name or path)
-        return ModelFacts(parameters=size, parameters_from="name" if size else None)
+        return ModelFacts(parameters=size, parameters_from="name" if size else None, quantized=quantized_in(name or path))
     return _facts(folder, config, name or path)
 
 
@@ -189,6 +190,12 @@ def _computed(shape: dict[str, int]) -> int | None:
     )
     mlp = 3 * hidden * inner * (experts or 1)
     return vocab * hidden * (1 if shape.get("tie_word_embeddings") else 2) + layers * (attention + mlp + 2 * hidden)
+
+
+def quantized_in(name: str) -> str | None:
+    """`Meta-Llama-3-8B-Instruct-AWQ` → awq: what the hub's names say of checkpoints that were quantized already."""
+    found = _QUANTIZED.search(name)
+    return found[1].lower() if found else None
 
 
 def _size_in(name: str) -> int | None:

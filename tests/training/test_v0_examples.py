@@ -110,4 +110,4 @@ def test_each_trains_two_steps(trainer: Trainer, train_python: Path, tmp_path: P
     assert done.returncode == 0, done.stderr[-2000:]
     faults = {name: wrong for name, folder in folders.items() if (wrong := fault(folder, name)) is not None}
     assert faults == {}
-    assert len([name for name in folders if name in TEXT]) == 32  # 31, and the one whose remote data are here now
+    assert len([name for name in folders if name in TEXT]) == 32  # 26, and those refused for their model or remote data alone

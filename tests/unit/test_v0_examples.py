@@ -11,8 +11,11 @@ from tests.conftest import HOSTS
 from fl import cli, matrix, recipe, recipe_check
 from fl.decide import Options, decide
 from fl.errors import RecipeError
+from fl.portability import Precision, adapt
 from fl.recipe_media import MEDIA_TEMPLATES
 from fl.recipe_table import TEMPLATES
+from fl.resolve import draft
+from fl.resolve_model import quantized_in
 from v0_examples import BOARD, MEDIA, TEXT, recipe_of
 
 REFUSED_KEYS = {
@@ -24,6 +27,9 @@ REFUSED_KEYS = {
 PACKAGES = {
     "extras/adam_mini/qwen2_full_sft": "adam-mini", "extras/apollo/llama3_full_sft": "apollo-torch",
     "extras/badam/llama3_full_sft": "badam", "extras/galore/llama3_full_sft": "galore-torch",
+    "train_qlora/llama3_lora_sft_aqlm": "aqlm", "train_qlora/llama3_lora_sft_awq": "gptqmodel",
+    "train_qlora/llama3_lora_sft_gptq": "gptqmodel", "extras/qoft/llama3_oft_sft_awq": "gptqmodel",
+    "extras/qoft/llama3_oft_sft_gptq": "gptqmodel",
 }  # fmt: skip
 """Examples that need a package: refused where the stack's lock lacks it."""
 ON_SOME = {
@@ -71,6 +77,15 @@ def test_examples_with_pictures_say_so() -> None:
         assert not text.refused
 
 
+def test_counts_of_the_docs() -> None:
+    rows = matrix.load()
+    lanes = {name: {lane.lane: lane.verdict for lane in recipe_check.on_lanes(read(name), rows)} for name in (*TEXT, *MEDIA)}
+    assert {lane: sum(found[lane] != "refused" for found in lanes.values()) for lane in recipe_check.LANE_NAMES} == {
+        "cuda": 26, "rocm": 26, "ascend": 22, "xpu": 22, "cpu": 26,
+    }  # fmt: skip
+    assert sum(found["cpu"] == "adapted" for found in lanes.values()) == 4
+
+
 def test_what_becomes_of_the_keys_that_newer_libraries_lack() -> None:
     keys = {note.key: note for note in read("ascend/qwen3_full_sft_fsdp2").keys}
     assert "warmup_steps" in keys["warmup_ratio"].note
@@ -98,6 +113,19 @@ def test_trust_is_asked_for_code_that_would_run_alone(tmp_path: Path, monkeypatc
     else:
         with pytest.raises(RecipeError, match="needs code of its own"):
             decide("r.yaml", (), options)
+
+
+def test_a_checkpoint_that_was_quantized_needs_its_package() -> None:
+    rows = matrix.load()
+    row = rows.stack("cpu-torch213")
+    config = draft(read("train_qlora/llama3_lora_sft_awq"), lane="cpu", stack=row.id)
+    with pytest.raises(RecipeError, match="is an AWQ checkpoint, which needs the package gptqmodel, and cpu-torch213 does not have it"):
+        adapt(config, row, Precision(), packages={"torch"}, quantized="awq")
+    for packages, quantized in (({"gptqmodel"}, "awq"), ({"torch"}, "fp8"), (None, "awq")):  # None: an environment of the user's
+        adapt(config, row, Precision(), packages=packages, quantized=quantized)
+    assert [quantized_in(f"org/Llama-3-8B-Instruct{end}") for end in ("-AWQ", "-GPTQ-Int4", "-AQLM-2Bit-1x16", "", "-awqward")] == [
+        "awq", "gptq", "aqlm", None, None,
+    ]  # fmt: skip
 
 
 def test_a_folder_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
