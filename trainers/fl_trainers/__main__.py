@@ -111,6 +111,8 @@ class _Run:
         resume = checkpoints.resume_from(config, events)
         lean.hide(config)
         sharding.without_compiler(config)
+        if config.training.arguments.get("deepspeed"):
+            sharding.forget_dead_builds(os.environ)
         from fl_trainers import device
 
         self.device = device.choose(config)

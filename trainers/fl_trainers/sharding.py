@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import MutableMapping
+import time
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Final
 
 from fl_trainers.config import Config
 from fl_trainers.progress import log
@@ -21,6 +24,26 @@ def join_alone(config: Config, environ: MutableMapping[str, str]) -> None:
     environ.update(
         RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )  # fmt: skip
+
+
+DEAD_AFTER: Final = 900
+"""Seconds without a new file after which nobody builds any more."""
+
+
+def forget_dead_builds(environ: Mapping[str, str]) -> list[Path]:
+    """torch waits without end and without a word for a `lock` that a killed run left in the middle of a build; gives those taken away."""
+    home = Path(environ.get("TORCH_EXTENSIONS_DIR") or "/nowhere")
+    gone = []
+    for lock in sorted(home.glob("*/lock")):
+        try:
+            newest = max(path.stat().st_mtime for path in (lock.parent, *lock.parent.iterdir()))
+            if time.time() - newest > DEAD_AFTER:
+                lock.unlink()
+                gone.append(lock)
+                log.warning("%s: a build that a run left unfinished is made again", lock.parent)
+        except OSError:  # another run was faster, or it is not ours
+            continue
+    return gone
 
 
 def without_compiler(config: Config) -> None:
