@@ -42,7 +42,7 @@ def test_runs_numbers_and_records(fl: Fl, tmp_path: Path) -> None:
         assert record["outcome"] == "passed" and record["environment"]["matches_lock"] is True
         assert reference["name"].startswith("cpu-torch213/") and reference["max_difference"] <= reference["allowed"]
         assert reference["cpu"]["name"].endswith("-fp32") and reference["cpu"]["max_difference"] <= reference["cpu"]["allowed"]
-    audit = fl("audit", "--model", "builtin/tiny-llama", "--lane", "cpu", "--json", cwd=tmp_path)
+    audit = fl("audit", "--model", "builtin/tiny-llama", "--stack", "cpu-torch213", "--json", cwd=tmp_path)
     assert [cell["state"] for cell in json.loads(audit.stdout)["cells"]] == ["proven"]
     pinned = fl("pin", "cpu-torch213", cwd=tmp_path)
     assert pinned.returncode == 0, pinned.stderr

@@ -78,6 +78,13 @@ def test_the_command(fl: Fl, tmp_path: Path) -> None:
     assert fl("matrix", "check", "--evidence", "--ledger", str(tmp_path / "none")).returncode == 9
 
 
+def test_this_project_claims_what_its_ledger_shows(fl: Fl) -> None:
+    """A row, a lock or the set changed: `fl conform` on host and docker, and commit its records."""
+    done = fl("matrix", "check", "--evidence", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert ledger.verify(paths.EVIDENCE)[1] == []
+
+
 def test_the_table_of_the_readme_is_current() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = text.split("<!-- stacks: fl matrix list --md --brief -->\n")[1].split("<!-- /stacks -->")[0]
