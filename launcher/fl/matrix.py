@@ -34,6 +34,8 @@ class Hosts(Row):
     """Chips that the wheels hold code for; empty for the cpu lane."""
     arches_on: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Platform → chips, where its wheels hold code for others than `arches`."""
+    ptx: tuple[str, ...] = ()
+    """Chips for which the wheels hold PTX too: the driver translates it for every later chip. Most releases of PyTorch have none."""
     driver: dict[str, str] = Field(default_factory=dict)
     """Driver name → range, e.g. `{nvidia: ">=580.65.06"}`; see `versions.driver_fits`."""
 

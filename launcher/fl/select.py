@@ -85,6 +85,15 @@ def runs_on(chip: str, arches: Sequence[str]) -> bool:
     return any(match[1] == wanted[1] and match[2] <= wanted[2] for match in built)
 
 
+def translated(chip: str, ptx: Sequence[str]) -> str | None:
+    """The PTX from which the driver can make code for a chip that no machine code is for: that of a chip before it, also of another
+    major (CUDA C++ programming guide, PTX compatibility)."""
+    wanted = _SM.fullmatch(chip)
+    held = sorted(((int(m[1]), int(m[2])), m[0]) for m in map(_SM.fullmatch, ptx) if m)
+    before = [name for version, name in held if wanted is not None and version <= (int(wanted[1]), int(wanted[2]))]
+    return before[-1] if before else None
+
+
 def _check_platform(stack: Stack, needs: Needs) -> Iterator[_Note]:
     platforms = ", ".join(stack.hosts.platforms)
     if needs.platform is None or "unknown" in needs.platform.split("/"):
@@ -101,6 +110,8 @@ def _check_chips(stack: Stack, accelerators: Sequence[Accelerator], needs: Needs
             yield _Note("maybe", f"the chip of {name or 'a device'} is not known; {stack.id} is for {', '.join(arches)}")
         elif runs_on(chip, arches):
             yield _Note("yes", f"has code for {chip}")
+        elif (ptx := translated(chip, stack.hosts.ptx)) is not None:
+            yield _Note("maybe", f"{_NO_CODE} {chip}, but PTX for {ptx}, which the driver translates at every first use; nobody has tried it")
         else:
             yield _Note("no", f"{_NO_CODE} {chip}{f' ({name})' if name else ''}, only for {', '.join(arches)}")
 

@@ -10,7 +10,7 @@ import pytest
 from fl.errors import StackError
 from fl.hardware import Accelerator, Hardware, LaneName
 from fl.matrix import Matrix, load
-from fl.select import Choice, Needs, choose, runs_on, verdicts
+from fl.select import Choice, Needs, choose, runs_on, translated, verdicts
 
 MATRIX = load()
 
@@ -459,3 +459,28 @@ def _matrix(*rows: dict[str, Any], layer: dict[str, str] | None = None) -> Matri
     models = {"Qwen3": {"sizes": "0.6B", "types": {"qwen3": {"transformers": "4.51.0"}}}}
     layers = {"current": layer or {"transformers": "5.24.0"}}
     return Matrix.model_validate({"schema": 1, "layers": layers, "stacks": rows, "models": models})
+
+
+@pytest.mark.parametrize(
+    ("chip", "ptx", "expected"),
+    [
+        ("sm_130", ["sm_120"], "sm_120"),
+        ("sm_121", ["sm_90", "sm_120"], "sm_120"),
+        ("sm_103", ["sm_90", "sm_120"], "sm_90"),
+        ("sm_90", ["sm_120"], None),
+        ("sm_130", [], None),
+        ("gfx942", ["sm_120"], None),
+    ],
+)
+def test_ptx_goes_forward_only(chip: str, ptx: list[str], expected: str | None) -> None:
+    assert translated(chip, ptx) == expected
+
+
+def test_a_later_chip_fits_a_row_with_ptx_and_no_other() -> None:
+    """torch 2.13.0 is the release whose wheels hold PTX; a chip of tomorrow fits it with a warning."""
+    later = Accelerator(lane="cuda", index=0, name="NVIDIA Tomorrow", arch="sm_130", usable=True)
+    hardware = Machine("cuda", ("sm_130",), "610.10").hardware
+    found = {v.stack.id: v for v in verdicts(load(), hardware, (later,), "cuda", Needs(platform="linux/amd64"))}
+    rollout = found["cuda130-torch213-rollout"]
+    assert any("PTX for sm_120" in text for text in rollout.warnings)
+    assert any("has no code for sm_130" in text for text in found["cuda130-torch214"].why) and not found["cuda130-torch214"].fits
