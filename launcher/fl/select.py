@@ -111,7 +111,8 @@ def _check_chips(stack: Stack, accelerators: Sequence[Accelerator], needs: Needs
         elif runs_on(chip, arches):
             yield _Note("yes", f"has code for {chip}")
         elif (ptx := translated(chip, stack.hosts.ptx)) is not None:
-            yield _Note("maybe", f"{_NO_CODE} {chip}, but PTX for {ptx}, which the driver translates at every first use; nobody has tried it")
+            how = f"PTX for {ptx}, which the driver translates at every first use; nobody has tried it"
+            yield _Note("maybe", f"{_NO_CODE} {chip}, but {how}")
         else:
             yield _Note("no", f"{_NO_CODE} {chip}{f' ({name})' if name else ''}, only for {', '.join(arches)}")
 
