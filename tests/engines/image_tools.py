@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import SHARED
 
-from conftest import SHARED
 from fl import __version__
 
 BOX = "flbox:1"
