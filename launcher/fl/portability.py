@@ -256,6 +256,18 @@ def _own_optimizer(case: _Case) -> Iterator[Change]:
     yield from ()
 
 
+def _rollout(case: _Case) -> Iterator[Change]:
+    """vLLM beside the trainer: its own torch must be the row's."""
+    method = case.config.method
+    if method.stage == "grpo" and method.grpo.backend == "vllm" and case.without("vllm"):
+        having = [stack.id for stack in case.stacks if stack.lane == case.stack.lane and stack.train.get("vllm")]
+        raise RecipeError(
+            f"rollout_backend: vllm needs the package vllm, which {case.stack.id} does not have.",
+            "\n".join([*(f"--stack {name}" for name in having), "rollout_backend: transformers, which every stack has"]),
+        )
+    yield from ()
+
+
 _CHECKPOINTS: Final[Mapping[str, str]] = {"awq": "gptqmodel", "gptq": "gptqmodel", "aqlm": "aqlm"}
 """Ways of quantizing whose checkpoints transformers loads with a package only."""
 
@@ -273,4 +285,5 @@ def _checkpoint(case: _Case) -> Iterator[Change]:
 
 _RULES: Final[tuple[Callable[[_Case], Iterator[Change]], ...]] = (
     _checkpoint, _attention, _precision, _quantization, _sharding, _liger, _remote_code, _trackers, _optimizer, _own_optimizer,
+    _rollout,
 )  # fmt: skip

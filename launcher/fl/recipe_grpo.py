@@ -21,6 +21,10 @@ GRPO: Final = (
     Key(name="num_generations", kind="int", default=8, low=2, needs=_GRPO, about="Completions of each question, which are compared."),
     Key(name="max_completion_length", kind="int", default=256, low=1, needs=_GRPO, about="Longest completion, in tokens."),
     Key(name="rollout_temperature", kind="float", default=1.0, above=0, needs=_GRPO, about="Temperature of the completions."),
+    Key(name="rollout_backend", kind="str", default="transformers", choices=("transformers", "vllm"), needs=_GRPO,
+        about="What makes the completions; vllm: a stack that has it, such as cuda130-torch213-rollout."),
+    Key(name="rollout_memory", kind="float", default=0.3, above=0, needs=("rollout_backend", ("vllm",), "rollout_backend: vllm"),
+        about="Share of the device's memory that vLLM takes."),
     Key(name="grpo_beta", kind="float", default=0.0, low=0, needs=_GRPO, about="Weight of the distance to the model as it was; 0: none."),
     Key(name="epsilon", kind="float", default=0.2, above=0, needs=_GRPO, about="How far a ratio may go before it is clipped."),
     Key(name="epsilon_high", kind="float", above=0, needs=_GRPO, about="The same upwards; as epsilon if not set."),
@@ -43,6 +47,8 @@ def fields(get: Get, cwd: Path) -> Grpo:
         num_generations=get("num_generations"),
         max_completion_length=get("max_completion_length"),
         temperature=get("rollout_temperature"),
+        backend=get("rollout_backend"),
+        memory=get("rollout_memory"),
         beta=get("grpo_beta"),
         epsilon=get("epsilon"),
         epsilon_high=get("epsilon_high"),
@@ -73,6 +79,13 @@ def rule(get: Get) -> Iterator[tuple[str, str]]:
             f"a step holds {batch} x {steps} completions (per_device_train_batch_size x gradient_accumulation_steps), which is no multiple "
             f"of {get('num_generations')}"
         )
+    if get("rollout_backend") == "vllm":
+        if str(get("model_name_or_path")).startswith("builtin/tiny-"):
+            yield "rollout_backend", "vllm reads a model from its files, and the tiny built-in ones have none"
+        if get("quantization_bit"):
+            yield "rollout_backend", "vllm takes the trained weights as they are: not together with quantization_bit"
+        if (get("rollout_memory") or 0) >= 1:
+            yield "rollout_memory", "a share of the device's memory, below 1: the trained model needs the rest"
     for key in ("packing", "neat_packing", "compute_accuracy"):
         if get(key):
             yield key, "not with stage grpo: its rows are questions"

@@ -75,3 +75,10 @@ def test_what_is_wrong_with_a_reward_is_named(
     done = grpo(rewards, max_steps=2)
     assert done.code == code, done.output
     assert all(word in done.output for word in words), done.output
+
+
+def test_vllm_is_asked_for_room_for_question_and_answer(trainer: Trainer) -> None:
+    made = trainer.check("grpo_arguments", "vllm")
+    assert (made["use_vllm"], made["vllm_mode"], made["vllm_gpu_memory_utilization"]) == (True, "colocate", 0.4)
+    assert made["vllm_max_model_length"] == 64 + 16
+    assert trainer.check("grpo_arguments", "transformers")["use_vllm"] is False

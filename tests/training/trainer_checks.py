@@ -421,3 +421,18 @@ def classifier(base: str, folder: str) -> float:
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     with torch.no_grad():
         return float((made(input_ids=ids, attention_mask=mask).logits[:, 0] - scorer(ids, mask)).abs().max())
+
+
+def grpo_arguments(backend: str) -> dict[str, Any]:
+    """What TRL is asked for with each way of making completions; vLLM itself is not needed for that."""
+    from fl_trainers import grpo_loop
+    from fl_trainers.config import Data, Grpo, Method, Model, Run, Training
+
+    config = Config(
+        run=Run(name="x", lane="cpu", stack="x", events="/dev/null"), model=Model(name="m", path="m", kind="hub"),
+        data=Data(cutoff_len=64), training=Training(output_dir="/nowhere"),
+        method=Method(stage="grpo", grpo=Grpo(reward_funcs=("exact",), max_completion_length=16, backend=backend, memory=0.4)),
+    )  # fmt: skip
+    made = grpo_loop.arguments_of(config, {"output_dir": "/nowhere", "use_cpu": True, "report_to": "none"})
+    names = ("use_vllm", "vllm_mode", "vllm_gpu_memory_utilization", "vllm_max_model_length")
+    return {name: getattr(made, name) for name in names}

@@ -194,3 +194,13 @@ def test_strict_refuses_what_touches_numerics() -> None:
     assert error.value.exit_code == 5
     assert "flash_attn" not in error.value.message
     assert error.value.remedy.endswith("bf16=false")
+
+
+def test_vllm_makes_completions_only_where_the_row_has_it() -> None:
+    asks = config(method={"stage": "grpo", "grpo": {"reward_funcs": ("exact",), "backend": "vllm"}})
+    rollout = stack("rollout").model_copy(update={"train": {"vllm": "0.27.1"}})
+    rows = (stack(), rollout, stack("other", "rocm").model_copy(update={"train": {"vllm": "0.27.1"}}))
+    with pytest.raises(RecipeError, match="needs the package vllm, which row does not have") as raised:
+        adapt(asks, stack(), ABLE, packages=PACKAGES, stacks=rows)
+    assert raised.value.remedy.splitlines()[0] == "--stack rollout" and "other" not in raised.value.remedy
+    assert adapt(asks, rollout, ABLE, packages={*PACKAGES, "vllm"}, stacks=rows)[1] == ()

@@ -22,6 +22,9 @@ BASE = {
         ({"num_generations": 3}, "num_generations"),
         ({"packing": True}, "packing"),
         ({"compute_accuracy": True}, "compute_accuracy"),
+        ({"rollout_backend": "vllm", "model_name_or_path": "builtin/tiny-llama"}, "rollout_backend"),
+        ({"rollout_backend": "vllm", "quantization_bit": 4}, "rollout_backend"),
+        ({"rollout_backend": "vllm", "rollout_memory": 1.0}, "rollout_memory"),
     ],
 )
 def test_what_does_not_fit_together_is_blamed_on_its_key(more: dict[str, object], key: str) -> None:
@@ -37,6 +40,7 @@ def test_what_fits_is_not_blamed() -> None:
 def test_reward_files_are_found_from_where_fl_starts(tmp_path: Path) -> None:
     get = {
         "reward_funcs": ("exact", "r.py:f"), "num_generations": 8, "max_completion_length": 9, "rollout_temperature": 1.0, "grpo_beta": 0.0,
+        "rollout_backend": "transformers", "rollout_memory": 0.3,
         "epsilon": 0.2, "num_iterations": 1, "grpo_loss": "dapo", "scale_rewards": "group", "mask_truncated_completions": False,
     }.get  # fmt: skip
     assert fields(get, tmp_path).reward_funcs == ("exact", f"{tmp_path.resolve()}/r.py:f")

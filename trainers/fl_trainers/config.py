@@ -224,6 +224,10 @@ class Grpo(Part):
     num_generations: int = Field(default=8, ge=2)
     max_completion_length: int = Field(default=256, ge=1)
     temperature: float = Field(default=1.0, gt=0)
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """What makes the completions."""
+    memory: float = Field(default=0.3, gt=0, lt=1)
+    """Share of the device's memory that vLLM takes."""
     beta: float = Field(default=0.0, ge=0)
     epsilon: float = 0.2
     epsilon_high: float | None = None

@@ -20,9 +20,15 @@ def arguments_of(config: Config, given: dict[str, Any]) -> GRPOConfig:
     """TrainingArguments with what GRPO needs besides. given: what loop.arguments_of made of the recipe."""
     grpo, data = config.method.grpo, config.data
     thinking = {} if data.enable_thinking is None else {"enable_thinking": data.enable_thinking}
+    rollout: dict[str, Any] = {}
+    if grpo.backend == "vllm":  # in this process, on the same devices: the weights are handed over after each step
+        rollout = {
+            "use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": grpo.memory,
+            "vllm_max_model_length": data.cutoff_len + grpo.max_completion_length,
+        }  # fmt: skip
     try:
         return GRPOConfig(
-            **given, num_generations=grpo.num_generations, max_completion_length=grpo.max_completion_length, beta=grpo.beta,
+            **given, **rollout, num_generations=grpo.num_generations, max_completion_length=grpo.max_completion_length, beta=grpo.beta,
             epsilon=grpo.epsilon, epsilon_high=grpo.epsilon_high, loss_type=grpo.loss_type, scale_rewards=grpo.scale_rewards,
             num_iterations=grpo.num_iterations, temperature=grpo.temperature, reward_weights=list(grpo.reward_weights) or None,
             mask_truncated_completions=grpo.mask_truncated_completions, chat_template_kwargs=thinking, shuffle_dataset=data.shuffle,

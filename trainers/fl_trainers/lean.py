@@ -35,6 +35,8 @@ def needed(config: Config) -> set[str]:
     fast = config.run.lane == "cuda" and config.training.speed != "off" and config.method.stage in ("sft", "pt")
     if config.model.liger or arguments.get("use_liger_kernel") or fast:
         names.add("liger_kernel")
+    if config.method.stage == "grpo" and config.method.grpo.backend == "vllm":
+        names |= set(OPTIONAL)  # vLLM imports most of them
     if config.method.stage == "grpo":
         names |= {"datasets", "pandas"}  # TRL imports them
     if config.training.predict_with_generate:
