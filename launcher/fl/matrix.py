@@ -61,6 +61,8 @@ class Stack(Row):
     hosts: Hosts
     python: str
     base: Base
+    serve_base: Base | None = None
+    """The vendor's serving image, where its engine comes with it: all that `serve` names is in it, and locks leave that alone."""
     layer: str
     torch_from: Literal["index", "base"] = "index"
     """`base`: the vendor's image brings torch, which must survive untouched and is not in the lock."""
@@ -81,6 +83,12 @@ class Stack(Row):
     def until(self, flavor: Flavor) -> str | None:
         """The day from which on uploads do not count for an image of that flavor."""
         return self.serve_exclude_newer or self.exclude_newer if flavor == "serve" else self.exclude_newer
+
+    def of(self, flavor: Flavor) -> Stack:
+        """The row as an image of that flavor sees it: a vendor's serving image brings torch with the engine."""
+        if flavor == "train" or self.serve_base is None:
+            return self
+        return self.model_copy(update={"base": self.serve_base, "torch_from": "base", "index": None})
 
 
 class System(Row):
@@ -263,6 +271,10 @@ class Matrix(Row):
         layer = self.layers[stack.layer] if flavor == "train" else {}
         merged: dict[str, str | None] = {**layer, **own}
         return dict(sorted((name, version) for name, version in merged.items() if version is not None))
+
+    def locked(self, stack: Stack, flavor: Flavor = "train") -> dict[str, str]:
+        """Those of `packages` that a lock must hold: none of a serving engine that comes with its vendor's image."""
+        return {} if flavor == "serve" and stack.serve_base is not None else self.packages(stack, flavor)
 
     def system(self, stack: Stack) -> System | None:
         """The system of a row's base image, or None where no one is recorded."""

@@ -166,14 +166,22 @@ def _names(matrix: Matrix, stack: Stack) -> Found:
 
 
 def _base(matrix: Matrix, stack: Stack) -> Found:
-    """The Python of the base image: what its tag says, else what its system brings. A matrix without a table of systems says nothing."""
-    system, tag = matrix.system(stack), _TAG_PYTHON.search(stack.base.image)
-    have = tag[1] if tag else system.python if system else stack.python
-    if system is None and matrix.systems:
-        known = ", ".join(matrix.systems)
-        yield ("base", "image"), f"the system of {stack.base.image} is not recorded", f"add it to systems, which has {known}"
-    if have != stack.python:
-        yield ("python",), f"the base {stack.base.image} has Python {have}, the row says {stack.python}", f'write "{have}", or another base'
+    """The Python of a base image: what its tag says, else what its system brings. A matrix without a table of systems says nothing."""
+    flavors: tuple[Flavor, ...] = ("train", "serve") if stack.serve_base is not None else ("train",)
+    for flavor, key in zip(flavors, ("base", "serve_base"), strict=False):
+        seen = stack.of(flavor)
+        image = seen.base.image
+        system, tag = matrix.system(seen), _TAG_PYTHON.search(image)
+        have = tag[1] if tag else system.python if system else stack.python
+        if system is None and matrix.systems:
+            known = ", ".join(matrix.systems)
+            yield (key, "image"), f"the system of {image} is not recorded", f"add it to systems, which has {known}"
+        if have != stack.python:
+            yield ("python",), f"the base {image} has Python {have}, the row says {stack.python}", f'write "{have}", or another base'
+        if seen.base.digest is not None and not _DIGEST.fullmatch(seen.base.digest):
+            yield (key, "digest"), f"'{seen.base.digest}' is not a digest", "write sha256: and 64 hex digits, or null"
+    if stack.serve_base is not None and not any(stack.serve.values()):
+        yield ("serve_base",), "a serving image is named, but not what it serves with", "say in serve which engine and torch it holds"
 
 
 def _index(matrix: Matrix, stack: Stack) -> Found:
@@ -206,8 +214,6 @@ def _versions(matrix: Matrix, stack: Stack) -> Found:
             yield (key,), f"'{day}' is not a day", 'write e.g. "2026-11-22"'
     if not _PYTHON.fullmatch(stack.python):
         yield ("python",), f"'{stack.python}' is not a Python release", 'write e.g. "3.13"'
-    if stack.base.digest is not None and not _DIGEST.fullmatch(stack.base.digest):
-        yield ("base", "digest"), f"'{stack.base.digest}' is not a digest", "write sha256: and 64 hex digits, or null"
 
 
 def _hosts(matrix: Matrix, stack: Stack) -> Found:
@@ -288,5 +294,5 @@ def _pins(matrix: Matrix, stack: Stack) -> Found:
     for flavor in flavors:
         own = getattr(stack, flavor)
         if stack.layer in matrix.layers and own:
-            for name, message, rule in matrix_rules.findings(matrix, stack, flavor, matrix.packages(stack, flavor)):
+            for name, message, rule in matrix_rules.findings(matrix, stack.of(flavor), flavor, matrix.packages(stack, flavor)):
                 yield (flavor, name) if name in own else (flavor,), message, f"see incompatibilities.{rule}"

@@ -116,7 +116,7 @@ class Scope:
 def of_row(matrix: Matrix, stack: Stack, flavor: Flavor, resolve: Resolve, make: Lock) -> Proposal:
     """Newer versions of the packages that a row pins itself for a flavor."""
     fixed = {*lock.SOURCE_ONLY, *(("torch", "triton") if stack.torch_from == "base" else ())}
-    table = stack.train if flavor == "train" else stack.serve
+    table = stack.train if flavor == "train" else {} if stack.serve_base is not None else stack.serve
     own = {name: version for name, version in table.items() if version is not None and name not in fixed}
     place: Location = ("stacks", matrix.stacks.index(stack), flavor)
     title = stack.id if flavor == "train" else f"{stack.id}, {flavor}"

@@ -179,8 +179,12 @@ def _check_model(matrix: Matrix, stack: Stack, needs: Needs) -> Iterator[_Note]:
         yield _Note("maybe", f"the matrix does not know the model type {needs.model_type}")
         return
     library, first, last = ("transformers", known.transformers, None) if needs.flavor == "train" else ("vllm", known.vllm, known.vllm_last)
-    has = matrix.packages(stack, needs.flavor).get(library)
+    pins = matrix.packages(stack, needs.flavor)
+    has = pins.get(library)
     if has is None:
+        engine = next((f"{name} {pins[name]}" for name in ("vllm-ascend", "sglang") if name in pins), None)
+        if engine is not None:
+            yield _Note("maybe", f"nobody has checked which models {engine} serves, so neither for {needs.model_type}")
         return
     if first is None:
         yield _Note("maybe", f"no {library} knows the model type {needs.model_type} by itself: it runs only with the model's own code")
@@ -208,8 +212,9 @@ def _check_environment(stack: Stack, needs: Needs) -> Iterator[_Note]:
     if needs.pythons is not None and stack.python not in needs.pythons:
         there = ", ".join(sorted(needs.pythons, key=Version)) or "none"
         yield _Note("no", f"needs Python {stack.python}, at hand: {there}")
-    if needs.engine == "host" and stack.torch_from == "base" and not needs.own_interpreter:
-        yield _Note("no", f"takes torch from the image {stack.base.image}, which the host engine does not have")
+    seen = stack.of(needs.flavor)
+    if needs.engine == "host" and seen.torch_from == "base" and not needs.own_interpreter:
+        yield _Note("no", f"takes torch from the image {seen.base.image}, which the host engine does not have")
 
 
 def _notes(matrix: Matrix, stack: Stack, hardware: Hardware, accelerators: Sequence[Accelerator], needs: Needs) -> Iterator[_Note]:

@@ -81,7 +81,8 @@ def _section(matrix: Matrix, stack: Stack, proof: Entry | None) -> list[str]:
     base = f"`{stack.base.image}`" + (f", `{stack.base.digest}`" if stack.base.digest else ", no digest recorded")
     lines = [f"## {stack.id}", "", f"- base: {base}", f"- packages: {_pairs(matrix.packages(stack))}"]
     if serving := matrix.packages(stack, "serve"):
-        lines.append(f"- serving: {_pairs(serving)}")
+        place = f", in the base `{stack.serve_base.image}`" if stack.serve_base else ""
+        lines.append(f"- serving: {_pairs(serving)}{place}")
     if stack.hosts.driver:
         lines.append(f"- driver: {_pairs(stack.hosts.driver)}")
     if stack.hosts.arches:

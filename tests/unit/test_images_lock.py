@@ -76,6 +76,24 @@ def test_every_image_has_a_lock_that_check_proves_offline_within_two_seconds() -
     assert {one["state"] for one in found} == {"complete", "partial"}
 
 
+def test_the_lock_for_a_vendor_s_serving_image_holds_what_is_added_and_nothing_of_the_engine() -> None:
+    row = MATRIX.stack("rocm72-torch210")
+    file = lock.path(row.id, "serve", "linux/amd64")
+    assert file is not None
+    text = file.read_text()
+    assert "click" in lock.parse(text)
+    assert not lock.parse(text).keys() & {"vllm", "torch", "triton", "transformers"}
+    assert lock_check.findings(MATRIX, row, "serve", "linux/amd64", text) == []
+    other = row.model_copy(update={"serve_base": rows.Base(image="vllm/vllm-openai-rocm:v0.27.1")})
+    assert any("resolved for another row" in one for one in lock_check.findings(MATRIX, other, "serve", "linux/amd64", text))
+    assert any("torch: comes with the base image" in one for one in lock_check.findings(
+        MATRIX, row, "serve", "linux/amd64", text + entry("torch", "2.13.0")
+    ))  # fmt: skip
+    train = lock.path(row.id, "train", "linux/amd64")
+    assert train is not None
+    assert lock_check.findings(MATRIX, other, "train", "linux/amd64", train.read_text()) == [], "training does not look at it"
+
+
 def test_the_cpu_stack_has_a_lock_with_one_hash_for_torch() -> None:
     file = lock.path("cpu-torch213", "train", "linux/amd64")
     assert file is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,12 +44,68 @@ def test_no_golden_file_is_left_over() -> None:
 def test_a_serving_image_is_rendered_where_a_row_pins_an_engine_and_its_lane_has_a_template() -> None:
     assert {name for name, flavor in IMAGES if flavor == "serve"} == {
         "cuda130-torch214", "cuda128-torch210", "cuda128-torch28", "cuda126-torch27", "cuda124-torch26",
+        "rocm72-torch210", "cann91-torch210", "cann91-torch210-a3",
     }
     text = text_of("cuda130-torch214", "serve")
     assert 'org.opencontainers.image.description="vllm 0.33.0, CUDA 13.0, torch 2.14.0, Python 3.13"' in text
     assert 'fl.flavor="serve"' in text
     assert "VLLM_NO_USAGE_STATS=1" in text
     assert render.flavors(MATRIX.stack("rocm72-torch214").model_copy(update={"serve": {"vllm": "0.33.0"}})) == ("train",)
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "told"),
+    [
+        ("rocm72-torch210", "vllm/vllm-openai-rocm:v0.31.0", "vllm 0.31.0, ROCM 7.2.4, torch 2.13.0, Python 3.12"),
+        ("cann91-torch210-a3", "quay.io/ascend/vllm-ascend:v0.23.0-a3", "vllm-ascend 0.23.0, CANN 9.1.0, torch 2.10.0, Python 3.12"),
+    ],
+)
+def test_a_vendor_s_serving_image_is_a_base_whose_engine_stays(name: str, base: str, told: str) -> None:
+    text, train = text_of(name, "serve"), text_of(name)
+    assert f"FROM {base} AS os" in text
+    assert f'org.opencontainers.image.base.name="{base}"' in text
+    assert f'image.description="{told}"' in text
+    assert base not in train
+    assert f"FROM {MATRIX.stack(name).base.image} AS os" in train
+    for unwanted in ("pip sync", "uv venv", "apt-get", "/opt/venv"):
+        assert unwanted not in text
+    for package, version in MATRIX.packages(MATRIX.stack(name), "serve").items():
+        assert f"{package}=={version}" in text, "looked at before anything is added"
+    installs = re.findall(r"/mnt/uv pip install(?:[^;]|\n)*;", text)
+    assert len(installs) == 2
+    assert all("--no-deps" in one and ("--require-hashes" in one or "--no-index" in one) for one in installs)
+    assert ("ASCEND_TOOLKIT_HOME" in text) is name.startswith("cann")
+
+
+def test_what_an_added_package_breaks_in_a_vendor_s_image_is_seen(tmp_path: Path) -> None:
+    """The step of the Dockerfile, with uv's own words for a requirement that is not met."""
+    from uv import find_uv_bin
+
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    (site,) = (tmp_path / "venv/lib").glob("python*/site-packages")
+
+    def install(name: str, version: str, *requires: str) -> None:
+        folder = site / f"{name}-{version}.dist-info"
+        folder.mkdir()
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {one}" for one in requires)]
+        (folder / "METADATA").write_text("\n".join(lines) + "\n")
+        (folder / "WHEEL").write_text("Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+
+    def step(file: str) -> list[str]:
+        (line,) = re.findall(rf"/mnt/uv pip check .* > /tmp/{file} .*true;", text_of("rocm72-torch210", "serve"))
+        here = line.replace("/tmp", str(tmp_path)).replace("/mnt/uv", find_uv_bin())
+        script = f"set -euo pipefail; python={tmp_path}/venv/bin/python; {here}"
+        subprocess.run(["bash", "-c", script], check=True)
+        return (tmp_path / file).read_text().splitlines()
+
+    install("engine", "0.1", "click<9")
+    install("click", "8.0")
+    assert step("before") == []
+    shutil.rmtree(site / "click-8.0.dist-info")
+    install("click", "9.0")
+    (line,) = step("after")
+    assert "engine" in line
+    assert "click<9" in line
 
 
 def test_hadolint_finds_nothing() -> None:

@@ -143,6 +143,21 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "digest's form": (
         'image: "debian:trixie-slim", digest: null', 'image: "debian:trixie-slim", digest: "sha256:12"', "'sha256:12' is not a digest",
     ),
+    "serving image's digest": (
+        'vllm-openai-rocm:v0.31.0", digest: null', 'vllm-openai-rocm:v0.31.0", digest: "sha256:12"', "'sha256:12' is not a digest",
+    ),
+    "serving image of no known system": (
+        'serve_base: {image: "vllm/vllm-openai-rocm:v0.31.0"', 'serve_base: {image: "acme/serve:1"',
+        "the system of acme/serve:1 is not recorded",
+    ),
+    "serving image of another Python": (
+        'serve_base: {image: "vllm/vllm-openai-rocm:v0.31.0"', 'serve_base: {image: "rocm/vllm:ubuntu24.04_py3.14"',
+        "has Python 3.14, the row says 3.12",
+    ),
+    "serving image without an engine": (
+        '  serve: {vllm: "0.31.0", torch: "2.13.0", transformers: "5.14.1"}\n', "", "a serving image is named, but not what it serves with",
+    ),
+    "serving image's field": ('serve_base: {image: "vllm', 'serve_base: {imag: "vllm', "unknown field 'imag'. Did you mean image?"),
     "trainer's package": ('gguf: "0.19.0", matplotlib: "3.11.2", pydantic', 'matplotlib: "3.11.2", pydantic', "gguf is not pinned"),
     "unknown feature": ("triton: false}", "tritn: false}", "unknown feature 'tritn'. Did you mean triton?"),
     "missing feature": (", triton: false}", "}", "the feature 'triton' is missing"),

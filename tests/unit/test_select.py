@@ -353,6 +353,15 @@ def test_serving_looks_at_vllm_and_needs_a_serve_flavor() -> None:
         MACHINES["laptop"].choose(flavor="serve")
 
 
+def test_an_engine_whose_models_nobody_has_checked_is_only_warned_of() -> None:
+    machine = MACHINES["910B"]
+    choice = machine.choose(flavor="serve", model_type="qwen3")
+    assert choice.stack.id == "cann91-torch210"
+    assert "nobody has checked which models vllm-ascend 0.23.0 serves, so neither for qwen3" in choice.warnings
+    with pytest.raises(StackError, match=r"takes torch from the image quay\.io/ascend/vllm-ascend:v0\.23\.0"):
+        machine.choose(flavor="serve", stack_id="cann91-torch210", engine="host")
+
+
 def test_features() -> None:
     assert MACHINES["910B"].choose(features=frozenset({"deepspeed"})).stack.id == "cann91-torch210"
     with pytest.raises(StackError, match=r"cannot do bnb_4bit \(file list of the bitsandbytes"):

@@ -51,7 +51,7 @@ def _listed(matrix: Matrix) -> list[dict[str, Any]]:
                     "flavor": flavor,
                     "platform": platform,
                     "reference": tags.reference(stack.id, flavor, registry=registry),
-                    "base": render.base(stack),
+                    "base": render.base(stack, flavor),
                     "status": stack.status,
                     "lock": "complete" if found else "partial" if lock.path(stack.id, flavor, platform, partial=True) else "absent",
                     "lock_sha256": lock.sha256(found) if found else None,

@@ -228,6 +228,7 @@ def _print_stack(loaded: Matrix, stack: Stack) -> None:
         "platforms": ", ".join(stack.hosts.platforms), "chips": ", ".join(stack.hosts.arches) or "-",
         **{f"chips on {platform}": ", ".join(chips) for platform, chips in stack.hosts.arches_on.items()},
         "driver": _pairs(stack.hosts.driver) or "-", "python": stack.python, "base image": stack.base.image, "torch from": origin,
+        **({"serving base": stack.serve_base.image} if stack.serve_base else {}),
         "packages": _pairs(loaded.packages(stack)), "serving": _pairs(loaded.packages(stack, "serve")) or "-",
     }
     ui.out(ui.paint(stack.id, "bold"))

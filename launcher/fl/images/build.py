@@ -261,7 +261,7 @@ def build(
         dockerfile = (context / "Dockerfile").read_text(encoding="utf-8")
         base = re.findall(r"^FROM (\S+) AS os$", dockerfile, re.M)[0]
         ui.step(f"build {names[0]} for {platform} from {base}")
-        labels = provenance(stack, base, os.environ)
+        labels = provenance(stack.of(flavor), base, os.environ)
         log = _try(argv(stack, context, folders, arguments, labels, options), base, options.retries)
         identity = built_id(json.loads((Path(name) / "built").read_text(encoding="utf-8")))
     return _name(identity, names, arguments, stack, platform, log.layers(build_log.stages(dockerfile)))

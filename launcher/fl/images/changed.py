@@ -27,7 +27,8 @@ def _row(table: Mapping[str, Any], stack: str, flavor: str) -> object:
     if found is None:
         return None
     other = {"train": "serve", "serve": "train"}[flavor]
-    row = {key: value for key, value in found.items() if key not in (*_WORDS, other)}
+    own = ("serve_base", "serve_exclude_newer") if flavor == "train" else ()
+    row = {key: value for key, value in found.items() if key not in (*_WORDS, *own, other)}
     layer = (table.get("layers") or {}).get(found.get("layer")) if flavor == "train" else None
     index = ((table.get("indexes") or {}).get(found.get("index")) or {}).get("url")
     return (row, layer, index)

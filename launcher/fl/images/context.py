@@ -143,7 +143,8 @@ def need_lock(stack: Stack, flavor: Flavor, platform: str, *, allow_unlocked: bo
     """The lock of an image; MatrixError where there is none or a partial one: it cannot be built, and nothing stands in for it."""
     found = lock.path(stack.id, flavor, platform, partial=True)
     if found is None:
-        where = f"the index {stack.index}" if stack.index else "its package index"
+        index = stack.of(flavor).index
+        where = f"the index {index}" if index else "its package index"
         raise MatrixError(
             f"{stack.id} has no lock for {platform}: it can be made where {where} can be reached", f"fl images lock {stack.id}"
         )
@@ -163,7 +164,7 @@ def prepare(
     folders = {"uv": root / "uv", "wheels": root / "wheels"}
     for folder in (*(context / name for name in ("torch", "full", "own")), *folders.values()):
         folder.mkdir(parents=True)
-    base = site.base or settings_of_caller.load().mirrors.image(render.base(stack))
+    base = site.base or settings_of_caller.load().mirrors.image(render.base(stack, flavor))
     unlocked = tuple(f"{name}=={version}" for name, version in missing.items())
     (context / "Dockerfile").write_text(render.dockerfile(matrix, stack, flavor, base, unlocked), encoding="utf-8")
     (context / "torch" / "lock.txt").write_text(lock.split(text)[0], encoding="utf-8")
@@ -180,8 +181,9 @@ def prepare(
     settings = pip_config.read(os.environ)
     taken = take_wheels([*site.links, *settings.folders()], {**lock.parse(text), **missing}, folders["wheels"])
     told = pip_config.uv_environment(os.environ)
-    if stack.index and "torch" not in taken and stack.torch_from == "index":
-        told["UV_EXTRA_INDEX_URL"] = f"{matrix.indexes[stack.index].url} {told.get('UV_EXTRA_INDEX_URL', '')}".strip()
+    seen = stack.of(flavor)
+    if seen.index and "torch" not in taken and seen.torch_from == "index":
+        told["UV_EXTRA_INDEX_URL"] = f"{matrix.indexes[seen.index].url} {told.get('UV_EXTRA_INDEX_URL', '')}".strip()
         told["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     certificates = site.ca or (Path(settings.cert) if settings.cert else None)
     site_secrets(settings, told, certificates, root)

@@ -30,7 +30,7 @@ _PRIVATE: Final = (
 """Files of a home that hold credentials."""
 _BUNDLED: Final = ("ensurepip", "python-wheels")
 """Folders whose wheels are part of Python itself."""
-_NEEDS_DEVICE: Final = frozenset({"torch-npu"})
+_NEEDS_DEVICE: Final = frozenset({"torch-npu", "vllm-ascend"})
 """Cannot be imported without the vendor's driver, which comes from the host."""
 _ROWS: Final = 8
 _LARGEST: Final = 25

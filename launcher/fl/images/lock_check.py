@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def findings(matrix: Matrix, stack: Stack, flavor: Flavor, platform: str, text: str) -> list[str]:
     """What is wrong with a lock; empty when it belongs to the row as it is now, was not touched since, and satisfies it."""
     header = lock_header.parse(text)
-    pins = matrix.packages(stack, flavor)
+    stack, pins = stack.of(flavor), matrix.locked(stack, flavor)
     if header is None:
         return ["it has no header that says whose it is", *lock.problems(text, pins, stack)]
     missing = {one.name for one in header.unlocked}
@@ -65,8 +65,10 @@ def _rules(matrix: Matrix, stack: Stack, flavor: Flavor, platform: str, versions
 
     from fl import wheel
 
+    brought = matrix.packages(stack, flavor)
     if stack.torch_from == "base":
-        versions = {**versions, "torch": matrix.packages(stack, flavor)["torch"]}
+        versions = {**{name: brought[name] for name in brought.keys() - matrix.locked(stack, flavor).keys()}, **versions}
+        versions = {**versions, "torch": brought["torch"]}
     for _, message, rule in matrix_rules.findings(matrix, stack, flavor, versions, platform):
         yield f"{message} [incompatibilities.{rule}]"
     for line in wheel.requirements():

@@ -57,7 +57,7 @@ def row_sha256(matrix: Matrix, stack: Stack, flavor: Flavor) -> str:
 
     if flavor == "train":
         return evidence.row_sha256(matrix, stack)
-    row = stack.model_dump(mode="json", include={"lane", "runtime", "python", "base", "torch_from", "index"})
+    row = stack.of(flavor).model_dump(mode="json", include={"lane", "runtime", "python", "base", "torch_from", "index"})
     return hashlib.sha256(evidence.canonical({**row, "packages": matrix.packages(stack, flavor)})).hexdigest()
 
 

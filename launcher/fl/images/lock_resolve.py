@@ -51,8 +51,9 @@ def resolve(matrix: Matrix, stack: Stack, flavor: Flavor, platform: str, previou
 
     Raises MatrixError with the resolver's reason where no lock can be made.
     """
+    stack = stack.of(flavor)
     system = matrix.system(stack)
-    pins = matrix.packages(stack, flavor)
+    pins = matrix.locked(stack, flavor)
     question = Question(
         stack=stack, pins=pins, platform=platform, glibc=system.glibc if system else None, newer=stack.until(flavor), previous=previous,
         constraints=tuple(matrix_rules.constraints(matrix, stack, flavor, pins, platform)),

@@ -10,7 +10,7 @@ from fl import paths
 if TYPE_CHECKING:
     from fl.matrix import Flavor, Matrix, Stack
 
-_ENGINES: Final = ("vllm", "sglang")
+_ENGINES: Final = ("vllm", "vllm-ascend", "sglang")
 
 
 def flavors(stack: Stack) -> tuple[Flavor, ...]:
@@ -21,12 +21,14 @@ def flavors(stack: Stack) -> tuple[Flavor, ...]:
 
 def template(stack: Stack, flavor: Flavor) -> str:
     """Where a lane's template stands, under images/."""
-    return f"{stack.lane}/Dockerfile.j2" if flavor == "train" else f"{stack.lane}/Dockerfile.{flavor}.j2"
+    kind = "" if flavor == "train" else ".serve" if stack.serve_base is None else ".serve-base"
+    return f"{stack.lane}/Dockerfile{kind}.j2"
 
 
-def base(stack: Stack) -> str:
+def base(stack: Stack, flavor: Flavor = "train") -> str:
     """What FROM names: with its digest where the row states one."""
-    return f"{stack.base.image}@{stack.base.digest}" if stack.base.digest else stack.base.image
+    found = stack.of(flavor).base
+    return f"{found.image}@{found.digest}" if found.digest else found.image
 
 
 def nvidia_require(stack: Stack) -> str:
@@ -57,10 +59,10 @@ def dockerfile(
     )
     packages = matrix.packages(stack, flavor)
     return environment.get_template(template(stack, flavor)).render(
-        stack=stack,
+        stack=stack.of(flavor),
         flavor=flavor,
         packages=packages,
-        base=base_image or base(stack),
+        base=base_image or base(stack, flavor),
         title=title(stack, packages),
         nvidia_require=nvidia_require(stack),
         unlocked=unlocked,

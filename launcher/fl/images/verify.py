@@ -183,7 +183,7 @@ def verify(matrix: Matrix, stack: Stack, reference: str, flavor: Flavor = "train
     checks = config_checks(inspected, stack, labels_wanted(stack, flavor, locked, matrix.sha256))
     serve = () if flavor == "train" else ("--serve",)
     facts = ask_inside(reference, stack, *serve, *matrix.packages(stack, flavor), user=f"{UID}:{UID}")
-    checks += fact_checks(facts, stack, locked)
+    checks += fact_checks(facts, stack.of(flavor), locked)
     left = ask_inside(reference, stack, "--files", user="0:0")["left_behind"]
     checks.append(check("files", [f"left behind: {path}" for path in left]))
     checks.append(check("secrets", secret_problems(reference, inspected)))
