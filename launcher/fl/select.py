@@ -20,6 +20,7 @@ from fl.versions import driver_above, driver_below, driver_clauses, driver_fits,
 
 _RANK: Final = {"stable": 3, "lts": 2, "edge": 1, "retired": 0}
 _NO_CODE: Final = "has no code for"
+_UNCHECKED: Final = "nobody has checked which models"
 _SM: Final = re.compile(r"sm_([0-9]+)([0-9])")
 
 
@@ -184,7 +185,7 @@ def _check_model(matrix: Matrix, stack: Stack, needs: Needs) -> Iterator[_Note]:
     if has is None:
         engine = next((f"{name} {pins[name]}" for name in ("vllm-ascend", "sglang") if name in pins), None)
         if engine is not None:
-            yield _Note("maybe", f"nobody has checked which models {engine} serves, so neither for {needs.model_type}")
+            yield _Note("maybe", f"{_UNCHECKED} {engine} serves, so neither for {needs.model_type}")
         return
     if first is None:
         yield _Note("maybe", f"no {library} knows the model type {needs.model_type} by itself: it runs only with the model's own code")
@@ -251,7 +252,9 @@ def verdicts(
     """Every row's verdict for the accelerators that were chosen (none on the cpu lane), in the order of the matrix."""
     notes = {s.id: tuple(_notes(matrix, s, hardware, accelerators, needs)) for s in matrix.stacks if s.lane == lane}
     fitting = [s for s in matrix.stacks if s.lane == lane and not any(n.says == "no" for n in notes[s.id])]
-    best = max(fitting, key=lambda s: _order(s, needs.flavor), default=None)
+    # a row whose engine is known to have the model comes before one whose engine nobody has looked at, whatever their status
+    unknown = {name for name, said in notes.items() if any(n.text.startswith(_UNCHECKED) for n in said)}
+    best = max(fitting, key=lambda s: (s.id not in unknown, *_order(s, needs.flavor)), default=None)
     found = []
     for stack in matrix.stacks:
         if stack.lane != lane:
@@ -260,6 +263,8 @@ def verdicts(
         said = {kind: tuple(n.text for n in notes[stack.id] if n.says == kind) for kind in ("yes", "no", "maybe")}
         if said["no"]:
             why = said["no"]
+        elif best is not None and stack.id in unknown and best.id not in unknown:
+            why = (f"fits, but of {best.id} it is known which models it serves",)
         elif best is not None and stack.id != best.id:
             why = (_preferred(best, stack),)
         else:

@@ -70,7 +70,9 @@ def test_every_image_has_a_lock_that_check_proves_offline_within_two_seconds() -
     assert len(found) == len(LOCKS), "a lock of no row"
     partial = {(one["stack"], one["platform"]) for one in found if one["state"] == "partial"}
     assert partial == {
-        ("rocm72-torch214", "linux/amd64"), ("xpu-torch212", "linux/amd64"), ("cann91-torch210", "linux/amd64"),
+        ("cuda129-torch213", "linux/amd64"), ("rocm63-torch27", "linux/amd64"), ("cann90-torch210-310p", "linux/amd64"),
+        ("cann90-torch210-950", "linux/amd64"), ("rocm72-torch214", "linux/amd64"),
+        ("xpu-torch212", "linux/amd64"), ("cann91-torch210", "linux/amd64"),
         ("cann91-torch210-a3", "linux/amd64"), ("cann85-torch29", "linux/amd64"), ("cann82-torch26", "linux/amd64"),
     }, "their torch comes from a vendor's index"
     assert {one["state"] for one in found} == {"complete", "partial"}
@@ -135,6 +137,14 @@ def test_a_local_version_of_the_row_s_index_is_its_release() -> None:
     text = entry("torch", "2.12.1+xpu") + entry("nvidia-ml-py", "13")
     assert lock.problems(text, {"torch": "2.12.1"}, stack(index="pytorch-xpu")) == []
     assert lock.problems(text, {"torch": "2.12.1"}, stack(index=None)) != []
+
+
+def test_cuda_s_libraries_belong_to_a_cuda_row_wherever_its_torch_comes_from() -> None:
+    row = MATRIX.stack("cuda129-torch213")
+    text = entry("torch", "2.13.0+cu129") + entry("nvidia-cublas-cu12", "12.9.1.4")
+    assert lock.problems(text, {"torch": "2.13.0+cu129"}, row) == []
+    other = text.replace("+cu129", "")
+    assert lock.problems(other, {"torch": "2.13.0+cu129"}, row) == ["torch: the row says 2.13.0+cu129, the lock 2.13.0"]
 
 
 def test_torch_and_its_runtime_are_one_layer() -> None:

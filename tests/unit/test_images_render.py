@@ -43,7 +43,7 @@ def test_no_golden_file_is_left_over() -> None:
 
 def test_a_serving_image_is_rendered_where_a_row_pins_an_engine_and_its_lane_has_a_template() -> None:
     assert {name for name, flavor in IMAGES if flavor == "serve"} == {
-        "cuda130-torch214", "cuda128-torch210", "cuda128-torch28", "cuda126-torch27", "cuda124-torch26",
+        "cuda130-torch214", "cuda130-torch211", "cuda128-torch210", "cuda128-torch28", "cuda126-torch27", "cuda124-torch26",
         "rocm72-torch210", "cann91-torch210", "cann91-torch210-a3",
     }
     text = text_of("cuda130-torch214", "serve")

@@ -358,6 +358,13 @@ def test_an_engine_whose_models_nobody_has_checked_is_only_warned_of() -> None:
     choice = machine.choose(flavor="serve", model_type="qwen3")
     assert choice.stack.id == "cann91-torch210"
     assert "nobody has checked which models vllm-ascend 0.23.0 serves, so neither for qwen3" in choice.warnings
+    gpu = MACHINES["H100, new driver"]
+    choice = gpu.choose(flavor="serve", model_type="qwen3", stack_id="cuda130-torch211")
+    assert "nobody has checked which models sglang 0.5.17 serves, so neither for qwen3" in choice.warnings
+    verdicts = {verdict.stack.id: verdict for verdict in gpu.choose(flavor="serve", model_type="mllama").verdicts}
+    assert verdicts["cuda126-torch27"].chosen
+    assert verdicts["cuda130-torch211"].fits
+    assert verdicts["cuda130-torch211"].why == ("fits, but of cuda126-torch27 it is known which models it serves",)
     with pytest.raises(StackError, match=r"takes torch from the image quay\.io/ascend/vllm-ascend:v0\.23\.0"):
         machine.choose(flavor="serve", stack_id="cann91-torch210", engine="host")
 

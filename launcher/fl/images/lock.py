@@ -79,7 +79,7 @@ def problems(text: str, pins: Mapping[str, str], stack: Stack) -> list[str]:
         if normalize(name) not in vendor and have != wanted and not local:
             found.append(f"{name}: the row says {wanted}, the lock {have or 'nothing'}")
     found += [f"{name}: comes with the base image, and the lock would replace it" for name in sorted(vendor & versions.keys())]
-    if (vendor or stack.index) and any(CUDA.fullmatch(name) for name in versions):
+    if (vendor or stack.index) and "cuda" not in stack.runtime and any(CUDA.fullmatch(name) for name in versions):
         found.append(f"it holds the ordinary index's torch, which is a CUDA build; the row wants that of {stack.index or 'the base'}")
     found += [f"{name}: no hash" for name, entry in entries(text).items() if not _HASH.search(entry)]
     rest = [line for line in _ENTRY.sub("", text).splitlines() if line.strip() and not line.startswith("#")]
