@@ -77,19 +77,40 @@ def test_a_vendor_s_serving_image_is_a_base_whose_engine_stays(name: str, base: 
     assert ("ASCEND_TOOLKIT_HOME" in text) is name.startswith("cann")
 
 
-def test_what_an_added_package_breaks_in_a_vendor_s_image_is_seen(tmp_path: Path) -> None:
+def install(site: Path, name: str, version: str, *requires: str) -> None:
+    """A distribution with metadata only."""
+    folder = site / f"{name}-{version}.dist-info"
+    folder.mkdir()
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {one}" for one in requires)]
+    (folder / "METADATA").write_text("\n".join(lines) + "\n")
+    (folder / "WHEEL").write_text("Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """site-packages of an empty environment, in `venv`: it stands for a vendor's interpreter."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    (found,) = (tmp_path / "venv/lib").glob("python*/site-packages")
+    return found
+
+
+def test_a_vendor_s_image_with_another_engine_than_the_row_says_stops_the_build(tmp_path: Path, site: Path) -> None:
+    (loop,) = re.findall(r"for pin in .*?done;", text_of("rocm72-torch210", "serve"), re.S)
+    script = f"set -euo pipefail; python={tmp_path}/venv/bin/python; {loop}"
+    install(site, "torch", "2.13.0+git733fca1")
+    install(site, "transformers", "5.14.1")
+    install(site, "vllm", "0.31.0+rocm723")
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    shutil.rmtree(site / "vllm-0.31.0+rocm723.dist-info")
+    install(site, "vllm", "0.30.0+rocm723")
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "the base has vllm 0.30.0, the row says 0.31.0\n")
+
+
+def test_what_an_added_package_breaks_in_a_vendor_s_image_is_seen(tmp_path: Path, site: Path) -> None:
     """The step of the Dockerfile, with uv's own words for a requirement that is not met."""
     from uv import find_uv_bin
-
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
-    (site,) = (tmp_path / "venv/lib").glob("python*/site-packages")
-
-    def install(name: str, version: str, *requires: str) -> None:
-        folder = site / f"{name}-{version}.dist-info"
-        folder.mkdir()
-        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {one}" for one in requires)]
-        (folder / "METADATA").write_text("\n".join(lines) + "\n")
-        (folder / "WHEEL").write_text("Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
 
     def step(file: str) -> list[str]:
         (line,) = re.findall(rf"/mnt/uv pip check .* > /tmp/{file} .*true;", text_of("rocm72-torch210", "serve"))
@@ -98,11 +119,11 @@ def test_what_an_added_package_breaks_in_a_vendor_s_image_is_seen(tmp_path: Path
         subprocess.run(["bash", "-c", script], check=True)
         return (tmp_path / file).read_text().splitlines()
 
-    install("engine", "0.1", "click<9")
-    install("click", "8.0")
+    install(site, "engine", "0.1", "click<9")
+    install(site, "click", "8.0")
     assert step("before") == []
     shutil.rmtree(site / "click-8.0.dist-info")
-    install("click", "9.0")
+    install(site, "click", "9.0")
     (line,) = step("after")
     assert "engine" in line
     assert "click<9" in line
