@@ -15,9 +15,15 @@ from trainer_harness import SUMS, Trainer
 def trainer(train_python: Path) -> Iterator[Trainer]:
     server = Trainer(train_python)
     yield server
-    if server.process.stdin is not None:
-        server.process.stdin.close()
-    server.process.wait(timeout=30)
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def trainer_of_shards(train_python: Path) -> Iterator[Trainer]:
+    """One that has DeepSpeed imported too."""
+    server = Trainer(train_python, "deepspeed")
+    yield server
+    server.close()
 
 
 @pytest.fixture

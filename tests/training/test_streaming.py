@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trainer_harness import SUMS, Trainer, environment
+from trainer_harness import SUMS, Trainer
 
 pytestmark = pytest.mark.training
 Config = Callable[..., Path]
@@ -168,7 +168,7 @@ def test_a_folder_with_something_else_is_left_alone(trainer: Trainer, config: Co
     assert [entry.name for entry in (tmp_path / "theirs").iterdir()] == ["dataset_dict.json"]
 
 
-def test_two_processes_share_a_stream_and_the_questions(train_python: Path, trainer: Trainer, config: Config, tmp_path: Path) -> None:
+def test_two_processes_share_a_stream_and_the_questions(trainer: Trainer, config: Config, tmp_path: Path) -> None:
     (tmp_path / "held.json").write_text(json.dumps(SUMS[:5]))
     held = [{"name": "held", "source": "file", "path": str(tmp_path / "held.json")}]
     parts: dict[str, Any] = {
@@ -176,16 +176,9 @@ def test_two_processes_share_a_stream_and_the_questions(train_python: Path, trai
         "training": {"do_predict": True, "predict_with_generate": True}, "generation": {"do_sample": False, "max_new_tokens": 6},
     }  # fmt: skip
     alone = trainer.train(config("alone", **json.loads(json.dumps(parts)), arguments={"per_device_train_batch_size": 4}))
-    path = config("shared", **parts, arguments={"per_device_train_batch_size": 2})
-    done = subprocess.run(
-        [train_python, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1", "--master_port=29733",
-         "-m", "fl_trainers", path],
-        env=environment(), capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    events = [json.loads(line) for line in (path.parent / "events.jsonl").read_text().splitlines()]
-    losses = [event["loss"] for event in events if event["event"] == "step" and "loss" in event]
-    assert losses == pytest.approx(alone.losses, rel=1e-3)  # each takes its half of the same batches
-    made = [(folder / "out" / "generated_predictions.jsonl").read_text() for folder in (alone.folder, path.parent)]
+    shared = trainer.train(config("shared", **parts, arguments={"per_device_train_batch_size": 2}), 2)
+    assert shared.code == 0, shared.output
+    assert shared.losses == pytest.approx(alone.losses, rel=1e-3)  # each takes its half of the same batches
+    made = [(done.folder / "out" / "generated_predictions.jsonl").read_text() for done in (alone, shared)]
     assert [json.loads(line)["label"] for line in made[0].splitlines()] == [json.loads(line)["label"] for line in made[1].splitlines()]
     assert made[0] == made[1]

@@ -436,3 +436,76 @@ def grpo_arguments(backend: str) -> dict[str, Any]:
     made = grpo_loop.arguments_of(config, {"output_dir": "/nowhere", "use_cpu": True, "report_to": "none"})
     names = ("use_vllm", "vllm_mode", "vllm_gpu_memory_utilization", "vllm_max_model_length")
     return {name: getattr(made, name) for name in names}
+
+
+def _meet(rank: int, folder: str, ranks: int) -> None:
+    import torch
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+
+
+def _step_of_two(rank: int, folder: str) -> dict[str, float]:
+    """What one of two processes finds: the first has all labels, the second has none in its second batch and one in its first."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    from fl_trainers.fast.flat import Flat
+    from fl_trainers.fast.graphs import Graphs
+    from fl_trainers.fast.step import Step
+
+    made, rows, torch = _tiny_rows()
+    batch = Collator(0)(rows)
+    batch.pop("num_tokens")
+    labels = {(0, 0): [0, 1], (0, 1): [1, 2], (1, 0): [2], (1, 1): []}
+    """Of (process, batch): rows whose labels count. Each has rows that do not as well."""
+
+    def given(place: tuple[int, int]) -> Any:
+        chosen = [{"input_ids": row["input_ids"], "labels": row["labels"][:]} for row in rows]
+        for number, row in enumerate(chosen):
+            if number not in labels[place]:
+                for at in range(len(row["labels"])):
+                    row["labels"][at] = -100
+        return chosen
+
+    def counted(place: tuple[int, int]) -> int:
+        return int((Collator(0)(given(place))["labels"][:, 1:] != -100).sum())
+
+    count = sum(counted(place) for place in labels)
+    for place in labels:
+        if counted(place):
+            padded = Collator(0)(given(place))
+            padded.pop("num_tokens")
+            made(**padded, num_items_in_batch=count).loss.backward()
+    wanted = {name: weight.grad.clone() for name, weight in made.named_parameters()}
+    made.zero_grad()
+    _meet(rank, folder, 2)
+    found = {}
+    outer = DistributedDataParallel(made)
+    step = Step(made, None, outer=outer, ranks=2)
+    with outer.no_sync():
+        step.run(Flat()(given((rank, 0))), count)
+    empty = float(step.run(Flat()(given((rank, 1))), count))
+    found["by DDP"] = max(float((wanted[name] - weight.grad).abs().max()) for name, weight in made.named_parameters())
+    found["no labels"] = abs(empty) if rank else 0.0
+    made.zero_grad()
+    graphs = Graphs(Step(made, None, ranks=2), 3, 0)  # batches of 0 tokens only are captured: here all are launched singly
+    for number in (0, 1):
+        if rank == 0 or number == 0:  # the second process has no second batch at all
+            graphs.run(Flat()(given((rank, number))), count)
+    graphs.average()
+    found["as for graphs"] = max(float((wanted[name] - weight.grad).abs().max()) for name, weight in made.named_parameters())
+    torch.distributed.barrier()
+    return found
+
+
+def step_of_two(folder: str) -> list[dict[str, float]]:
+    """Both processes' answers: a fork that is the second one writes its own to a file."""
+    import json
+    import os
+
+    child = os.fork()
+    if child == 0:
+        Path(folder, "second.json").write_text(json.dumps(_step_of_two(1, folder)))
+        os._exit(0)
+    first = _step_of_two(0, folder)
+    os.waitpid(child, 0)
+    return [first, json.loads(Path(folder, "second.json").read_text())]

@@ -42,10 +42,18 @@ class Done:
 class Trainer:
     """Talks to trainer_server.py."""
 
-    def __init__(self, python: Path) -> None:
+    def __init__(self, python: Path, *more: str) -> None:
+        """more: `deepspeed`. It would compile for a minute, so it finds no compiler."""
+        hidden = {"PATH": "/nowhere"} if more else {}
         self.process = subprocess.Popen(
-            [python, HERE / "trainer_server.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
-        )
+            [python, HERE / "trainer_server.py", *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**environment(), **hidden},
+        )  # fmt: skip
+
+    def close(self) -> None:
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self.process.wait(timeout=30)
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -55,9 +63,9 @@ class Trainer:
         assert line, "the trainer server has died"
         return dict(json.loads(line))
 
-    def train(self, config: Path) -> Done:
-        """As `python -m fl_trainers CONFIG`."""
-        answer = self._ask({"config": str(config)})
+    def train(self, config: Path, ranks: int = 1) -> Done:
+        """As `python -m fl_trainers CONFIG`, or with torchrun's variables in as many processes, which meet over gloo."""
+        answer = self._ask({"config": str(config), "ranks": ranks})
         return Done(answer["code"], answer["output"], config.parent)
 
     def check(self, name: str, *arguments: Any) -> Any:

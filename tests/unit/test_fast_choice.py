@@ -44,6 +44,13 @@ def test_layers_are_recomputed_where_memory_asks_for_it() -> None:
     assert not choose(made("memory", model={"gradient_checkpointing": False}), LLAMA, H100, SHORT).recompute
 
 
+def test_several_processes_take_the_same_steps() -> None:
+    two = dataclasses.replace(H100, processes=2)
+    assert choose(made(), LLAMA, two, SHORT) == choose(made(), LLAMA, H100, SHORT)
+    spread = choose(made(arguments={"deepspeed": {"zero_optimization": {"stage": 2}}}), LLAMA, two, SHORT)
+    assert (spread.padding_free, spread.graphs) == (True, False)
+
+
 def test_few_steps_are_not_worth_a_graph_unless_asked_for() -> None:
     assert not choose(made(), LLAMA, H100, Load(1500, 10)).graphs
     assert choose(made("speed"), LLAMA, H100, Load(1500, 10)).graphs
@@ -57,13 +64,14 @@ def test_few_steps_are_not_worth_a_graph_unless_asked_for() -> None:
         (made(), SimpleNamespace(model_type="mistral", sliding_window=4096), H100, "sliding"),
         (made(model={"attention": "fa2"}), LLAMA, H100, "fa2"),
         (made(model={"liger": True}), LLAMA, H100, "liger"),
-        (made(arguments={"deepspeed": "z.json"}), LLAMA, H100, "deepspeed"),
+        (made(arguments={"deepspeed": {"zero_optimization": {"stage": 3}}}), LLAMA, H100, "ZeRO-3 spreads"),
+        (made(arguments={"fsdp": "full_shard"}), LLAMA, H100, "fsdp spreads"),
         (made(arguments={"neftune_noise_alpha": 5.0}), LLAMA, H100, "neftune"),
         (made(method={"use_dft_loss": True}), LLAMA, H100, "dft"),
         (made(), LLAMA, dataclasses.replace(H100, head=False), "the head is no plain matrix"),
         (made(data={"ignore_pad_token_for_loss": False}), LLAMA, H100, "padding counts"),
         (made(method={"badam": {}, "finetuning_type": "full"}), LLAMA, H100, "BAdam"),
-        (made(), LLAMA, Machine("cuda", False, (9, 0), 1 << 36, 2), "several processes"),
+        (made(arguments={"accelerator_config": {"dispatch_batches": True}}), LLAMA, dataclasses.replace(H100, processes=2), "sent around"),
         (made(), LLAMA, Machine("cuda", True, (9, 4), 1 << 36), "ROCm"),
         (made(), LLAMA, Machine("npu"), "npu"),
         (made(), LLAMA, Machine("cuda", False, (7, 5), 1 << 36), "sm_80"),

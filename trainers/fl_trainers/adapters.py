@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from fl_trainers import freeze, precision, quantization
+from fl_trainers import freeze, precision, quantization, sharding
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError
 from fl_trainers.model import checkpoint_activations
@@ -19,15 +19,8 @@ def check(config: Config) -> None:
         raise InputError(f"adapter_name_or_path with finetuning_type: {kind}", "adapters are continued by lora or oft")
     quantization.check(config)
     precision.check(config)
-    if _zero3(config):
+    if sharding.zero_stage(config) == 3:
         _check_spread(config)
-
-
-def _zero3(config: Config) -> bool:
-    """Whether DeepSpeed spreads the weights themselves over the devices."""
-    settings = config.training.arguments.get("deepspeed")
-    stage = settings.get("zero_optimization", {}) if isinstance(settings, dict) else {}
-    return isinstance(stage, dict) and stage.get("stage") == 3
 
 
 def _check_spread(config: Config) -> None:

@@ -111,24 +111,22 @@ class Loop(optimizers.Chosen, Trainer):  # type: ignore[misc]
         inputs = self._prepare_inputs(inputs)
         share = 1
         if count is None:
-            count, share = (inputs["labels"] != IGNORE).sum(), self.current_gradient_accumulation_steps
-        return self._steps.run(inputs, count * share, self.accelerator.backward)
+            count, share = (inputs["labels"] != IGNORE).sum(), self.current_gradient_accumulation_steps * world_size()
+        elif not self.args.average_tokens_across_devices:
+            share = world_size()
+        loss = self._steps.run(inputs, count * share, self._backward)
+        if self.fast.graphs and self.accelerator.sync_gradients:
+            self._steps.average()
+        return loss
+
+    def _backward(self, loss: Any) -> None:
+        """As in Trainer.training_step."""
+        self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
 
     def _make_steps(self, model: Any) -> Any:
-        import torch
+        from fl_trainers.fast import load
 
-        from fl_trainers.fast.choice import GRAPH_TOKENS
-        from fl_trainers.fast.step import Step
-
-        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        step = Step(model, kinds.get(self.accelerator.mixed_precision))
-        if not self.fast.graphs:
-            return step
-        from fl_trainers.fast.graphs import Graphs
-
-        graphs = Graphs(step, self.args.per_device_train_batch_size, GRAPH_TOKENS)
-        model.zero_grad = graphs.zero
-        return graphs
+        return load.steps(self, model)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluation pads: its metrics want logits row by row."""

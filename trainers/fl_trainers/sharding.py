@@ -26,6 +26,18 @@ def join_alone(config: Config, environ: MutableMapping[str, str]) -> None:
     )  # fmt: skip
 
 
+def zero_stage(config: Config) -> int:
+    """DeepSpeed's: 1 spreads the optimizer's state over the devices, 2 gradients too, 3 the weights too; 0: nothing, or no DeepSpeed."""
+    settings = config.training.arguments.get("deepspeed")
+    found = settings.get("zero_optimization") if isinstance(settings, dict) else None
+    return int(found.get("stage") or 0) if isinstance(found, dict) else 0
+
+
+def spreads_weights(config: Config) -> str | None:
+    """What keeps each weight in parts on several devices: nobody holds a whole one outside of the layer that computes with it."""
+    return "ZeRO-3" if zero_stage(config) == 3 else "fsdp" if config.training.arguments.get("fsdp") else None
+
+
 DEAD_AFTER: Final = 900
 """Seconds without a new file after which nobody builds any more."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fl_trainers import sharding
 from fl_trainers.config import Config
 
 TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
@@ -99,7 +100,9 @@ def _of_recipe(config: Config, machine: Machine) -> str | None:
         return f"flash_attn: {config.model.attention} is asked for"
     if config.model.liger:
         return "liger's own loss is asked for"
-    for name in ("deepspeed", "fsdp", "label_smoothing_factor", "use_liger_kernel", "torch_compile", "neftune_noise_alpha"):
+    if (sharded := sharding.spreads_weights(config)) is not None:
+        return f"{sharded} spreads the head's weights"
+    for name in ("label_smoothing_factor", "use_liger_kernel", "torch_compile", "neftune_noise_alpha"):
         if config.training.arguments.get(name):
             return f"{name} is set"
     for name in ("use_dft_loss", "use_asft_loss", "use_eaft_loss"):
@@ -107,13 +110,18 @@ def _of_recipe(config: Config, machine: Machine) -> str | None:
             return f"{name} is set"
     if not machine.head:
         return "the head is no plain matrix"
-    if machine.processes > 1:
-        return "several processes"
+    if machine.processes > 1 and _sent_around(config):
+        return "dispatch_batches: batches are made by one process and sent around row by row"
     if not config.data.ignore_pad_token_for_loss:
         return "padding counts in the loss"
     if config.method.badam is not None:
         return "BAdam trains other layers from time to time"
     return None
+
+
+def _sent_around(config: Config) -> bool:
+    """Whether one process makes the batches of all: it cuts them into rows, which a batch without padding is not."""
+    return bool((config.training.arguments.get("accelerator_config") or {}).get("dispatch_batches")) and not config.data.streaming
 
 
 def _of_device(config: Config, machine: Machine) -> str | None:
@@ -138,6 +146,8 @@ def _graphs(config: Config, machine: Machine, load: Load, asked_for: bool) -> tu
         return False, "no graphs with this method"
     if config.training.arguments.get("fp16"):
         return False, "no graphs with a loss scaler"
+    if config.training.arguments.get("deepspeed"):
+        return False, "no graphs with DeepSpeed"
     if config.data.packing or config.data.neat_packing or load.tokens > 2 * GRAPH_TOKENS:
         return False, "no graphs: long batches keep the device busy"
     if not asked_for and load.steps < GRAPH_STEPS:

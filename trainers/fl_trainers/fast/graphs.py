@@ -15,6 +15,8 @@ from fl_trainers.fast import attention
 from fl_trainers.fast.step import Step, _next
 
 SMALLEST = 128
+BUNCH = 2**26
+"""Gradients that are sent at once."""
 
 
 def bucket(tokens: int) -> int:
@@ -63,6 +65,34 @@ class Graphs:
         """In place of model.zero_grad: a graph writes gradients where they were when it was captured."""
         torch._foreach_zero_([weight.grad for weight in self.weights if weight.grad is not None])
 
+    def average(self) -> None:
+        """Gradients as the mean over all processes, once a step: a graph has no place for the hooks by which DDP does it.
+
+        A weight that got none here counts as 0, since others may have one.
+        """
+        if self.step.ranks == 1:
+            return
+        for weight in self.weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        bunch: list[Any] = []
+        size = 0
+        for weight in self.weights:
+            if bunch and (size + weight.numel() > BUNCH or bunch[0].dtype != weight.grad.dtype):
+                self._mean(bunch)
+                bunch, size = [], 0
+            bunch.append(weight.grad)
+            size += weight.numel()
+        if bunch:
+            self._mean(bunch)
+
+    def _mean(self, gradients: list[Any]) -> None:
+        joined = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        torch.distributed.all_reduce(joined)
+        joined /= self.step.ranks
+        parts = joined.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
+
     def _capture(self, length: int, batch: dict[str, Any], count: Any) -> _Captured:
         device = batch["input_ids"].device
         whole = {"dtype": torch.long, "device": device}
@@ -104,4 +134,4 @@ class Graphs:
         documents = len(batch["borders"])
         captured.batch["borders"].fill_(length)
         captured.batch["borders"][:documents].copy_(batch["borders"])
-        captured.scale.copy_((1.0 / torch.as_tensor(count, device=captured.scale.device, dtype=torch.float32)).clamp(max=1.0))
+        captured.scale.copy_(self.step.scale(count, captured.scale.device))

@@ -1,4 +1,4 @@
-"""What the choice of fast parts needs to know of the device and of the rows."""
+"""What the choice of fast parts needs to know of the device and of the rows, and the steps for what was chosen."""
 
 from __future__ import annotations
 
@@ -18,15 +18,20 @@ def machine_of(device: Device, model: Any) -> Machine:
     if device.type != "cuda":
         return Machine(device.type, processes=world_size(), head=plain)
     free, _ = torch.cuda.mem_get_info()
+    ranks = world_size()
     for weight in model.parameters():
         held = weight.numel() * weight.element_size()
         free -= 0 if weight.is_cuda else held
         if weight.requires_grad:  # the gradient, two moments in float32, and a copy in 16 bits under autocast
-            free -= held + weight.numel() * 10
+            free -= held * (1 if ranks == 1 else 2) + weight.numel() * 10  # DDP sends gradients from buffers of its own
+    if ranks > 1:  # all must choose the same
+        least = torch.tensor(free, device="cuda")
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+        free = int(least)
     from transformers.utils import is_liger_kernel_available
 
     hip = torch.version.hip is not None
-    return Machine("cuda", hip, torch.cuda.get_device_capability(), free, world_size(), bool(is_liger_kernel_available()), plain)
+    return Machine("cuda", hip, torch.cuda.get_device_capability(), free, ranks, bool(is_liger_kernel_available()), plain)
 
 
 def load_of(session: Any) -> Load:
@@ -40,3 +45,26 @@ def load_of(session: Any) -> Load:
         longest, batches = [session.config.data.cutoff_len] * size, 10**6
     steps = -(-batches // arguments.gradient_accumulation_steps) * arguments.num_train_epochs
     return Load(sum(longest), arguments.max_steps if arguments.max_steps > 0 else int(steps))
+
+
+def steps(loop: Any, model: Any) -> Any:
+    """What runs batches without padding. model: as the Trainer has wrapped it."""
+    import torch
+
+    from fl_trainers.fast.choice import GRAPH_TOKENS
+    from fl_trainers.fast.step import Step
+
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    inner = loop.accelerator.unwrap_model(model)
+    spread = loop.is_deepspeed_enabled  # its engine holds the weights in what it computes in
+    step = Step(
+        inner, None if spread else kinds.get(loop.accelerator.mixed_precision), ranks=world_size(),
+        outer=None if model is inner or loop.fast.graphs else model,
+    )  # fmt: skip
+    if not loop.fast.graphs:
+        return step
+    from fl_trainers.fast.graphs import Graphs
+
+    graphs = Graphs(step, loop.args.per_device_train_batch_size, GRAPH_TOKENS)
+    model.zero_grad = graphs.zero
+    return graphs

@@ -12,11 +12,15 @@ from fl_trainers.fast import attention, head
 
 
 class Step:
-    """Loss and gradients of flat batches. model: as the Trainer holds it, perhaps with an adapter; one process."""
+    """Loss and gradients of flat batches."""
 
-    def __init__(self, model: Any, dtype: Any | None) -> None:
-        """dtype: of autocast; None: none."""
-        self.whole = model
+    def __init__(self, model: Any, dtype: Any | None, *, outer: Any = None, ranks: int = 1) -> None:
+        """model: perhaps with an adapter; dtype: of autocast, None: none.
+
+        outer: what stands around the model and brings the gradients of all processes together (DDP, DeepSpeed's engine), None: nothing.
+        ranks: processes over which gradients are averaged and labels are counted.
+        """
+        self.whole, self.outer, self.ranks = model, outer, ranks
         self.causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.body = getattr(self.causal, self.causal.base_model_prefix)
         self.head = self.causal.get_output_embeddings()
@@ -28,14 +32,33 @@ class Step:
         return type(self.head) is torch.nn.Linear and self.head.bias is None
 
     def run(self, batch: dict[str, Any], count: Any, backward: Any = None) -> Any:
-        """The mean loss over `count` labels (a number or a scalar on the device); gradients are added to the weights'."""
+        """The mean loss over `count` labels (a number or a scalar on the device); gradients are added to the weights'.
+
+        A batch without labels gives 0, and gradients of 0 for every weight, so that no other process waits for them.
+        """
         targets = _next(batch["labels"])
         kept = torch.nonzero(targets[0] != IGNORE).squeeze(1)
-        scale = (1.0 / torch.as_tensor(count, device=targets.device, dtype=torch.float32)).clamp(max=1.0)
         with attention.switched(self.causal.config):
-            value = self.loss(batch, targets[0][kept], scale, kept)
+            value = self._through(batch, targets[0][kept], self.scale(count, targets.device), kept)
             (backward or torch.Tensor.backward)(value)
         return value.detach()
+
+    def scale(self, count: Any, device: Any) -> Any:
+        """By what the sum of losses is multiplied; the average over processes takes `ranks` away again."""
+        return (1.0 / torch.as_tensor(count, device=device, dtype=torch.float32)).clamp(max=1.0) * self.ranks
+
+    def _through(self, *given: Any) -> Any:
+        """The loss, by way of what stands around the model: that must see a forward pass to know which gradients come."""
+        if self.outer is None:
+            return self.loss(*given)
+        before = vars(self.whole).get("forward")
+        self.whole.forward = self.loss
+        try:
+            return self.outer(*given)
+        finally:
+            del self.whole.forward
+            if before is not None:
+                self.whole.forward = before
 
     def loss(self, batch: dict[str, Any], targets: Any, scale: Any, kept: Any | None) -> Any:
         """The loss as a graph of autograd. kept: the places of the targets; None: they are all places."""
