@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl import builtin, inputs, matrix, memory, paths, pin, plan, portability, refused, resolve, settings, wheel
+from fl import builtin, inputs, matrix, memory, modelscope, paths, pin, plan, portability, refused, resolve, settings, wheel
 from fl.choose_engine import Chosen, choose_engine
 from fl.detect import detect, open_host
 from fl.devices import choose_devices, choose_lane, restrict
@@ -171,7 +171,7 @@ def run_name(recipe: str) -> str:
 
 def _facts(recipe: Recipe) -> ModelFacts:
     name = recipe.get("model_name_or_path") or ""
-    path, kind = locate(name, Path.cwd())
+    path, kind = modelscope.located(*locate(name, Path.cwd()), recipe.get("model_revision"))
     return model_facts(path, kind, name)
 
 
@@ -275,7 +275,7 @@ def _assemble(
         outputs=inputs.written(config),
         environment={
             **{name: os.environ[name] for name in _KEPT if name in os.environ},
-            **({"HF_HUB_CACHE": str(inputs.hub_cache()), **settings.hub_environment(os.environ, asked=needs_network)} if hub else {}),
+            **({"HF_HUB_CACHE": str(inputs.hub_cache()), **settings.hub_environment(os.environ)} if hub else {}),
             **resolve.environment(recipe, Path.cwd()),
         },
         secrets=dict.fromkeys(values, "caller"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fl import evidence_private as private
+from fl import modelscope
 from fl.errors import FlError, HardwareError, RecipeError, StackError
 from fl.lanes import LANES
 
@@ -46,6 +47,7 @@ def of_run(
     plan, config, hardware, trainer = (_read(folder / name) for name in ("plan.json", "config.json", "hardware.json", "record.json"))
     model, wanted, method = _part(trainer, "model"), _part(config, "model"), _part(config, "method")
     image, who = _part(plan, "image"), private.owner((plan, config))
+    kind = "hub" if modelscope.of(str(wanted.get("path"))) else wanted.get("kind")
     return identified({
         "schema": 1,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -53,7 +55,7 @@ def of_run(
         "lane": plan.get("lane"),
         "stack": plan.get("stack"),
         "model": {
-            "name": private.model_name(wanted.get("name"), wanted.get("kind"), who),
+            "name": private.model_name(wanted.get("name"), kind, who),
             **{key: model.get(key) for key in ("model_type", "architecture", "parameters", "config_sha256")},
             "revision": wanted.get("revision") if wanted.get("kind") == "hub" else None,
         },

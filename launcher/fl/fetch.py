@@ -10,7 +10,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any, Final
 
-from fl import engines, inputs, launch, runs
+from fl import engines, inputs, launch, modelscope, runs
 from fl.decide import Decision, Options, decide
 from fl.errors import EngineError, FlError, ImageError, Interrupted, RecipeError, Terminated
 from fl.plan import trainer_argv
@@ -64,9 +64,18 @@ def fetch(source: str, overrides: Sequence[str], options: Options, report: Calla
 
 
 def names(config: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(models and adapters, data sets) that come from the hub."""
-    datasets = tuple(dict.fromkeys(data.path for data in (*config.data.train, *config.data.eval) if data.source == "hub"))
-    return tuple(name for name in dict.fromkeys(inputs.hub(config)) if name not in datasets), datasets
+    """(models and adapters, data sets) that come from a hub."""
+    models, datasets = _names(config)
+    others = modelscope.asked(config)
+    models += tuple(one.name for one in others if one.kind == "models")
+    return models, datasets + tuple(one.name for one in others if one.kind == "datasets")
+
+
+def _names(config: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The same of what the trainer's own libraries ask for: those of the Hugging Face hub."""
+    found = dict.fromkeys(inputs.hub(config))
+    datasets = {data.path for data in (*config.data.train, *config.data.eval) if data.source == "hub"}
+    return tuple(name for name in found if name not in datasets), tuple(name for name in found if name in datasets)
 
 
 def _network(decision: Decision) -> tuple[str, ...]:
@@ -92,7 +101,7 @@ def _provide(decision: Decision, report: Callable[[str], None]) -> None:
         launch.write_inputs(decision, run.folder)
         with launch.caught() as signals:
             launch._provide(decision, run, report, signals)
-            if any(names(decision.config)) and "HF_HUB_OFFLINE" not in decision.plan.environment:
+            if any(_names(decision.config)) and "HF_HUB_OFFLINE" not in decision.plan.environment:
                 _from_hub(decision, run, report, signals)
     finally:
         rmtree(run.folder, ignore_errors=True)
@@ -104,7 +113,7 @@ def _provide(decision: Decision, report: Callable[[str], None]) -> None:
 def _from_hub(decision: Decision, run: runs.Run, report: Callable[[str], None], signals: launch.Signals) -> None:
     """Models and data sets, by the trainer's own libraries inside the image or environment that will train."""
     config, plan = decision.config, decision.plan
-    models, datasets = names(config)
+    models, datasets = _names(config)
     report(f"fetching {', '.join((*models, *datasets))} from {plan.environment.get('HF_ENDPOINT', 'the hub')}")
     inputs.hub_cache().mkdir(parents=True, exist_ok=True)
     revisions = {config.model.path: config.model.revision}

@@ -18,7 +18,7 @@ def read(config: Config) -> tuple[Mount, ...]:
         wanted.append(config.model.path)
     wanted += [adapter for adapter in config.model.adapters if Path(adapter).is_absolute()]
     wanted += [path for path, hub in _others(config) if not hub]
-    wanted += [data.path for data in (*config.data.train, *config.data.eval) if data.source == "file"]
+    wanted += [data.path for data in (*config.data.train, *config.data.eval) if Path(data.path).is_absolute()]
     wanted += [name.rpartition(":")[0] for name in config.method.grpo.reward_funcs if ":" in name]
     wanted += [config.data.media_dir] if config.data.media_dir else []
     named = [value for value in config.training.arguments.values() if isinstance(value, str) and value.startswith("/")]
@@ -61,7 +61,7 @@ def hub(config: Config) -> tuple[str, ...]:
     names = [config.model.path] if config.model.kind == "hub" else []
     names += [adapter for adapter in config.model.adapters if not Path(adapter).is_absolute()]
     names += [path for path, hub in _others(config) if hub]
-    return tuple(names + [data.path for data in (*config.data.train, *config.data.eval) if data.source == "hub"])
+    return tuple(names + [data.path for data in (*config.data.train, *config.data.eval) if not Path(data.path).is_absolute()])
 
 
 def hub_cache() -> Path:

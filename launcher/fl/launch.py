@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
-from fl import builtin, engines, evidence, paths, runs, ui, wheel
+from fl import builtin, engines, evidence, modelscope, paths, runs, ui, wheel
 from fl.errors import FlError, HardwareError, Interrupted, RecipeError, Terminated, TrainingError
 from fl.plan import GRACE
 from fl.progress import View
@@ -160,6 +160,7 @@ def _provide(decision: Decision, run: runs.Run, report: Callable[[str], None], s
         engines.get(plan.engine).pull(str(plan.image.reference), report, lambda: _stop_if_asked(signals))
     _stop_if_asked(signals)
     builtin.fetch(decision.config.model.name, report)
+    modelscope.fetch(modelscope.asked(decision.config), report, lambda: _stop_if_asked(signals))
     for folder in (decision.cache, decision.cache / "home", paths.cache_home() / "trainer"):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for folder in _written(decision):

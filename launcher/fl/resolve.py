@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fl import paths, recipe_grpo, recipe_preference, resolve_reward
+from fl import modelscope, paths, recipe_grpo, recipe_preference, resolve_reward
 from fl.errors import RecipeError
 from fl.hardware import LaneName
 from fl.recipe import Recipe, parse
@@ -102,7 +102,7 @@ def resolve(
     )
     with _opening():
         resolve_reward.check(config)
-    return config
+    return modelscope.place(config)
 
 
 def draft(recipe: Recipe, *, lane: LaneName, stack: str) -> Config:

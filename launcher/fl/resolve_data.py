@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from fl import modelscope
 from fl.errors import RecipeError
 from fl.recipe_keys import nearest
 from fl.recipe_yaml import place_at
@@ -50,13 +51,18 @@ def datasets(names: Sequence[str], dataset_dir: str, base: Path) -> tuple[Datase
     if not names:
         return ()
     if dataset_dir == "ONLINE":
-        return tuple(_direct(name, base) or Dataset(name=name, source="hub", path=name, guess=True) for name in names)
+        return tuple(_direct(name, base) or Dataset(name=name, source="hub", path=_online(name), guess=True) for name in names)
     folder = absolute(dataset_dir, base)
     direct = {name: found for name in names if (found := _direct(name, base)) is not None}
     if len(direct) == len(set(names)):
         return tuple(direct[name] for name in names)
     info, shown = read_info(folder)
     return tuple(_dataset(name, info, folder, shown) if name in info or name not in direct else direct[name] for name in names)
+
+
+def _online(name: str) -> str:
+    """The hub's name, or the folder that a data set of ModelScope will be in."""
+    return str(modelscope.repository("datasets", name).folder) if modelscope.in_use() else name
 
 
 def _direct(name: str, base: Path) -> Dataset | None:
@@ -142,11 +148,12 @@ def _formatting(value: object, where: str) -> Formatting:
 
 
 def _source(entry: dict[str, Any], folder: Path, where: str) -> tuple[Literal["file", "hub"], str]:
-    hub = _text(entry, "hf_hub_url", where)
+    hub, other = _text(entry, "hf_hub_url", where), _text(entry, "ms_hub_url", where)
+    if other and (not hub or modelscope.in_use()):
+        return "hub", str(modelscope.repository("datasets", other).folder)
     if hub:
         return "hub", hub
     for key, reason in (
-        ("ms_hub_url", "ModelScope"),
         ("om_hub_url", "Modelers"),
         ("script_url", "a loading script"),
         ("cloud_file_name", "cloud storage"),

@@ -13,15 +13,10 @@ from fl import paths
 from fl.errors import UsageError
 
 _KEYS: Final = ("registry", "ledger", "mirrors")
-_MIRRORS: Final = ("registry", "index", "hub")
+_MIRRORS: Final = ("registry", "index", "hub", "modelscope")
 _DOCKER_HUB: Final = "docker.io"
 _PLACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?(/[a-z0-9][a-z0-9._-]*)*")
 _HOST: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?")
-MODELSCOPE: Final = (
-    "ModelScope speaks a protocol of its own, transformers and datasets speak the Hugging Face hub's: a name cannot be fetched from there",
-    "modelscope download --model NAME --local_dir DIR, then model_name_or_path: DIR",
-)
-"""Why it is refused as a hub, and what works."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +29,10 @@ class Mirrors:
     """Package index (PEP 503), instead of the one that pip is configured for."""
     hub: str | None = None
     """Address of a hub that speaks the Hugging Face hub's protocol."""
+    modelscope_hub: bool = False
+    """`hub: modelscope`: names of a hub are ModelScope's."""
+    modelscope: str | None = None
+    """Address that stands in for ModelScope's own."""
 
     def image(self, reference: str) -> str:
         """An image's name with its registry replaced; as it is where no mirror is configured for that."""
@@ -93,9 +92,13 @@ def _mapping(values: object, known: tuple[str, ...], what: str, path: Path) -> N
 def _mirrors(values: Any, path: Path) -> Mirrors:
     _mapping(values, _MIRRORS, f"{path}: mirrors", path)
     hub = _address(values, "hub", path)
-    if values.get("hub") is not None and "modelscope" in str(values["hub"]).lower():
-        raise UsageError(f"{path}: mirrors.hub: {MODELSCOPE[0]}", MODELSCOPE[1])
-    return Mirrors(registry=_registries(values.get("registry"), path), index=_address(values, "index", path), hub=hub)
+    if hub is not None and "modelscope" in hub.lower():
+        said = f"{path}: mirrors.hub: ModelScope speaks a protocol of its own, an address there is not one of a Hugging Face hub"
+        raise UsageError(said, f"hub: modelscope\nmodelscope: {hub}")
+    return Mirrors(
+        registry=_registries(values.get("registry"), path), index=_address(values, "index", path), hub=hub,
+        modelscope_hub=values.get("hub") == "modelscope", modelscope=_address(values, "modelscope", path),
+    )  # fmt: skip
 
 
 def _address(values: Mapping[str, Any], key: str, path: Path) -> str | None:
@@ -104,9 +107,12 @@ def _address(values: Mapping[str, Any], key: str, path: Path) -> str | None:
         return None
     if not isinstance(value, str) or not re.fullmatch(r"https?://[^\s/]+\S*", value):
         raise UsageError(f"{path}: mirrors.{key} must be an http address, found {value!r}", f"{key}: https://HOST/PATH")
-    if key == "hub" and "@" in value.split("/")[2]:  # it stands in plans and in the environment of containers, where anybody can read it
-        raise UsageError(f"{path}: mirrors.hub holds a user or password", "hub: https://HOST, and the token in HF_TOKEN")
-    return value.rstrip("/") if key == "hub" else value
+    if key == "index":
+        return value
+    if "@" in value.split("/")[2]:  # it stands in plans and in the environment of containers, where anybody can read it
+        token = "HF_TOKEN" if key == "hub" else "MODELSCOPE_API_TOKEN"
+        raise UsageError(f"{path}: mirrors.{key} holds a user or password", f"{key}: https://HOST, and the token in {token}")
+    return value.rstrip("/")
 
 
 def _registries(value: Any, path: Path) -> dict[str, str]:
@@ -123,12 +129,7 @@ def _registries(value: Any, path: Path) -> dict[str, str]:
     return {host: place.rstrip("/") for host, place in table.items()}
 
 
-def hub_environment(environ: Mapping[str, str], *, asked: bool) -> dict[str, str]:
-    """What the trainer and its libraries must be told of the hub: the caller's HF_ENDPOINT, else the mirror of the settings.
-
-    `asked`: something will be fetched. UsageError where the caller wants it from ModelScope.
-    """
-    if asked and environ.get("USE_MODELSCOPE_HUB", "").lower() in ("1", "true", "y"):
-        raise UsageError(f"USE_MODELSCOPE_HUB: {MODELSCOPE[0]}", f"{MODELSCOPE[1]}\nunset USE_MODELSCOPE_HUB")
+def hub_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the trainer and its libraries must be told of the Hugging Face hub: the caller's HF_ENDPOINT, else the settings' mirror."""
     endpoint = environ.get("HF_ENDPOINT") or load().mirrors.hub
     return {"HF_ENDPOINT": endpoint} if endpoint else {}

@@ -1,4 +1,4 @@
-"""`fl fetch`, then a run in a network namespace that has no network: model and data from a hub on this machine."""
+"""`fl fetch`, then a run in a network namespace that has no network: model and data from a hub on this machine, of either kind."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import ROOT
 from tests.training.stand_in_hub import Hub, hub
+from tests.training.stand_in_modelscope import modelscope
 
 pytestmark = pytest.mark.training
 Fl = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -125,11 +126,39 @@ def test_a_gated_model_and_a_download_that_breaks_off(fl: Fl, site: dict[str, ob
     assert "is gated" in done.stderr
 
 
-def test_a_hub_that_is_not_there_and_modelscope(fl: Fl, site: dict[str, object]) -> None:
+def test_a_hub_that_is_not_there(fl: Fl, site: dict[str, object]) -> None:
     environment = dict(site["env"], HF_ENDPOINT="http://127.0.0.1:9")  # type: ignore[call-overload]
     done = fl("fetch", "--engine", "host", "recipe.yaml", **{**site, "env": environment})
     assert done.returncode == 5
     assert "cannot be fetched from http://127.0.0.1:9" in done.stderr
-    done = fl("fetch", "--engine", "host", "recipe.yaml", **{**site, "env": {**environment, "USE_MODELSCOPE_HUB": "1"}})
-    assert done.returncode == 2
-    assert "modelscope download" in done.stderr
+
+
+def test_what_modelscope_has_is_fetched_first_and_trains_without_a_network(fl: Fl, repositories: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    real = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fl" / "environments"
+    cache = tmp_path / "cache" / "fl"
+    cache.mkdir(parents=True)
+    (cache / "environments").symlink_to(real)
+    with modelscope(repositories) as server:
+        environment = {"USE_MODELSCOPE_HUB": "1", "MODELSCOPE_ENDPOINT": server.address, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        options = {"cwd": tmp_path, "timeout": 180, "env": {**environment, "HF_HOME": str(tmp_path / "hf")}}
+        done = fl("fetch", "--engine", "host", "--json", "recipe.yaml", **options)
+        assert done.returncode == 0, done.stderr
+        document = json.loads(done.stdout)
+        assert (document["models"], document["datasets"], document["offline"]) == (["someone/tiny"], ["someone/rows"], True)
+        assert f"from {server.address}" in done.stderr
+        asked = len(server.asked)
+        run = fl("run", "--engine", "host", "--json", "recipe.yaml", **options)
+        assert run.returncode == 0, run.stdout + run.stderr
+        record = json.loads(run.stdout)
+        assert len(record["metrics"]["loss"]) == 2
+        assert record["model"]["name"] == "someone/tiny"
+        assert len(server.asked) == asked, "what is here is not asked for again"
+        shutil.rmtree(cache / "modelscope" / "models")
+        shutil.rmtree(tmp_path / "out")
+        run = fl("run", "--engine", "host", "--json", "recipe.yaml", **options)
+        assert (run.returncode, len(server.asked) > asked) == (0, True), "fl run fetches by itself what is missing"
+    options["env"].update(MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS="1")  # type: ignore[attr-defined]
+    done = fl("fetch", "--engine", "host", "recipe.yaml", "model_name_or_path=someone/other", **options)
+    assert done.returncode == 5
+    assert f"the model someone/other cannot be fetched from {server.address}" in done.stderr

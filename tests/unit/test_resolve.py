@@ -216,7 +216,6 @@ def test_columns_and_tags() -> None:
     [
         ("greeting", "The data set 'greeting' is not in .*Did you mean 'greetings'"),
         ("xyz", "is not in .*It names both, bucket"),
-        ("scope", "ModelScope .*does not read"),
         ("bucket", "cloud storage .*s3://bucket"),
         ("pairs", "pairs of answers"),
         ("lost", r"the file .*greeting\.json is not there\. Beside it: greetings\.json"),

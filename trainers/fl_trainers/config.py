@@ -101,7 +101,7 @@ class Dataset(Part):
     name: str
     source: Literal["file", "hub"]
     path: str
-    """Absolute path of a file or of a folder of files of one type, or the hub's name."""
+    """Absolute path of a file or of a folder of files of one type, or the hub's name; for a hub's repository that is here its folder."""
     subset: str | None = None
     split: str = "train"
     folder: str | None = None

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
             files, size = model(*name.partition("@")[::2])
             events.emit("fetch", kind="model", name=name.partition("@")[0], files=files, bytes=size)
         for found in (*config.data.train, *config.data.eval):
-            if found.source == "hub":
+            if found.source == "hub" and not Path(found.path).is_absolute():
                 events.emit("fetch", kind="dataset", name=found.path, rows=rows(config, found.name))
     except TrainerError as error:
         events.error(type(error).__name__, error.message, error.exit_code, error.remedy)
