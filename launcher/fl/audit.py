@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from packaging.version import InvalidVersion, Version
@@ -68,6 +68,19 @@ def cells(entries: Sequence[Entry], now: Now, *, models: Mapping[str, Sequence[s
     found = [cell(model, types, stack, by_place.get((model, stack.id), ()), now) for model, types in named.items() for stack in stacks]
     gone = [records for (model, stack), records in by_place.items() if model in named and stack not in now.stacks]
     return found + [_without_row(records) for records in gone]
+
+
+def told_apart(entries: Sequence[Entry]) -> list[Entry]:
+    """Folders of one name that hold different models get the start of their config's hash: a record is no proof of another model."""
+    configs: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        if "/" not in entry.model and entry.config_sha256:
+            configs[entry.model].add(entry.config_sha256)
+    several = {name for name, hashes in configs.items() if len(hashes) > 1}
+    return [
+        replace(entry, model=f"{entry.model} ({entry.config_sha256[:8] or 'config not known'})") if entry.model in several else entry
+        for entry in entries
+    ]
 
 
 def _without_row(records: Sequence[Entry]) -> Cell:

@@ -5,6 +5,7 @@ One signature covers a list of ids (`signatures/NAME.ids`, `NAME.ids.sig`), so t
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from fl import ledger
 from fl.errors import EvidenceError
 
 NAMESPACE: Final = "fl-evidence"
+LARGEST: Final = 64 * 2**20
+"""Bytes of a list: a million ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,28 +38,42 @@ def _ssh(*arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[byt
 
 
 def sign(folder: Path, key: Path) -> tuple[Path, int]:
-    """Signs the ids of every record that holds and that no list has yet; the list's path and how many ids it has."""
+    """Signs the ids of every record that holds and that no signed list has yet; the list's path and how many ids it has."""
     _, faults = ledger.verify(folder)
     if faults:
         raise EvidenceError(f"{faults[0].path} {faults[0].message}; nothing was signed", "fl audit verify")
     place = folder / "signatures"
-    listed = {line for file in place.glob("*.ids") for line in file.read_text(encoding="utf-8").split()}
+    lists = [file for file in place.glob("*.ids") if _signature(file).is_file()]
+    listed = frozenset().union(*(_content(file).decode(errors="replace").split() for file in lists))
     new = sorted({record["id"] for record in ledger.read(folder)} - listed)
     if not new:
         raise EvidenceError("every record is signed already, or there is none", "fl audit verify --signers FILE")
-    file = place / f"{new[0][:16]}-{len(new)}.ids"
+    content = ("\n".join(new) + "\n").encode()
+    done = _ssh("-Y", "sign", "-f", str(key), "-n", NAMESPACE, given=content)
+    if done.returncode:
+        raise EvidenceError(f"ssh-keygen did not sign: {done.stderr.decode(errors='replace').strip()}", "a private key: --key FILE")
+    file = place / f"{new[0][:16]}-{len(new)}-{hashlib.sha256(done.stdout).hexdigest()[:8]}.ids"
     try:
         place.mkdir(parents=True, exist_ok=True)
-        file.write_text("\n".join(new) + "\n", encoding="utf-8")
+        ledger.write(_signature(file), done.stdout)  # a signature without its list is nothing, a list without one a fault
+        ledger.write(file, content)
     except OSError as error:
-        file.unlink(missing_ok=True)
         raise EvidenceError(f"{place} takes no signature: {error.strerror}", "a ledger that can be written") from error
-    done = _ssh("-Y", "sign", "-f", str(key), "-n", NAMESPACE, str(file))
-    if done.returncode:
-        file.unlink()
-        file.with_name(file.name + ".sig").unlink(missing_ok=True)
-        raise EvidenceError(f"ssh-keygen did not sign: {done.stderr.decode(errors='replace').strip()}", "a private key: --key FILE")
     return file, len(new)
+
+
+def _signature(file: Path) -> Path:
+    return file.with_name(file.name + ".sig")
+
+
+def _content(file: Path) -> bytes:
+    """A list's bytes; EvidenceError where it is none."""
+    try:
+        if not file.is_file() or file.stat().st_size > LARGEST:
+            raise EvidenceError(f"{file} is no list of ids", f"rm {file}")
+        return file.read_bytes()
+    except OSError as error:
+        raise EvidenceError(f"{file} cannot be read: {error.strerror}", f"ls -l {file}") from error
 
 
 def signed(folder: Path, signers: Path) -> tuple[list[Signed], list[ledger.Fault]]:
@@ -64,16 +81,20 @@ def signed(folder: Path, signers: Path) -> tuple[list[Signed], list[ledger.Fault
     good: list[Signed] = []
     bad: list[ledger.Fault] = []
     for file in sorted((folder / "signatures").glob("*.ids")):
-        signature, content = file.with_name(file.name + ".sig"), file.read_bytes()
+        signature = _signature(file)
         if not signature.is_file():
             bad.append(ledger.Fault(file, "has no signature"))
             continue
+        content = _content(file)
         found = _ssh("-Y", "find-principals", "-f", str(signers), "-s", str(signature))
         who = found.stdout.decode(errors="replace").split("\n")[0].strip()
         if found.returncode or not who:
             bad.append(ledger.Fault(file, f"is signed by a key that is not in {signers.name}"))
-        elif _ssh("-Y", "verify", "-f", str(signers), "-I", who, "-n", NAMESPACE, "-s", str(signature), given=content).returncode:
-            bad.append(ledger.Fault(file, f"was changed after {who} signed it"))
+            continue
+        checked = _ssh("-Y", "verify", "-f", str(signers), "-I", who, "-n", NAMESPACE, "-s", str(signature), given=content)
+        if checked.returncode:
+            why = " ".join((checked.stderr + checked.stdout).decode(errors="replace").split())[:200]
+            bad.append(ledger.Fault(file, f"was changed after {who} signed it, or {who} may not sign evidence: {why}"))
         else:
             good.append(Signed(file, who, frozenset(content.decode(errors="replace").split())))
     return good, bad

@@ -8,8 +8,9 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ LARGEST: Final = 4 * 2**20
 """Bytes of a record; the largest that a run of 100,000 logged steps writes is half of it."""
 LONGEST: Final = 200
 """Characters of a name inside a record."""
+_LANE: Final = re.compile(r"[a-z0-9]{1,32}")
 _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
 
@@ -43,6 +45,12 @@ def default(cwd: Path | None = None) -> Path:
     return paths.EVIDENCE
 
 
+def target(cwd: Path | None = None) -> Path:
+    """Where new records go: the ledger that is read here, or `./evidence` where that is the one that came with fl."""
+    found = default(cwd)
+    return (cwd or Path.cwd()) / "evidence" if found == paths.EVIDENCE else found
+
+
 def place(ledger: Path, record: Mapping[str, Any]) -> Path:
     """`LEDGER/LANE/YYYY-MM/ID.json`."""
     return ledger / str(record["lane"]) / str(record["time"])[:7] / f"{record['id']}.json"
@@ -54,6 +62,19 @@ def files(ledger: Path) -> Iterator[os.DirEntry[str]]:
         for month in _folders(lane.path):
             with os.scandir(month.path) as entries:
                 yield from sorted((entry for entry in entries if entry.name.endswith(".json")), key=lambda entry: entry.name)
+
+
+def strays(ledger: Path) -> Iterator[Fault]:
+    """What lies in a ledger where no record is looked for: a record there would count for nothing, and nobody would know."""
+    for folder, names, found in os.walk(ledger):
+        depth = len(Path(folder).relative_to(ledger).parts)
+        for name in sorted(names):
+            if Path(folder, name).is_symlink():
+                yield Fault(Path(folder, name), "is a link to a folder, which is not followed")
+        names[:] = sorted(name for name in names if not name.startswith(".") and (depth or name != "signatures"))
+        for name in sorted(found):
+            if name.endswith(".json") and depth != 2:
+                yield Fault(Path(folder, name), "lies outside LANE/YYYY-MM/ and counts for nothing; `fl audit add` files it")
 
 
 def _folders(folder: Path | str) -> list[os.DirEntry[str]]:
@@ -78,7 +99,7 @@ def open_record(path: Path) -> dict[str, Any] | Fault:
     if len(content) > LARGEST:
         return Fault(path, f"is larger than {LARGEST >> 20} MiB, which no record is")
     try:
-        record = json.loads(content, parse_constant=_no_number)
+        record = json.loads(content, parse_constant=_no_number, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         return Fault(path, f"is truncated or no JSON: {str(error)[:80]}")
     problem = fault_of(record)
@@ -87,6 +108,14 @@ def open_record(path: Path) -> dict[str, Any] | Fault:
 
 def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping whose keys stand there once: of two, the hash would cover the last and a reader might see the first."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key stands twice in one mapping")
+    return made
 
 
 def fault_of(record: Any) -> str | None:
@@ -103,15 +132,25 @@ def fault_of(record: Any) -> str | None:
             return f"has no {key}"
     if record["outcome"] not in ("passed", "failed", "refused"):
         return f"has outcome {record['outcome']!r}"
-    if not record["lane"].isalnum() or len(str(record["model"].get("name"))) > LONGEST:
+    name = str(record["model"].get("name"))
+    if not _LANE.fullmatch(record["lane"]) or record["lane"] == "signatures" or len(name) > LONGEST:
         return "has a lane or a model name that no run writes"
-    if not _TIME.fullmatch(record["time"]):
+    if not _is_time(record["time"]):
         return "has a time that no run writes"
     try:
         found = hashlib.sha256(canonical(record)).hexdigest()
+    except UnicodeEncodeError:
+        return "holds text that is no Unicode"
     except (ValueError, RecursionError):
         return "holds numbers that are none"
     return None if found == record["id"] else "was changed: its content does not have the id that it says"
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return _TIME.fullmatch(text) is not None and bool(datetime.fromisoformat(text[:-1]))
+    except ValueError:
+        return False
 
 
 def read(ledger: Path) -> Iterator[dict[str, Any]]:
@@ -139,6 +178,7 @@ def verify(ledger: Path) -> tuple[int, list[Fault]]:
         else:
             seen[found["id"]] = path
             good += 1
+    faults += strays(ledger)
     return good, faults
 
 
@@ -146,28 +186,33 @@ def add(ledger: Path, record: Mapping[str, Any]) -> Path:
     """Writes a record: the file is complete or absent, and never replaced. EvidenceError for a broken record or a disk that takes none."""
     if (problem := fault_of(record)) is not None:
         raise EvidenceError(f"the record {problem}", "records are made by runs; add the run: `fl audit add RUN`")
-    target = place(ledger, record)
-    if target.exists():
-        there = open_record(target)
+    path = place(ledger, record)
+    if path.exists():
+        there = open_record(path)
         if isinstance(there, Fault):
-            raise EvidenceError(f"{target} {there.message}; the record was not written over it", f"fl audit verify\nrm {target}")
-        return target
+            raise EvidenceError(f"{path} {there.message}; the record was not written over it", f"fl audit verify\nrm {path}")
+        return path
     text = json.dumps(record, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
-    part: str | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".part")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(part).chmod(0o644)
-        Path(part).replace(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, text.encode())
     except OSError as error:
-        if part is not None:
-            Path(part).unlink(missing_ok=True)
         raise EvidenceError(
             f"the ledger {ledger} takes no record: {error.strerror}; nothing in it was changed",
             "free space, or another ledger: `fl audit add --ledger DIR`",
         ) from error
-    return target
+    return path
+
+
+def write(path: Path, content: bytes) -> None:
+    """A file that is complete or absent, also after a power cut. OSError leaves nothing."""
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(part).chmod(0o644)
+        Path(part).replace(path)
+    finally:
+        Path(part).unlink(missing_ok=True)

@@ -1,11 +1,13 @@
 """An index of a ledger in the caller's cache, so that thousands of records answer in a second. Never trusted over the records:
-a file whose size or times changed (also those that no program can set) is read again, and an index that is broken is made anew."""
+a file whose size or times changed (also those that no program can set) is read again, and an index that is broken, or whose rows
+are not as they were written, is made anew."""
 
 from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any, Final
 from fl import ledger, paths
 from fl.ui import clean
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Entry:
     stack: str
     model: str
     model_type: str
+    config_sha256: str
     stage: str
     method: str
     device: str
@@ -49,12 +52,13 @@ def entry_of(record: Mapping[str, Any]) -> Entry:
     """Fields of another kind than expected become empty: a hash proves that nothing was changed, not that it makes sense."""
     environment, model, method = _part(record, "environment"), _part(record, "model"), _part(record, "method")
     losses = _part(record, "metrics").get("loss")
-    last = losses[-1] if isinstance(losses, list) and losses and isinstance(losses[-1], int | float) else None
+    last = _number(losses[-1]) if isinstance(losses, list) and losses else None
     failure = _part(record, "failure")
     versions = environment.get("versions")
     return Entry(
         id=record["id"], time=record["time"], outcome=record["outcome"], lane=record["lane"], stack=_text(record.get("stack")),
-        model=_text(model.get("name")), model_type=_text(model.get("model_type")), stage=_text(method.get("stage")),
+        model=_text(model.get("name")) or "(no name)", model_type=_text(model.get("model_type")),
+        config_sha256=_text(model.get("config_sha256")), stage=_text(method.get("stage")),
         method=_text(method.get("finetuning_type")), device=_text(_part(record, "accelerator").get("name")),
         engine=_text(environment.get("engine")), matches_lock=environment.get("matches_lock") is True,
         lock_sha256=_text(environment.get("lock_sha256")), trainer_sha256=_text(record.get("trainer_sha256")),
@@ -76,8 +80,20 @@ def _text(value: Any) -> str:
     return "" if value is None else clean(" ".join(str(value)[:2000].split()))[:400]
 
 
+def _number(value: Any) -> float | None:
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    except OverflowError:
+        return None
+
+
 def entries(folder: Path, cache: Path | None = None) -> list[Entry]:
     """Every record of the ledger that holds, by the index where files are as they were."""
+    return read(folder, cache)[0]
+
+
+def read(folder: Path, cache: Path | None = None) -> tuple[list[Entry], int]:
+    """The same, and how many files hold no record that can be believed: `fl audit verify` names them."""
     folder = folder.resolve()
     cache = cache or paths.cache_home() / "ledgers"
     file = cache / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.sqlite3"
@@ -87,41 +103,67 @@ def entries(folder: Path, cache: Path | None = None) -> list[Entry]:
     except sqlite3.Error:
         file.unlink(missing_ok=True)
     except OSError:
-        return [entry_of(record) for record in ledger.read(folder)]  # no cache to write to
+        return _read_all(folder)  # no cache to write to
     try:
         return _indexed(folder, file)
     except (sqlite3.Error, OSError):
-        return [entry_of(record) for record in ledger.read(folder)]
+        return _read_all(folder)
+
+
+def _read_all(folder: Path) -> tuple[list[Entry], int]:
+    opened = [ledger.open_record(Path(entry.path)) for entry in ledger.files(folder)]
+    found = {record["id"]: entry_of(record) for record in opened if isinstance(record, dict)}
+    return list(found.values()), sum(isinstance(one, ledger.Fault) for one in opened)
 
 
 _COLUMNS: Final = tuple(field.name for field in fields(Entry))
 _LOCKED: Final = _COLUMNS.index("matches_lock")
 
 
-def _indexed(folder: Path, file: Path) -> list[Entry]:
+def _indexed(folder: Path, file: Path) -> tuple[list[Entry], int]:
+    columns = f"path, size, changed, {', '.join(_COLUMNS)}"
     with closing(sqlite3.connect(file, timeout=10)) as base, base:
         if base.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
             base.execute("DROP TABLE IF EXISTS record")
+            base.execute("DROP TABLE IF EXISTS whole")
             base.execute(f"PRAGMA user_version = {_VERSION}")
-        base.execute(f"CREATE TABLE IF NOT EXISTS record (path TEXT PRIMARY KEY, size INTEGER, changed TEXT, {', '.join(_COLUMNS)})")
-        known = {row[0]: (row[1], row[2]) for row in base.execute("SELECT path, size, changed FROM record")}
-        present: set[str] = set()
-        for entry in ledger.files(folder):
-            facts = entry.stat(follow_symlinks=False)
-            present.add(entry.path)
-            stamp = f"{facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
-            if known.get(entry.path) == (facts.st_size, stamp):
-                continue
-            found = ledger.open_record(Path(entry.path))
-            values = astuple(entry_of(found)) if isinstance(found, dict) else (None,) * len(_COLUMNS)
-            marks = ", ".join("?" * (3 + len(_COLUMNS)))
-            base.execute(f"REPLACE INTO record VALUES ({marks})", (entry.path, facts.st_size, stamp, *values))
-        base.executemany("DELETE FROM record WHERE path = ?", ((path,) for path in known.keys() - present))
-        rows = base.execute(f"SELECT {', '.join(_COLUMNS)} FROM record WHERE id IS NOT NULL ORDER BY path")
-        return list({row[0]: _entry(row) for row in rows}.values())
+        base.execute(f"CREATE TABLE IF NOT EXISTS record ({columns}, PRIMARY KEY (path))")
+        base.execute("CREATE TABLE IF NOT EXISTS whole (sum)")
+        rows = base.execute(f"SELECT {columns} FROM record ORDER BY path").fetchall()
+        if rows and base.execute("SELECT sum FROM whole").fetchall() != [(_sum(rows),)]:
+            raise sqlite3.DatabaseError("rows are not as they were written")
+        if _follow(base, folder, {row[0]: (row[1], row[2]) for row in rows}):
+            rows = base.execute(f"SELECT {columns} FROM record ORDER BY path").fetchall()
+            base.execute("DELETE FROM whole")
+            base.execute("INSERT INTO whole VALUES (?)", (_sum(rows),))
+    held = {row[3]: row for row in rows if row[3] is not None}
+    return [_entry(row[3:]) for row in held.values()], sum(row[3] is None for row in rows)
 
 
-def _entry(row: tuple[Any, ...]) -> Entry:
+def _follow(base: sqlite3.Connection, folder: Path, known: Mapping[str, tuple[int, str]]) -> bool:
+    """Brings the rows to what the files are now; whether there was anything to do."""
+    present: set[str] = set()
+    before = base.total_changes
+    marks = ", ".join("?" * (3 + len(_COLUMNS)))
+    for entry in ledger.files(folder):
+        facts = entry.stat(follow_symlinks=False)
+        present.add(entry.path)
+        stamp = f"{facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
+        if known.get(entry.path) == (facts.st_size, stamp):
+            continue
+        found = ledger.open_record(Path(entry.path))
+        values = astuple(entry_of(found)) if isinstance(found, dict) else (None,) * len(_COLUMNS)
+        base.execute(f"REPLACE INTO record VALUES ({marks})", (entry.path, facts.st_size, stamp, *values))
+    base.executemany("DELETE FROM record WHERE path = ?", ((path,) for path in known.keys() - present))
+    return base.total_changes > before
+
+
+def _sum(rows: Sequence[Any]) -> int:
+    """Of the rows as they were written, so that none that was changed since is believed."""
+    return zlib.crc32(repr(rows).encode("utf-8", "surrogatepass"))
+
+
+def _entry(row: Sequence[Any]) -> Entry:
     values = list(row)
     values[_LOCKED] = bool(values[_LOCKED])
     return Entry(*values)

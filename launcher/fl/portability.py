@@ -268,12 +268,12 @@ def _rollout(case: _Case) -> Iterator[Change]:
     yield from ()
 
 
-_CHECKPOINTS: Final[Mapping[str, str]] = {"awq": "gptqmodel", "gptq": "gptqmodel", "aqlm": "aqlm"}
+CHECKPOINTS: Final[Mapping[str, str]] = {"awq": "gptqmodel", "gptq": "gptqmodel", "aqlm": "aqlm"}
 """Ways of quantizing whose checkpoints transformers loads with a package only."""
 
 
 def _checkpoint(case: _Case) -> Iterator[Change]:
-    package = _CHECKPOINTS.get(case.quantized or "")
+    package = CHECKPOINTS.get(case.quantized or "")
     if package is not None and case.without(package):
         raise RecipeError(
             f"model_name_or_path: {case.config.model.name} is an {str(case.quantized).upper()} checkpoint, which needs the package "

@@ -60,7 +60,17 @@ def error(message: str, remedy: str = "") -> None:
 
 def document(value: Any) -> None:
     """The one JSON document of `--json`."""
-    out(json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False).replace("\x7f", "\\u007f"))
+    out(_json(value, 1))
+
+
+def listing(value: dict[str, Any], key: str) -> None:
+    """The same with an item of the list `key` a line: of ten thousand items, a fifth of the time."""
+    items = ",\n".join(_json(item, None) for item in value[key])
+    out(_json({**value, key: []}, None).removesuffix("[]}") + f"[\n{items}\n]}}")
+
+
+def _json(value: Any, indent: int | None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=True, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> None:

@@ -151,7 +151,75 @@ def test_a_model_folder_of_today_is_answered_by_its_config(place: Path) -> None:
         assert fl(place, "--model", "new").returncode == 5
 
 
+@pytest.mark.parametrize(
+    ("config", "state", "why"),
+    [
+        ({"model_type": "qwen2", "quantization_config": {"quant_method": "awq"}}, "impossible", "needs the package gptqmodel"),
+        ({"model_type": "qwen2", "quantization_config": {"quant_method": "fp8"}}, "declared", "its weights are quantized (fp8)"),
+        ({"model_type": "qwen2", "quantization_config": []}, "declared", "is in transformers since"),
+        ({"model_type": "brandnew", "transformers_version": "99.0"}, "unknown", "written by transformers 99.0, this stack has"),
+        ({"model_type": "brandnew", "transformers_version": "\x1b[2J"}, "unknown", "does not know the model type brandnew"),
+        ({"model_type": "brandnew", "auto_map": {"AutoModel": "m.M"}}, "unknown", "comes with code of its own"),
+    ],
+)
+def test_what_a_folder_says_of_itself_counts(place: Path, config: dict[str, Any], state: str, why: str) -> None:
+    (place / "new").mkdir()
+    (place / "new" / "config.json").write_text(json.dumps(config))
+    for asked in ("new", "new/config.json"):
+        (cell,) = json.loads(fl(place, "--model", asked, "--stack", "cpu-torch213", "--json").stdout)["cells"]
+        assert (cell["model"], cell["state"], why in cell["why"]) == ("new", state, True), cell
+
+
+def test_a_record_of_another_model_in_a_folder_of_that_name_is_no_proof(place: Path) -> None:
+    """What a folder's name says: nothing. Same type and one config are its runs; anything else is told apart."""
+    (place / "new").mkdir()
+    (place / "new" / "config.json").write_text('{"model_type": "qwen3"}')
+    other = {"name": "new", "model_type": "llama", "config_sha256": "a" * 64}
+    ledger.add(place / "evidence", record(model=other))
+
+    def evidence() -> list[int]:
+        found = json.loads(fl(place, "--model", "new", "--stack", "cpu-torch213", "--json").stdout)["cells"]
+        return [len(cell["evidence"]) for cell in found]
+
+    assert evidence() == [0]
+    ledger.add(place / "evidence", record(model={**other, "model_type": "qwen3", "config_sha256": "b" * 64}))
+    assert evidence() == [1]
+    ledger.add(place / "evidence", record(model={**other, "model_type": "qwen3", "config_sha256": "c" * 64}))
+    assert evidence() == [0]
+    named = {cell["model"] for cell in json.loads(fl(place, "--json", "--lane", "cpu").stdout)["cells"] if cell["evidence"]}
+    assert named >= {"new (aaaaaaaa)", "new (bbbbbbbb)", "new (cccccccc)", "acme/one"}
+
+
+def test_a_ledger_with_broken_files_still_answers_and_says_so(place: Path) -> None:
+    ledger.add(place / "evidence", record(outcome="failed")).write_text("{")
+    shown = fl(place)
+    assert (shown.returncode, "1 files in" in shown.stderr, "fl audit verify" in shown.stderr) == (0, True, True)
+
+
+def test_a_ledger_that_the_settings_name_and_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "fl").mkdir()
+    (tmp_path / "fl" / "config.yaml").write_text(f"ledger: {tmp_path}/site\n")
+    missing = fl(tmp_path)
+    assert (missing.returncode, "config.yaml names" in missing.stderr) == (9, True)
+    ledger.add(tmp_path / "site", record())
+    assert "acme/one" in fl(tmp_path).stdout
+
+
+def test_a_full_disk_leaves_the_page_as_it_was(place: Path) -> None:
+    (place / "page.html").write_text("before")
+    full = subprocess.run(
+        ["bash", "-c", f"ulimit -f 8; trap '' XFSZ; exec {sys.executable} -m fl audit --html page.html"],
+        capture_output=True, text=True, check=False, cwd=place,
+    )  # fmt: skip
+    assert (full.returncode, "cannot be written" in full.stderr) == (9, True), full.stderr
+    assert (place / "page.html").read_text() == "before"
+    assert not list(place.glob(".*.part"))
+
+
 def test_what_is_asked_wrongly_is_told(place: Path) -> None:
+    for two in (("--json", "--md"), ("--json", "--html", "x.html"), ("--diff", "a", "b", "--needs")):
+        assert fl(place, *two).returncode == 2
     unknown = fl(place, "--model", "lamma 3")
     assert unknown.returncode == 9
     assert "did you mean" in unknown.stderr

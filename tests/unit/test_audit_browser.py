@@ -19,13 +19,18 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this ma
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script>\x1b[31m'
 
 
-def page(tmp_path: Path, more: str = "") -> Path:
+OPEN = re.compile(r'<details id="([0-9a-f]{64})"[^>]*\bopen=""')
+
+
+def page(tmp_path: Path, more: str = "", lanes: tuple[str, ...] = ("cpu",)) -> Path:
     """The page of two models, one with a hostile name; `more`: a script that acts as its reader."""
     records = [record(), record(model={"name": HOSTILE}, outcome="failed", failure={"type": "X", "message": HOSTILE})]
     now = audit.now(load(), "t" * 64, lambda stack: frozenset({"l" * 64}))
     entries = [entry_of(one) for one in records]
-    cells = [c for c in audit.cells(entries, now) if c.lane == "cpu" and c.evidence]
-    text = audit_pages.page(cells, {one["id"]: one for one in records}, ["cpu-torch213"], "What works where")
+    models = {entry.model: [entry.model_type] for entry in sorted(entries, key=lambda entry: entry.model)}
+    cells = [c for c in audit.cells(entries, now, models=models) if c.lane in lanes and c.stack != "cpu-torch210"]
+    stacks = [stack.id for stack in now.matrix.stacks if stack.lane in lanes and stack.id != "cpu-torch210"]
+    text = audit_pages.page(cells, {one["id"]: one for one in records}, stacks, "What works where")
     file = tmp_path / "page.html"
     file.write_text(text.replace("</body>", f"<script>{more}</script></body>"), encoding="utf-8")
     return file
@@ -65,4 +70,24 @@ def test_the_filter_and_the_boxes(tmp_path: Path) -> None:
 def test_a_cell_leads_to_its_record(tmp_path: Path) -> None:
     click = 'document.querySelector("#rows a").click();'
     dom = browse(page(tmp_path, click), "--dump-dom")
-    assert len(re.findall(r'<details id="[0-9a-f]{64}" open="">', dom)) == 1
+    assert len(OPEN.findall(dom)) == 1
+
+
+def test_a_link_to_a_record_opens_it(tmp_path: Path) -> None:
+    file = page(tmp_path)
+    (first, *_) = re.findall(r'<details id="([0-9a-f]{64})"', file.read_text())
+    assert OPEN.findall(browse(file, "--dump-dom", fragment=f"#{first}")) == [first]
+
+
+def test_one_lane(tmp_path: Path) -> None:
+    choose = 'lane.value = "cuda"; lane.dispatchEvent(new Event("change"));'
+    dom = browse(page(tmp_path, choose, lanes=("cpu", "cuda")), "--dump-dom")
+    heads = re.findall(r'<th data-lane="(\w+)"(?: class="(\w*)")?>', dom)
+    assert ("cpu", "away") in heads and {shown for lane, shown in heads if lane == "cuda"} == {""}
+    assert rows(dom) == ["", ""]
+
+
+def test_a_narrow_window_scrolls_in_one_direction_only(tmp_path: Path) -> None:
+    measure = "document.title = `${document.documentElement.scrollWidth <= innerWidth} ${innerWidth}`;"
+    dom = browse(page(tmp_path, measure, lanes=("cpu", "cuda", "rocm")), "--window-size=500,900", "--dump-dom")
+    assert "<title>true 500</title>" in dom, re.findall("<title>.*</title>", dom)

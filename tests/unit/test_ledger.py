@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -49,6 +50,10 @@ def _edit(path: Path, change: Any) -> None:
         (lambda p: os.truncate(p, 2**30), "larger than"),
         (lambda p: p.write_text(p.read_text().replace("1.5", "1e999")), "numbers that are none"),
         (lambda p: _edit(p, lambda r: r.update(time="../../../x")), "time that no run"),
+        (lambda p: _edit(p, lambda r: r.update(time="2026-99-99T99:99:99Z")), "time that no run"),
+        (lambda p: _edit(p, lambda r: r.update(lane="signatures")), "lane"),
+        (lambda p: p.write_text('{"outcome": "failed", ' + p.read_text()[1:]), "stands twice"),
+        (lambda p: p.write_text(p.read_text().replace("acme/one", "acme/\\ud800")), "no Unicode"),
         (lambda p: (p.unlink(), os.mkfifo(p)), "is no file"),
         (lambda p: (p.rename(p.with_suffix(".old")), p.symlink_to(p.with_suffix(".old"))), "cannot be read"),
     ],
@@ -145,6 +150,53 @@ def test_a_broken_index_is_made_anew(tmp_path: Path, damage: Any) -> None:
     assert len(ledger_index.entries(place, cache)) == 1
 
 
+def test_a_row_of_the_index_that_was_changed_is_not_believed(tmp_path: Path) -> None:
+    place, cache = tmp_path / "ledger", tmp_path / "cache"
+    ledger.add(place, record(outcome="failed"))
+    ledger_index.entries(place, cache)
+    (file,) = cache.glob("*.sqlite3")
+    with sqlite3.connect(file) as base:
+        base.execute("UPDATE record SET outcome = 'passed'")
+    assert [entry.outcome for entry in ledger_index.entries(place, cache)] == ["failed"]
+
+
+def test_files_that_hold_no_record_are_counted_with_and_without_an_index(tmp_path: Path) -> None:
+    place = tmp_path / "ledger"
+    ledger.add(place, record())
+    ledger.add(place, record(outcome="failed")).write_text("{")
+    (tmp_path / "file").write_text("no folder for an index")
+    for cache in (tmp_path / "cache", tmp_path / "cache", tmp_path / "file"):
+        entries, broken = ledger_index.read(place, cache)
+        assert (len(entries), broken) == (1, 1)
+
+
+@pytest.mark.parametrize("odd", [10**400, True, "x", None, [1]])
+def test_a_loss_that_no_run_writes_is_none(tmp_path: Path, odd: Any) -> None:
+    ledger.add(tmp_path / "ledger", identified({**record(), "metrics": {"loss": [odd]}}))
+    for _ in range(2):
+        assert [entry.loss for entry in ledger_index.entries(tmp_path / "ledger", tmp_path / "cache")] == [None]
+
+
+def test_a_record_where_none_is_looked_for_is_told(tmp_path: Path) -> None:
+    path = ledger.add(tmp_path, record())
+    for other in (tmp_path / "a.json", tmp_path / "cpu" / "b.json", path.parent / "deep" / "c.json"):
+        other.parent.mkdir(exist_ok=True)
+        other.write_bytes(path.read_bytes())
+    (tmp_path / "link").symlink_to(tmp_path / "cpu")
+    good, faults = ledger.verify(tmp_path)
+    assert (good, {fault.path.name for fault in faults}) == (1, {"a.json", "b.json", "c.json", "link"})
+
+
+def test_new_records_go_where_records_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "fl").mkdir()
+    assert ledger.target(tmp_path) == tmp_path / "evidence"
+    (tmp_path / "fl" / "config.yaml").write_text(f"ledger: {tmp_path}/site\n")
+    assert ledger.target(tmp_path) == tmp_path / "site"
+    (tmp_path / "evidence").mkdir()
+    assert ledger.target(tmp_path) == tmp_path / "evidence"
+
+
 def test_no_place_for_an_index_is_no_reason_not_to_answer(tmp_path: Path) -> None:
     ledger.add(tmp_path / "ledger", record())
     (tmp_path / "cache").write_text("a file")
@@ -181,8 +233,17 @@ def test_signatures_say_who_vouches(tmp_path: Path) -> None:
     ids.write_text(ids.read_text() + "0" * 64 + "\n")
     changed = run("verify", "--signers", str(tmp_path / "signers"))
     assert (changed.returncode, "was changed after" in changed.stderr) == (9, True), changed.stderr
-    ids.unlink()
-    ids.with_name(ids.name + ".sig").unlink()
+    ids.with_name(ids.name + ".sig").unlink()  # as when it was cut off: the list counts for nothing, and its records are signed anew
+    ids.write_bytes(b"\xff")
+    assert run("sign", "--key", str(tmp_path / "ops")).returncode == 0
+    for file in (tmp_path / "ledger" / "signatures").iterdir():
+        file.unlink()
+    (tmp_path / "other").write_text('ops@example.org namespaces="git" ' + (tmp_path / "ops.pub").read_text())
+    assert run("sign", "--key", str(tmp_path / "ops")).returncode == 0
+    elsewhere = run("verify", "--signers", str(tmp_path / "other"))
+    assert (elsewhere.returncode, "may not sign evidence" in elsewhere.stderr) == (9, True), elsewhere.stderr
+    for file in (tmp_path / "ledger" / "signatures").iterdir():
+        file.unlink()
     assert run("sign", "--key", str(tmp_path / "stranger")).returncode == 0
     foreign = run("verify", "--signers", str(tmp_path / "signers"))
     assert (foreign.returncode, "a key that is not in" in foreign.stderr) == (9, True)

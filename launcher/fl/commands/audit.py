@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,9 @@ if TYPE_CHECKING:
 
 _SHOWN = 3
 """Records of a cell that a page holds, the newest ones."""
+_MANY = 500
+"""Cells with records above which a page holds only the newest of each: a browser has to show it."""
+_WIDEST = 64
 _ledger = click.option("--ledger", "folder", type=click.Path(path_type=Path), help="Folder of records: ./evidence, or the settings'.")
 
 
@@ -46,40 +48,72 @@ def audit(
     from fl import audit as audits
     from fl import matrix as matrices
 
+    _one_of({"--json": as_json, "--md": md, "--html": page is not None})
+    _one_of({"--diff": diff is not None, "--needs": needs, "--md": md, "--html": page is not None})
     rows = matrices.load()
+    _known(lane, stack_id, rows)
+
+    def wanted(cell: Cell) -> bool:
+        return lane in (None, cell.lane) and stack_id in (None, cell.stack)
+
     if diff:
-        _show_difference(audits.difference(*(_of_path(path, folder, rows) for path in diff)), as_json)
+        sides = [[c for c in _of_path(path, folder, rows) if wanted(c) and (model or "").lower() in c.model.lower()] for path in diff]
+        _show_difference(audits.difference(*sides), as_json)
         return
-    entries = _entries(folder)
-    models, one = _wanted(model, entries, rows)
-    found = [c for c in audits.cells(entries, now_of(rows), models=models) if lane in (None, c.lane) and stack_id in (None, c.stack)]
-    if lane is not None or stack_id is not None:
-        _known(lane, stack_id, rows)
+    found, one = _cells(model, _entries(folder), rows)
+    found = [cell for cell in found if wanted(cell)]
+    everything = everything or model is not None
     if needs:
         _show_needs(found, rows, as_json)
     elif as_json:
-        ui.document({"schema": 1, "cells": [_cell_json(c) for c in found]})
+        ui.listing({"schema": 1, "cells": [_cell_json(c) for c in found]}, "cells")
     elif page is not None:
         _write_page(page, found, folder, [s.id for s in rows.stacks if any(c.stack == s.id for c in found)])
     elif md:
-        ui.out(_markdown(found, everything or model is not None))
+        ui.out(_markdown(found, everything))
     else:
-        _show(found, everything or model is not None, by_stack=lane is not None or stack_id is not None or one)
+        _show(found, everything, by_stack=lane is not None or stack_id is not None or one)
+
+
+def _one_of(flags: dict[str, bool]) -> None:
+    from fl.errors import UsageError
+
+    if len(given := [name for name, on in flags.items() if on]) > 1:
+        raise UsageError(f"{' and '.join(given)} are two answers", "one of them at a time")
+
+
+def _cells(model: str | None, entries: list[Entry], rows: Matrix) -> tuple[list[Cell], bool]:
+    """The cells of the models that are asked for, by name or by a folder's config.json; and whether that is one model."""
+    from fl import audit as audits
+    from fl import audit_model
+
+    now = now_of(rows)
+    if model is not None and (Path(model).exists() or model.startswith(("/", "./", "../", "~"))):
+        folder = audit_model.of_folder(Path(model).expanduser())
+        found = audits.cells(audit_model.records(folder, entries), now, models={folder.name: [folder.model_type]})
+        return audit_model.judged(found, folder, rows), True
+    entries = audits.told_apart(entries)
+    models = None if model is None else audit_model.named(model, entries, rows)
+    return audits.cells(entries, now, models=models), models is not None and len(models) == 1
 
 
 def _entries(folder: Path | None) -> list[Entry]:
-    from fl import ledger, ledger_index
+    from fl import ledger, ledger_index, paths
 
     place = folder or ledger.default()
-    if folder is not None and not folder.is_dir():
-        _missing(folder)
-    return ledger_index.entries(place)
+    if not place.is_dir():
+        _missing(place, configured=folder is None and place != paths.EVIDENCE)
+    entries, broken = ledger_index.read(place)
+    if broken:
+        ui.warning(f"{broken} files in {place} hold no record that can be believed; `fl audit verify` names them")
+    return entries
 
 
-def _missing(folder: Path) -> None:
+def _missing(folder: Path, *, configured: bool = False) -> None:
     from fl.errors import EvidenceError
 
-    raise EvidenceError(f"there is no ledger {folder}", "a folder of records; `fl audit add RUN` makes ./evidence")
+    whose = ", which config.yaml names" if configured else ""
+    raise EvidenceError(f"there is no ledger {folder}{whose}", "a folder of records; `fl audit add RUN` makes ./evidence")
 
 
 def now_of(rows: Matrix) -> Now:
@@ -93,46 +127,6 @@ def now_of(rows: Matrix) -> Now:
         return frozenset(lock.sha256(file) for file in files if file is not None)
 
     return audits.now(rows, wheel.code_sha256(), hashes)
-
-
-def _wanted(model: str | None, entries: list[Entry], rows: Matrix) -> tuple[dict[str, list[str]] | None, bool]:
-    """The models that are asked for, by name or by a folder's config.json; and whether it is one."""
-    if model is None:
-        return None, False
-    if Path(model).is_dir():
-        return {Path(model).resolve().name: [_type_of(Path(model))]}, True
-    word = model.lower()
-    found: dict[str, list[str]] = {}
-    for entry in entries:
-        if word in entry.model.lower() or word == entry.model_type.lower():
-            found.setdefault(entry.model, [])
-            found[entry.model] += [entry.model_type] if entry.model_type and entry.model_type not in found[entry.model] else []
-    for name, family in rows.models.items():
-        if word in name.lower() or word in family.types:
-            found[name] = list(family.types)
-    if not found:
-        from difflib import get_close_matches
-
-        from fl.errors import EvidenceError
-
-        near = get_close_matches(model, [*rows.models, *{e.model for e in entries}], 1, 0.3)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise EvidenceError(f"nothing is known of a model {model!r}", f"{hint}a model folder: --model DIR")
-    return found, len(found) == 1
-
-
-def _type_of(folder: Path) -> str:
-    from fl.errors import RecipeError
-
-    try:
-        with (folder / "config.json").open("rb") as file:
-            settings = json.loads(file.read(2**24))  # no config is larger; what is cut is no JSON
-        name = settings["model_type"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RecipeError(
-            f"{folder}: no config.json that names a model_type ({type(error).__name__})", "a model folder as the hub has it"
-        ) from error
-    return str(name)
 
 
 def _known(lane: str | None, stack: str | None, rows: Matrix) -> None:
@@ -152,9 +146,9 @@ def _of_path(path: Path, folder: Path | None, rows: Matrix) -> list[Cell]:
     from fl import matrix as matrices
 
     if path.is_dir():
-        return audits.cells(ledger_index.entries(path), now_of(rows))
+        return audits.cells(audits.told_apart(ledger_index.entries(path)), now_of(rows))
     other = matrices.load(path)
-    return audits.cells(_entries(folder), now_of(other))
+    return audits.cells(audits.told_apart(_entries(folder)), now_of(other))
 
 
 def _cell_json(cell: Cell) -> dict[str, Any]:
@@ -174,17 +168,22 @@ def _show(found: list[Cell], everything: bool, *, by_stack: bool) -> None:
 
     shown = _tried(found, everything)
     if by_stack:
-        ui.table(("model", "stack", "state", "why"), [(c.model, c.stack, c.state, c.why) for c in shown])
+        ui.table(("model", "stack", "state", "why"), [(_name(c.model), c.stack, c.state, c.why) for c in shown])
     else:
         names = list(dict.fromkeys(cell.lane for cell in found))
         best = audits.lanes(shown)
-        ui.table(("model", *names), [(m, *(row[n].state if n in row else "" for n in names)) for m, row in best.items()])
+        ui.table(("model", *names), [(_name(m), *(row[n].state if n in row else "" for n in names)) for m, row in best.items()])
         for cell in (cell for row in best.values() for cell in row.values() if cell.state in ("proven", "failed", "stale")):
             ui.out(f"  {ui.clean(cell.model)} on {cell.stack}: {cell.state}, {ui.clean(cell.why)}")
     counts = [f"{sum(c.state == state for c in found)} {state}" for state in audits.ORDER]
     ui.say(f"\n{', '.join(counts)} (model x stack)")
     if not everything:
         ui.say("models that nobody has run: `fl audit --all`; one model: `fl audit --model NAME`; what to run next: `fl audit --needs`")
+
+
+def _name(model: str) -> str:
+    """No name takes the table's whole width."""
+    return model if len(model) <= _WIDEST else f"{model[: _WIDEST - 1]}…"
 
 
 def _markdown(found: list[Cell], everything: bool) -> str:
@@ -207,13 +206,28 @@ def _write_page(page: Path, found: list[Cell], folder: Path | None, stacks: list
     from fl import audit_pages, ledger
     from fl.errors import EvidenceError
 
-    wanted = {id for cell in found for id in cell.evidence[:_SHOWN]}  # noqa: A001
+    cells = sum(bool(cell.evidence) for cell in found)
+    wanted = {id for cell in found for id in cell.evidence[: _SHOWN if cells <= _MANY else 1]}  # noqa: A001
     records = _records(folder or ledger.default(), wanted)
+    text = audit_pages.page(found, records, stacks, "What works where", _about(len(records)))
     try:
-        page.write_text(audit_pages.page(found, records, stacks, "What works where"), encoding="utf-8")
+        if page.exists() and not page.is_file():  # a pipe, a terminal
+            page.write_text(text, encoding="utf-8")
+        else:
+            ledger.write(page.resolve(), text.encode())
     except OSError as error:
         raise EvidenceError(f"{page} cannot be written: {error.strerror}", "another file: --html FILE") from error
     ui.say(f"wrote {page}")
+
+
+def _about(count: int) -> str:
+    from fl import __version__, wheel
+    from fl import matrix as matrices
+
+    return (
+        f"By fl {__version__}, matrix {matrices.load().sha256[:12]}, trainer {wheel.code_sha256()[:12]}; {count} records are shown. "
+        "A record's id is the hash of its content: it proves that nothing was changed, not who wrote it."
+    )
 
 
 def _show_difference(pairs: list[tuple[Cell | None, Cell | None]], as_json: bool) -> None:
@@ -221,7 +235,7 @@ def _show_difference(pairs: list[tuple[Cell | None, Cell | None]], as_json: bool
         ui.document({"schema": 1, "changes": [{"before": a and _cell_json(a), "after": b and _cell_json(b)} for a, b in pairs]})
         return
     lines = [((b or a), a.state if a else "-", b.state if b else "-", (b or a)) for a, b in pairs]
-    ui.table(("model", "stack", "before", "after", "why"), [(c.model, c.stack, x, y, d.why) for c, x, y, d in lines if c and d])
+    ui.table(("model", "stack", "before", "after", "why"), [(_name(c.model), c.stack, x, y, d.why) for c, x, y, d in lines if c and d])
     ui.say(f"{len(pairs)} cells changed")
 
 
@@ -247,13 +261,13 @@ def _command(need: Need) -> str:
 
 @audit.command()
 @click.argument("sources", nargs=-1, required=True, metavar="RUN|DIR|FILE …")
-@click.option("--ledger", "target", type=click.Path(path_type=Path), help="The ledger to add to; ./evidence by default.")
+@click.option("--ledger", "target", type=click.Path(path_type=Path), help="The ledger to add to: ./evidence, or the settings'.")
 @click.pass_context
 def add(context: click.Context, sources: tuple[str, ...], target: Path | None) -> None:
     """Add the evidence of runs (by name), of a folder of records, or of a file."""
     from fl import ledger, ledger_sources
 
-    place = target or context.obj or Path("evidence")
+    place = target or context.obj or ledger.target()
     records = [record for source in sources for record in ledger_sources.records(source)]
     before = {entry.name for entry in ledger.files(place)} if place.is_dir() else set()
     for record in records:
@@ -272,7 +286,7 @@ def merge(context: click.Context, other: Path) -> None:
 
     if not other.is_dir():
         _missing(other)
-    place = context.obj or Path("evidence")
+    place = context.obj or ledger.target()
     _, faults = ledger.verify(other)
     records = list(ledger.read(other))
     for record in records:
@@ -309,6 +323,7 @@ def verify(context: click.Context, signers: Path | None, as_json: bool) -> None:
         faults += [ledger.Fault(place, f"lacks the record {id}, which was signed") for id in sorted(covered - there)]  # noqa: A001
     if faults:
         lines = "\n".join(f"  {fault.path}: {fault.message}" for fault in faults[:50])
+        lines += f"\n  and {len(faults) - 50} more" if len(faults) > 50 else ""
         raise EvidenceError(
             f"{len(faults)} faults in {place}; {good} records hold:\n{ui.clean(lines)}", "take these files out of the ledger"
         )
