@@ -39,7 +39,7 @@ actionlint: $(STAMP)
 
 generated: $(STAMP)
 	$(BIN)/fl matrix list --md > docs/stacks.part && mv docs/stacks.part docs/stacks.md
-	$(BIN)/python .github/scripts/readme_table.py README.md
+	$(BIN)/python .github/scripts/tables.py README.md docs/images.md
 	rm -rf build/dockerfiles && $(BIN)/fl images render --output build/dockerfiles
 	rm -f tests/golden/dockerfiles/* && cp build/dockerfiles/*/*.Dockerfile tests/golden/dockerfiles/
 	FL_GOLDEN=write $(BIN)/python -m pytest --quiet tests/unit/test_plan_golden.py

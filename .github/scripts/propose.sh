@@ -7,7 +7,7 @@ branch=$1 words=$2
 git config user.name "fl update-matrix"
 git config user.email "actions@users.noreply.github.com"
 git switch --force-create "$branch"
-git add matrix.yaml images docs/stacks.md README.md tests/golden
+git add matrix.yaml images docs/stacks.md docs/images.md README.md tests/golden
 git commit --message "Newer versions that the rules of the matrix allow"
 gh auth setup-git
 git push --force origin "HEAD:refs/heads/$branch"

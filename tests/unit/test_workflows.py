@@ -138,7 +138,7 @@ def test_a_proposal_is_a_branch_and_one_pull_request(tmp_path: Path) -> None:
     git("init", "--bare", "--quiet", str(remote), cwd=tmp_path)
     git("init", "--quiet", "--initial-branch=main", ".", cwd=work)
     git("remote", "add", "origin", str(remote), cwd=work)
-    for name in ("matrix.yaml", "images/lock.txt", "docs/stacks.md", "README.md", "tests/golden/one"):
+    for name in ("matrix.yaml", "images/lock.txt", "docs/stacks.md", "docs/images.md", "README.md", "tests/golden/one"):
         (work / name).write_text("old\n")
     git("add", ".", cwd=work)
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message", "one", cwd=work)

@@ -89,11 +89,13 @@ def _took(layer: Layer) -> str:
 @click.argument("name", metavar="REF|STACK")
 @click.option("--flavor", default="train", show_default=True, type=click.Choice(["train", "serve"]), help="Of a stack named by its id.")
 @click.option("--evidence", type=click.Path(file_okay=False, path_type=Path), help="Add the tiny run to this ledger of evidence.")
+@click.option("--record", type=click.Path(file_okay=False, path_type=Path), help="Record digest, size and changes there: images/built.")
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON document.")
-def verify(name: str, flavor: Flavor, evidence: Path | None, as_json: bool) -> None:
+def verify(name: str, flavor: Flavor, evidence: Path | None, record: Path | None, as_json: bool) -> None:
     """Check a built image from inside: versions, imports, user, labels, no caches, no secrets, a tiny training run."""
+    from fl import __version__
     from fl import matrix as rows
-    from fl.images import proof
+    from fl.images import built, proof
     from fl.images import verify as verifying
     from fl.images.ending import interruptible
 
@@ -108,6 +110,8 @@ def verify(name: str, flavor: Flavor, evidence: Path | None, as_json: bool) -> N
             from fl import ledger
 
             ui.say(f"  evidence: {ledger.add(evidence, proof.record(matrix, stack, report))}")
+    if record is not None and not report.problems:
+        ui.say(f"  record: {built.write(record, report, __version__)}")
     if as_json:
         ui.document(report.document())
     else:

@@ -61,10 +61,12 @@ def _source(matrix: Matrix, name: str, flavor: Flavor, host: str) -> tuple[Stack
 @click.option("--read-back", is_flag=True, help="Read every layer back and compare its hash.")
 @click.option("--timeout", default=120.0, show_default=True, type=click.FloatRange(min=1), help="Seconds without a byte: given up.")
 @click.option("--retries", default=2, show_default=True, type=click.IntRange(0, 10), help="Further tries after a failure that may pass.")
+@click.option("--record", type=click.Path(file_okay=False, path_type=Path), help="Add the digest to what `verify --record` wrote there.")
 @_JSON
 def push(
-    name: str, flavor: Flavor, registry: str | None, moving: bool, read_back: bool, timeout: float, retries: int, as_json: bool
-) -> None:
+    name: str, flavor: Flavor, registry: str | None, moving: bool, read_back: bool, timeout: float, retries: int, record: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Push an image of this machine to the registry, with docker's credentials, and print its digest."""
     from fl import matrix as rows
     from fl.images import publish
@@ -82,6 +84,11 @@ def push(
             f"{done.names[0]} is damaged in the registry {host}:\n" + "\n".join(wrong),
             "delete the layer there (DELETE /v2/NAME/blobs/DIGEST), then push again: docker does not send what the registry says it has",
         )
+    if record is not None:
+        from fl.images import built
+
+        key = (stack.id, flavor, done.image.platform)
+        ui.say(f"  record: {built.add_digest(record, key, str(publish.local(source)['Id']), done.image.digest, done.image.size)}")
     if done.missing:
         ui.warning(f"{done.names[0]} has no {', '.join(done.missing)} of this revision yet")
     if as_json:
