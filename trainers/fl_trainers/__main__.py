@@ -105,10 +105,12 @@ class _Run:
         _refuse_unknown(config)
         events.emit("start", run=config.run.name, stage=stage, finetuning_type=config.method.finetuning_type, lane=config.run.lane,
                     stack=config.run.stack, processes=world_size(), pid=os.getpid(), output_dir=config.training.output_dir)  # fmt: skip
-        from fl_trainers import checkpoints
+        from fl_trainers import checkpoints, output
 
         folder = checkpoints.prepare_output(config)
+        output.hold(config)
         resume = checkpoints.resume_from(config, events)
+        output.refuse_model(config, resume)
         lean.hide(config)
         sharding.without_compiler(config)
         if config.training.arguments.get("deepspeed"):

@@ -7,7 +7,9 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
+from fl_trainers import output, weight_files
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError
 from fl_trainers.progress import Events, log, rank
@@ -20,6 +22,8 @@ LEFT = (
 """What a run leaves beside its weights."""
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 """Beside a whole model they would be loaded on top of it."""
+WHOLE = ("config.json", "generation_config.json", *output.MODELS)
+"""Beside an adapter they would be taken for its base."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -43,7 +47,7 @@ def fault(checkpoint: Path) -> str | None:
     if not weights and not any(checkpoint.glob("*.bin")) and not any(path.is_dir() for path in checkpoint.iterdir()):
         return "it holds no weights"
     for path in weights:
-        if not _whole_safetensors(path):
+        if weight_files.fault(path):
             return f"{path.name} is cut off"
     for path in checkpoint.glob("*.pt"):
         if not zipfile.is_zipfile(path):
@@ -51,19 +55,33 @@ def fault(checkpoint: Path) -> str | None:
     return None
 
 
-def _whole_safetensors(path: Path) -> bool:
-    """The header says how long the file must be."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > size:
-                return False
-            header = json.loads(file.read(length))
-    except (ValueError, OSError):
-        return False
-    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    return bool(size >= 8 + length + end)
+def must_fit(checkpoint: Path, kind: str, model: Any) -> None:
+    """Raises InputError where a checkpoint is of another kind of training, or of a model or adapter of another shape."""
+    why = _misfit(checkpoint, kind, model)
+    if why:
+        raise InputError(f"{checkpoint} does not go on with this recipe: {why}",
+                         "another output_dir, the recipe as it was, or `overwrite_output_dir: true`, which starts anew")  # fmt: skip
+
+
+def _misfit(checkpoint: Path, kind: str, model: Any) -> str | None:
+    settings, beside = checkpoint / "adapter_config.json", kind in ("lora", "oft")
+    found = str(json.loads(settings.read_text(encoding="utf-8")).get("peft_type", "")).lower() if settings.is_file() else "whole"
+    if found != (kind if beside else "whole"):
+        return f"it holds {'all weights' if found == 'whole' else f'an adapter of type {found}'}, and finetuning_type is {kind}"
+    weights = [*checkpoint.glob("adapter_model.safetensors" if beside else "model*.safetensors")]
+    there = {name: entry["shape"] for path in weights for name, entry in weight_files.tensors(path).items()}
+    if beside:
+        from peft import get_peft_model_state_dict
+
+        here = get_peft_model_state_dict(model)
+    else:
+        here = model.state_dict()
+    common = [name for name in there if name in here]
+    other = next((name for name in common if list(here[name].shape) != there[name]), None)
+    if other:
+        return f"{other} has the shape {there[other]} there and {list(here[other].shape)} here"
+    only = sorted(set(there) ^ set(here)) if beside and there else []
+    return f"{len(only)} weights stand on one side only, {only[0]} among them" if only else None
 
 
 def prepare_output(config: Config) -> Path:
@@ -89,7 +107,9 @@ def clear(config: Config) -> None:
         for path in checkpoints(folder):
             shutil.rmtree(path)
         whole = config.method.finetuning_type in ("full", "freeze")
-        for name in (*LEFT, *(ADAPTER if whole else ())):
+        given = {Path(name).resolve() for name in (config.model.path, *config.model.adapters)}
+        other = ADAPTER if whole else (*WHOLE, *(path.name for path in folder.glob("model-*.safetensors")))
+        for name in (*LEFT, *(() if folder.resolve() in given else other)):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"output_dir {folder}: {error.filename} cannot be removed: {error.strerror}", "another output_dir") from error

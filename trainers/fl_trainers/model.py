@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fl_trainers import quantization, tiny
+from fl_trainers import quantization, tiny, weight_files
 from fl_trainers.config import Config
 from fl_trainers.data import templates
 from fl_trainers.device import Device
@@ -18,6 +18,9 @@ from fl_trainers.errors import InputError
 from fl_trainers.progress import Events, log
 
 ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
+
+VOCABULARIES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "merges*", "*.py")
+"""Files of which a tokenizer has at least one."""
 
 
 def folder_of(config: Config) -> str:
@@ -37,6 +40,9 @@ def folder_of(config: Config) -> str:
             raise InputError(
                 f"model {model.name}: no config.json in {path} (it holds: {found})", hint if "adapter_config.json" in found else ""
             )
+        broken = None if model.train_from_scratch else weight_files.fault_of_folder(path)
+        if broken:
+            raise InputError(f"model {model.name}: {path / broken[0]}: {broken[1]}", "download or copy the model again")
     return model.path
 
 
@@ -49,10 +55,14 @@ def load_tokenizer(config: Config, source: str, texts: Iterable[str], events: Ev
     else:
         from transformers import AutoTokenizer
 
+        if model.kind == "folder" and not any(next(Path(source).glob(pattern), None) for pattern in VOCABULARIES):
+            raise _no_tokenizer(config)
         tokenizer = _explained(config, lambda: AutoTokenizer.from_pretrained(
             source, revision=model.revision, trust_remote_code=model.trust_remote_code, use_fast=model.use_fast_tokenizer,
             split_special_tokens=model.split_special_tokens, padding_side="right",
         ))  # fmt: skip
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder) and model.kind != "tiny":  # transformers makes an empty one of no files
+        raise _no_tokenizer(config)
     added = tokenizer.add_tokens(list(model.add_tokens)) if model.add_tokens else 0
     if model.add_special_tokens:
         added += tokenizer.add_special_tokens({"additional_special_tokens": list(model.add_special_tokens)})
@@ -68,6 +78,11 @@ def load_tokenizer(config: Config, source: str, texts: Iterable[str], events: Ev
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _no_tokenizer(config: Config) -> InputError:
+    return InputError(f"model {config.model.name} has no tokenizer (tokenizer.json, tokenizer.model or a vocabulary)",
+                      "copy the tokenizer's files from the model it was made of")  # fmt: skip
 
 
 def _use_format(tokenizer: Any, chat: templates.Format, events: Events) -> None:
@@ -103,13 +118,43 @@ def load_model(config: Config, source: str, tokenizer: Any, device: Device) -> t
         if model.train_from_scratch:
             made = AutoModelForCausalLM.from_config(settings, dtype=device.dtype, trust_remote_code=model.trust_remote_code)
         else:
-            made = _explained(config, lambda: AutoModelForCausalLM.from_pretrained(source, **options))
+            options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what is wrong is told below, with its name
+            made, told = _explained(config, lambda: AutoModelForCausalLM.from_pretrained(source, **options))
+            _refuse_gaps(config, told)
     digest = config_digest(made)
-    if len(tokenizer) > made.get_input_embeddings().num_embeddings:
-        made.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    _grow(config, made, tokenizer)
     made.config.use_cache = False
     _align_tokens(made, tokenizer)
     return made, digest
+
+
+def _refuse_gaps(config: Config, told: dict[str, Any]) -> None:
+    """Weights that the files lack, or hold in another shape, would stay random."""
+    name, remedy = config.model.name, "download or copy the model again; its config.json and its weights must be of one model"
+    for weight, there, here in sorted(told.get("mismatched_keys") or ()):
+        raise InputError(f"model {name}: {weight} has the shape {list(there)} in the files, {list(here)} by config.json", remedy)
+    head = ("lm_head.",) if config.method.stage == "rm" else ()  # a reward model does without
+    missing = sorted(weight for weight in told.get("missing_keys") or () if not weight.startswith(head or ("\0",)))
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(f"model {name}: its files lack {missing[0]}{more}", remedy)
+
+
+def _grow(config: Config, model: Any, tokenizer: Any) -> None:
+    """Rows for tokens that the recipe adds, or that the tokenizer has as added ones. A vocabulary that is another one is refused."""
+    room, wanted = model.get_input_embeddings().num_embeddings, len(tokenizer)
+    if wanted <= room:
+        return
+    ordinary = sorted(set(range(room, wanted)) - set(tokenizer.added_tokens_decoder))
+    if ordinary and not config.model.resize_vocab:
+        token = tokenizer.convert_ids_to_tokens(ordinary[0])
+        raise InputError(
+            f"model {config.model.name}: its embedding has {room} rows and its tokenizer {wanted} tokens; "
+            f"id {ordinary[0]} ({token!r}) has none",
+            "the tokenizer that belongs to the model, or `resize_vocab: true`, which adds rows that begin random",
+        )
+    model.resize_token_embeddings(wanted, pad_to_multiple_of=64)
+    log.warning("warning: the embedding grew from %d rows to %d: new rows begin random", room, model.get_input_embeddings().num_embeddings)
 
 
 def _align_tokens(model: Any, tokenizer: Any) -> None:

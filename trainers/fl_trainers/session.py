@@ -188,6 +188,9 @@ def _sharded(session: Session) -> bool:
 
 def run_loop(session: Session, loop: Any) -> None:
     """Trains to the end, or to where it was asked to stop: then Stopped is raised after the checkpoint."""
+    if session.resume and session.config.training.do_train and not _sharded(session):
+        inner = getattr(session.model, "pretrained_model", session.model)  # of a value head
+        checkpoints.must_fit(Path(session.resume), session.config.method.finetuning_type, inner)
     if not session.config.training.do_train or (session.resume and _complete(session, loop)):
         stop.deferred = True
         return

@@ -1,0 +1,155 @@
+"""Model folders that are not whole, and output folders that are another's: exit 5 with the file or weight named, nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trainer_harness import SUMS, Trainer, environment
+
+pytestmark = pytest.mark.training
+Config = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the model is kept that the first test makes."""
+    return tmp_path_factory.mktemp("whole") / "model"
+
+
+@pytest.fixture
+def model(trainer: Trainer, config: Config, whole: Path, tmp_path: Path) -> Path:
+    """A whole model, as a run with finetuning_type full leaves it."""
+    if not whole.is_dir():
+        done = trainer.train(config("base", method={"finetuning_type": "full"}, arguments={"max_steps": 1}))
+        assert done.code == 0, done.output
+        shutil.copytree(done.folder / "out", whole)
+    return Path(shutil.copytree(whole, tmp_path / "model"))
+
+
+def settings(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+def shard(folder: Path) -> None:
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors").rename(folder / names["a"])
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def no_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+FAULTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
+    "a shard is missing": (shard, ("model-00002-of-00002.safetensors: it is missing",)),
+    "cut off": (cut, ("model.safetensors: it is cut off or broken",)),
+    "a pointer of Git LFS": (pointer, ("model.safetensors: it is a pointer of Git LFS", "git lfs pull")),
+    "weights that the files lack": (
+        lambda folder: settings(folder, num_hidden_layers=3, layer_types=None), ("its files lack model.layers.2.", "and 8 more"),
+    ),
+    "weights of another shape": (lambda folder: settings(folder, vocab_size=64), ("has the shape [", "64] by config.json")),
+    "no tokenizer": (no_tokenizer, ("has no tokenizer (tokenizer.json",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_model_folder_that_is_not_whole_is_refused(trainer: Trainer, config: Config, model: Path, name: str) -> None:
+    spoil, words = FAULTS[name]
+    spoil(model)
+    done = trainer.train(config("run", model={"kind": "folder", "path": str(model), "name": "mine"}))
+    assert done.code == 5, done.output
+    error = done.of("error")[0]
+    assert all(word in f"{error['message']} {error['remedy']}" for word in words), error
+    assert "Traceback" not in done.output and not any((done.folder / "out").iterdir())
+
+
+def test_a_vocabulary_smaller_than_the_token_ids_is_refused_unless_it_may_grow(trainer: Trainer, config: Config, model: Path) -> None:
+    """The tokenizer of another model, which knows more words."""
+    words = [{"instruction": "Say it.", "output": " ".join(f"{a}{b}" for b in "abcdefghij")} for a in "klmnopqrstuvwxyz"] + SUMS
+    wide = trainer.train(config("wide", rows=words * 3, method={"finetuning_type": "full"}, arguments={"max_steps": 1}, file="wide.json"))
+    for path in (wide.folder / "out").glob("tokenizer*"):
+        shutil.copy(path, model)
+    given = {"kind": "folder", "path": str(model), "name": "mine"}
+    done = trainer.train(config("run", model=given))
+    assert done.code == 5, done.output
+    error = done.of("error")[0]
+    rows = json.loads((model / "config.json").read_text())["vocab_size"]
+    assert f"its embedding has {rows} rows" in error["message"] and f"id {rows} (" in error["message"], error
+    grown = trainer.train(config("grown", model={**given, "resize_vocab": True}))
+    assert grown.code == 0 and grown.losses[-1] < grown.losses[0], grown.output
+
+
+def test_a_trained_model_is_not_overwritten_unasked(trainer: Trainer, config: Config) -> None:
+    first = trainer.train(config())
+    kept = (first.folder / "out" / "adapter_model.safetensors").read_bytes()
+    (first.folder / "events.jsonl").unlink()
+    second = trainer.train(config(arguments={"max_steps": 2}))
+    assert second.code == 5, second.output
+    error = second.of("error")[0]
+    assert "holds a trained model already (adapter_model.safetensors)" in error["message"] and "overwrite_output_dir" in error["remedy"]
+    assert (first.folder / "out" / "adapter_model.safetensors").read_bytes() == kept
+    (first.folder / "events.jsonl").unlink()
+    whole = trainer.train(config(training={"overwrite_output_dir": True}, method={"finetuning_type": "full"}))
+    assert whole.code == 0 and not (first.folder / "out" / "adapter_config.json").exists()
+    (first.folder / "events.jsonl").unlink()
+    again = trainer.train(config(training={"overwrite_output_dir": True}))
+    assert again.code == 0 and not (first.folder / "out" / "model.safetensors").exists()
+
+
+def test_two_runs_in_one_output_folder_are_refused(trainer: Trainer, config: Config, train_python: Path) -> None:
+    path = config("first", arguments={"max_steps": 100_000, "save_strategy": "no"})
+    log = path.parent / "log.txt"
+    with log.open("w") as output:
+        first = subprocess.Popen([train_python, "-m", "fl_trainers", path], stdout=output, stderr=output, env=environment())
+    try:
+        events = path.parent / "events.jsonl"
+        deadline = time.monotonic() + 60
+        while not (events.exists() and '"step"' in events.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        second = trainer.train(config("second", training={"output_dir": str(path.parent / "out"), "overwrite_output_dir": True}))
+        assert second.code == 5, log.read_text()
+        assert "another run is writing to it" in second.of("error")[0]["message"]
+        assert (path.parent / "out" / "trainer_log.jsonl").exists()
+    finally:
+        first.kill()
+        first.wait()
+    third = trainer.train(config("third", training={"output_dir": str(path.parent / "out"), "overwrite_output_dir": True}))
+    assert third.code == 0, third.output
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": {"finetuning_type": "full"}}, "it holds an adapter of type lora, and finetuning_type is full"),
+        ({"method": {"lora": {"rank": 4}}}, "has the shape [8, "),
+        ({"method": {"lora": {"target": ["q_proj"]}}}, "weights stand on one side only"),
+    ],
+)
+def test_a_checkpoint_of_another_recipe_is_named(trainer: Trainer, config: Config, change: dict[str, Any], words: str) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    first = trainer.train(config(arguments={**saving, "max_steps": 4}))
+    kept = (first.folder / "out" / "adapter_model.safetensors").read_bytes()
+    (first.folder / "events.jsonl").unlink()
+    again = trainer.train(config(arguments={**saving, "max_steps": 8}, **change))
+    assert again.code == 5, again.output
+    error = again.of("error")[0]
+    assert "checkpoint-4 does not go on with this recipe" in error["message"] and words in error["message"]
+    assert (first.folder / "out" / "adapter_model.safetensors").read_bytes() == kept
