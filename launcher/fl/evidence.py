@@ -67,12 +67,13 @@ def of_run(
             "dtype": model.get("dtype"),
         },
         "accelerator": _accelerator(plan, hardware, trainer),
-        "image": _image(image),
+        "image": _image(image, who),
         "environment": {
             "engine": plan.get("engine"),
             "lock_sha256": plan.get("lock_sha256"),
             "matches_lock": plan.get("matches_lock", False),
             "versions": _part(trainer, "versions"),
+            **({"extras": _extras(plan["extras"])} if plan.get("extras") else {}),
         },
         "recipe_sha256": plan.get("recipe_sha256"),
         "trainer_sha256": plan.get("trainer_sha256"),
@@ -91,10 +92,15 @@ def outcome(error: FlError | None) -> Outcome:
     return "refused" if isinstance(error, HardwareError | StackError | RecipeError) else "failed"
 
 
-def _image(image: Mapping[str, Any]) -> dict[str, Any] | None:
+def _extras(planned: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What stood beside the row's packages; the row's hash is without them. No folders: they name users."""
+    return [{key: extra.get(key) for key in ("name", "packages", "lock_sha256")} for extra in planned]
+
+
+def _image(image: Mapping[str, Any], who: private.Owner) -> dict[str, Any] | None:
     if not image.get("reference"):
         return None
-    return {"reference": private.image_reference(str(image["reference"])), "digest": image.get("digest")}
+    return {"reference": private.image_reference(str(image["reference"]), who), "digest": image.get("digest")}
 
 
 def row_sha256(matrix: Matrix, stack: Stack) -> str:

@@ -12,10 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+_HEX: Final = r"[0-9a-fA-F]{1,4}"
 _URL: Final = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>)\]]+", re.IGNORECASE)
-_ADDRESS: Final = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+|\[[\w.:-]+\]:[0-9]+|\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b")
+_SECRET: Final = re.compile(
+    r"\bhf_\w{10,}|\b(?:sk|ghp|gho|github_pat)[-_][\w-]{10,}|(?<=Bearer )\S+|"
+    r"(\b(?:\w*api_?key|\w*secret|\w*passw(?:or)?d|(?:hf|hub|access|auth|bearer)_?token)[\"']?\s*[=:]\s*)(?!None|null|True|False|\()[^\s,;&]+|"
+    r"((?<!\w)token[\"']?\s*[=:]\s*)[^\s,;&()]{8,}",
+    re.IGNORECASE,
+)
+_ADDRESS: Final = re.compile(
+    r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+|\[[\w.:-]+\]:[0-9]+|\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b(?!\.)"  # mail, [host]:port, IPv4
+    rf"|(?<![\w:])(?:(?:{_HEX}:){{7}}{_HEX}|(?:{_HEX}:){{1,6}}:(?:{_HEX}(?::{_HEX}){{0,5}})?)(?:%\w+)?(?![\w:])"  # IPv6
+    r"|(?<![\w:])(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}(?![\w:])"  # of a network card
+    r"|(?<![\w./-])(?=[\w-]*[0-9.-])[A-Za-z][\w-]*(?:\.[\w-]+)*(?<!\.py)(?<!\.cpp)(?<!\.cu)(?<!\.json):[0-9]{4,5}(?!\w)"  # node07:29500
+    r"|(?<![\w./-])[A-Za-z][\w-]*(?:\.[\w-]+)*\.(?:local|localdomain|internal|intranet|lan|corp|home|cluster)(?![\w-])"
+)
+_DEVICE: Final = re.compile(r"\b(?:GPU|MIG)-[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}(?:/[0-9/]+)?")
 _QUOTED: Final = re.compile(r"(['\"`])(~?\.{0,2}/[^'\"`\n]*)\1")
-_PATH: Final = re.compile(r"(?<![\w/.)])(?:~[\w.-]*|\.{1,2})?(?:/[^\s/:;,'\"`<>()\[\]{}|=]+)+/?")
+_PART: Final = r"[^\s/:;,'\"`<>()\[\]{}|=]+"
+_PATH: Final = re.compile(rf"(?<![\w/.)])(?!(?<=<)/\w+>)(?:~[\w.-]*|\.{{1,2}})?(?:/{_PART}(?:(?: {_PART}){{1,3}}(?=/))?)+/?")
+"""A part with spaces is one where another follows: nobody can tell where a path's last part ends."""
+_WINDOWS: Final = re.compile(r"(?:\b[A-Za-z]:|\\)\\[^\s'\"`<>|]+")
 _PACKAGE: Final = re.compile(r".*/(?:site|dist)-packages/(.+)")
 _COMMON: Final = frozenset(("root", "user", "users", "nobody", "localhost", "admin", "ubuntu", "debian"))
 """Names that tell nobody apart."""
@@ -54,15 +71,22 @@ def _texts(value: Any) -> Iterable[str]:
 
 def without(text: str, who: Owner) -> str:
     """The text with `(path)`, `(user)`, `(host)` and `(address)` where it named one; modules of packages keep their name."""
-    text = text.encode("utf-8", "replace").decode()
+    text = _URL.sub("(address)", text.encode("utf-8", "replace").decode())
+    text = _DEVICE.sub("(device)", _SECRET.sub(lambda found: f"{found[1] or found[2] or ''}(secret)", text))
     for folder in sorted(who.folders, key=len, reverse=True):
         text = re.sub(re.escape(folder) + r"(?![\w-])", "/(path)", text) if len(folder) > 1 else text
-    text = _ADDRESS.sub("(address)", _URL.sub("(address)", text))
+    text = _WINDOWS.sub("(path)", _ADDRESS.sub("(address)", text))
     text = _QUOTED.sub(lambda found: f"{found[1]}{_short(found[2])}{found[1]}", text)
     text = _PATH.sub(lambda found: _short(found[0]), text).replace("/(path)", "(path)")
+    return _nameless(text, who)
+
+
+def _nameless(text: str, who: Owner) -> str:
+    """Also as a part of a longer name (`carla-laptop`, `carla_tuned`); names of one or two letters only by themselves."""
     for names, word in ((who.users, "(user)"), (who.hosts, "(host)")):
         for name in sorted(names, key=len, reverse=True):
-            text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", word, text)
+            edge = r"\w-" if len(name) < 3 else r"^\W_"
+            text = re.sub(rf"(?<![{edge}]){re.escape(name)}(?![{edge}])", word, text, flags=re.IGNORECASE)
     return text
 
 
@@ -75,10 +99,10 @@ def model_name(name: str | None, kind: str | None, who: Owner) -> str | None:
     """A hub's name as it is; of a folder or a file only its last part."""
     if name is None or (kind in ("hub", "tiny") or name.startswith("builtin/")):
         return name if name is None else name[:200]
-    return without(Path(name).expanduser().resolve().name, who)[:200] or "(path)"
+    return without(Path(name).expanduser().resolve().name, who)[:200] or "(path)" if name else "(path)"
 
 
-def image_reference(reference: str) -> str:
-    """Without the registry's host: the digest says which image it was."""
+def image_reference(reference: str, who: Owner) -> str:
+    """Without the registry's host and the caller's name: the digest says which image it was."""
     host, _, rest = reference.partition("/")
-    return rest if rest and ("." in host or ":" in host or host == "localhost") else reference
+    return _nameless(rest if rest and ("." in host or ":" in host or host == "localhost") else reference, who)

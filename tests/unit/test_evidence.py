@@ -104,9 +104,35 @@ def test_texts_without_an_owner_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize(("reference", "kept"), [
     ("127.0.0.1:5000/team/a:1", "team/a:1"), ("localhost/a:1", "a:1"), ("fl-train:x", "fl-train:x"), ("rocm/pytorch:1", "rocm/pytorch:1"),
+    ("ghcr.io/carla/a:1", "(user)/a:1"), ("carla/a:1", "(user)/a:1"),
 ])  # fmt: skip
 def test_the_host_of_a_registry_is_left_out(reference: str, kept: str) -> None:
-    assert image_reference(reference) == kept
+    assert image_reference(reference, Owner(users=("carla",))) == kept
+
+
+CARLA = Owner(folders=("/mnt/lab/My Models",), users=("carla", "mm"), hosts=("box-17.example.org", "box-17"))
+
+
+@pytest.mark.parametrize(("text", "kept"), [
+    ("C:\\Users\\Carla\\x.json is missing", "(path) is missing"),
+    ("file:///mnt/lab/My Models/a", "(address) Models/a"),
+    ("no /mnt/c/Users/Jane Roe/x.json there", "no (path) there"),
+    ("CARLA's carla_tuned-llama on BOX-17", "(user)'s (user)_tuned-llama on (host)"),
+    ("connect to node12:29500, then gpu-a.cluster.local<34567>", "connect to (address), then (address)<34567>"),
+    ("from fe80::1%eth0 and 2001:db8:0:0:0:0:dead:beef, 00:1a:2b:3c:4d:5e", "from (address) and (address), (address)"),
+    ("GPU-8f3c1a2b-1111-2222-3333-444455556666 fell off", "(device) fell off"),
+    ("HF_TOKEN=hf_abcdefghijklm, 'password': 'x', token: abcdefgh", "HF_TOKEN=(secret), 'password': (secret), token: (secret)"),
+])  # fmt: skip
+def test_what_else_would_tell_of_somebody(text: str, kept: str) -> None:
+    assert without(text, CARLA) == kept
+
+
+@pytest.mark.parametrize("text", [
+    "c10::cuda::CUDAException at::native at 12:34:56, GPU 0000:1a:00.0, modeling_llama.py:1234, loss:12345",
+    "eos_token='</s>', pad_token: <pad>, max_tokens=512, {'token': None}, token: int, mm-projector, model.layers.0.self_attn.q_proj",
+])  # fmt: skip
+def test_what_tells_of_nobody_stays(text: str) -> None:
+    assert without(text, CARLA) == text
 
 
 def test_the_hash_of_a_row_follows_what_is_installed_and_not_what_is_claimed() -> None:
