@@ -36,8 +36,8 @@ def rule(get: Get) -> Iterator[tuple[str, str]]:
     stage = get("stage")
     if stage in _REFERRING:
         yield from _references(get)
-    if stage in ("rm", "ppo") and get("fsdp"):
-        yield "fsdp", f"not with stage {stage}: the value head's file is not written from spread weights"
+    if stage == "ppo" and get("fsdp"):
+        yield "fsdp", "not with stage ppo, which steps several times on the same answers"
     if stage == "ppo":
         yield from _ppo(get)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trainer_harness import Done, Trainer
+from trainer_harness import SUMS, Done, Trainer
 
 Config = Callable[..., Path]
 UNEVEN = [{"instruction": f"Count to {n}.", "input": "", "output": " ".join(str(k) for k in range(1, n + 1))} for n in range(1, 33)]
@@ -55,7 +55,7 @@ def zero(stage: int) -> dict[str, Any]:
     return {
         "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto", "zero_allow_untested_optimizer": True, "bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"},
-        "zero_optimization": {"stage": stage},
+        "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True},
     }  # fmt: skip
 
 
@@ -69,3 +69,43 @@ def test_deepspeed_without_padding(trainer_of_shards: Trainer, config: Config, s
     alike = losses("ddp", "off")
     assert losses("padded", "off", deepspeed=zero(stage)) == pytest.approx(alike, abs=2e-3)
     assert losses("flat", "memory", deepspeed=zero(stage)) == pytest.approx(alike, abs=2e-3)
+
+
+FSDP = {"fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
+WAYS = {"ZeRO-2": {"deepspeed": zero(2)}, "ZeRO-3": {"deepspeed": zero(3)}, "FSDP2": FSDP}
+PAIRS = [
+    {"instruction": row["instruction"], "chosen": f"{row['output']} honey", "rejected": f"{row['output']} {word}"}
+    for row, word in zip(SUMS, ("rust", "sand", "tin", "urn") * 9, strict=True)
+]
+PAIR_SET = {"ranking": True, "columns": {"prompt": "instruction", "query": None, "response": None, "chosen": "chosen",
+                                         "rejected": "rejected"}}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_reward_models_under_sharding(trainer_of_shards: Trainer, config: Config, kind: str) -> None:
+    """Losses and scores are those of DDP, the head is in its file whole, and a run goes on from its checkpoint."""
+
+    def run(folder: str, resume: Path | None = None, **arguments: Any) -> Done:
+        given = {"per_device_train_batch_size": 2, "max_steps": 6, "learning_rate": 0.02 if kind == "lora" else 0.005, **arguments}
+        method = {"stage": "rm", "finetuning_type": kind}
+        training = {"resume_from_checkpoint": str(resume)} if resume else {}
+        path = config(folder, PAIRS, dataset=PAIR_SET, method=method, data={"val_size": 4}, arguments=given, training=training)
+        done = trainer_of_shards.train(path, 2)
+        assert done.code == 0, done.output
+        return done
+
+    def scores(done: Done) -> list[float]:
+        found = trainer_of_shards.check("scores", str(done.folder / "out"), "What is 1 plus 2?", ["It is 3. honey", "It is 3. urn"])
+        assert found["names"] == {"v_head.summary.weight": [1, 64], "v_head.summary.bias": [1]}
+        assert not [name for name in found["others"] if "v_head" in name or "pretrained_model" in name]
+        return list(found["scores"])
+
+    plain = run("ddp")
+    for name, again in (("ZeRO-3", kind == "full"), ("FSDP2", kind == "lora")):
+        saving = {"save_strategy": "steps", "save_steps": 4} if again else {}
+        done = run(name, **WAYS[name], **saving)
+        assert done.losses == pytest.approx(plain.losses, abs=2e-3), name
+        assert done.of("eval")[-1]["eval_loss"] == pytest.approx(plain.of("eval")[-1]["eval_loss"], abs=2e-3), name
+        assert scores(done) == pytest.approx(scores(plain), abs=2e-2), name
+        if again:
+            assert run("again", done.folder / "out" / "checkpoint-4", **WAYS[name]).losses == pytest.approx(done.losses[4:], abs=1e-4)

@@ -90,8 +90,7 @@ def test_every_key_of_ppo_reaches_the_config() -> None:
         (PPO + "deepspeed: ds.json", "deepspeed", "same answers"),
         (PPO + "ppo_epochs: 0", "ppo_epochs", "at least 1"),
         (PPO + "ppo_target: 0", "ppo_target", "above 0"),
-        (PPO + "fsdp: full_shard", "fsdp", "value head"),
-        ("stage: rm\nfsdp: full_shard", "fsdp", "value head"),
+        (PPO + "fsdp: full_shard", "fsdp", "same answers"),
         ("stage: rm\npacking: true", "packing", "one by one"),
         ("stage: rm\nlabel_smoothing_factor: 0.1", "label_smoothing_factor", "of stage sft"),
         ("stage: dpo\nref_model: a/b\nfsdp: full_shard", "ref_model", "fsdp"),
@@ -199,17 +198,35 @@ def test_the_page_of_stages_names_every_key_and_stage() -> None:
     assert [name for name in (*(key.name for key in (*PREFERENCE, *REWARD)), *STAGES) if name not in text] == []
 
 
-@pytest.mark.parametrize(
-    ("lines", "words"),
-    [("stage: dpo\nref_model: a/b", "ref_model needs whole weights"), ("stage: rm", "stage rm with ZeRO-3")],
-)
-def test_spread_weights_are_refused_by_the_trainer(lines: str, words: str) -> None:
+def test_spread_weights_are_refused_by_the_trainer() -> None:
     from fl_trainers import adapters
     from fl_trainers.errors import InputError
 
-    made = config(lines + "\ndeepspeed: {zero_optimization: {stage: 3}}")
-    with pytest.raises(InputError, match=words):
+    made = config("stage: dpo\nref_model: a/b\ndeepspeed: {zero_optimization: {stage: 3}}")
+    with pytest.raises(InputError, match="ref_model needs whole weights"):
         adapters.check(made)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("deepspeed: {zero_optimization: {stage: 3}}", "stage rm with ZeRO-3: the value head"),
+        ("deepspeed: {zero_optimization: {stage: 3, stage3_gather_16bit_weights_on_model_save: true}}", None),
+        ("deepspeed: {zero_optimization: {stage: 2}}", None),
+        ("fsdp: full_shard\nfsdp_config: {state_dict_type: SHARDED_STATE_DICT}", "SHARDED_STATE_DICT: the value head"),
+        ("fsdp: full_shard", None),
+    ],
+)
+def test_a_value_head_needs_whole_weights_when_it_is_saved(lines: str, words: str | None) -> None:
+    from fl_trainers import sharding
+    from fl_trainers.errors import InputError
+
+    made = config("stage: rm\n" + lines)
+    if words is None:
+        sharding.check_saving(made)
+    else:
+        with pytest.raises(InputError, match=words):
+            sharding.check_saving(made)
 
 
 BOARD = """

@@ -25,10 +25,6 @@ def check(config: Config) -> None:
 
 def _check_spread(config: Config) -> None:
     """What needs whole weights, which ZeRO-3 never has in one place."""
-    if config.method.stage in ("rm", "ppo"):
-        raise InputError(
-            f"stage {config.method.stage} with ZeRO-3: the value head is made after the weights are spread", "a deepspeed file with stage 2"
-        )
     lora, adapters = config.method.lora, config.model.adapters
     asked = {
         "pissa_init": lora.pissa_init and config.method.finetuning_type == "lora",

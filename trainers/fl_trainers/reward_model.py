@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from fl_trainers import value_head
+from fl_trainers import sharding, value_head
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError
 from fl_trainers.loop import Loop
@@ -18,12 +18,9 @@ from fl_trainers.progress import log
 
 def check(config: Config) -> None:
     """What cannot keep a value head, found before the model is loaded."""
-    arguments, stage = config.training.arguments, config.method.stage
-    if arguments.get("fsdp"):
-        other = "deepspeed with stage 2" if stage == "rm" else "leave fsdp out"
-        raise InputError(f"stage {stage} with fsdp: the value head's file is not written from spread weights", other)
-    if stage == "ppo" and arguments.get("deepspeed"):
-        raise InputError("stage ppo steps several times on the same answers: not with deepspeed", "leave deepspeed out")
+    sharding.check_saving(config)
+    if config.method.stage == "ppo" and (config.training.arguments.get("deepspeed") or config.training.arguments.get("fsdp")):
+        raise InputError("stage ppo steps several times on the same answers: not with deepspeed or fsdp", "leave it out")
 
 
 def start_of(config: Config) -> str | None:
@@ -57,13 +54,26 @@ class HeadLoop(Loop):
             self.processing_class.save_pretrained(folder)
         torch.save(self.args, Path(folder) / "training_args.bin")
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        self.model.one_unit = self.is_fsdp_enabled
+        try:
+            return super()._prepare_for_training(*args, **kwargs)
+        finally:
+            self.model.one_unit = False
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         whole = model if model is not None else self.model
+        if self.is_fsdp_enabled:  # its own file holds the head as well
+            super()._load_from_checkpoint(resume_from_checkpoint, whole)
+            return
         super()._load_from_checkpoint(resume_from_checkpoint, whole.pretrained_model)
         if not value_head.load(whole.v_head, resume_from_checkpoint, "resume_from_checkpoint"):
             raise InputError(f"{resume_from_checkpoint} has no {value_head.FILE}", "a checkpoint of the same stage")
 
     def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+            return
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from fl_trainers.config import Config
+from fl_trainers.errors import InputError
 from fl_trainers.progress import log
 
 
@@ -36,6 +37,21 @@ def zero_stage(config: Config) -> int:
 def spreads_weights(config: Config) -> str | None:
     """What keeps each weight in parts on several devices: nobody holds a whole one outside of the layer that computes with it."""
     return "ZeRO-3" if zero_stage(config) == 3 else "fsdp" if config.training.arguments.get("fsdp") else None
+
+
+FULL: Final = "FULL_STATE_DICT"
+GATHER: Final = "stage3_gather_16bit_weights_on_model_save"
+
+
+def check_saving(config: Config) -> None:
+    """For stages whose value head has a file of its own: InputError where spread weights are never brought together."""
+    stage, settings = config.method.stage, config.training.arguments.get("fsdp_config") or {}
+    kind = settings.get("state_dict_type", settings.get("fsdp_state_dict_type", FULL))
+    why = "the value head's file is written from whole weights"
+    if config.training.arguments.get("fsdp") and kind != FULL:
+        raise InputError(f"stage {stage} with fsdp_config.state_dict_type: {kind}: {why}", f"state_dict_type: {FULL}")
+    if zero_stage(config) == 3 and not config.training.arguments["deepspeed"]["zero_optimization"].get(GATHER):
+        raise InputError(f"stage {stage} with ZeRO-3: {why}", f'"{GATHER}": true in the file\'s zero_optimization')
 
 
 DEAD_AFTER: Final = 900

@@ -23,13 +23,13 @@ NAMES = {"summary.weight": "v_head.summary.weight", "summary.bias": "v_head.summ
 _DELEGATED = frozenset((
     "config", "generation_config", "name_or_path", "main_input_name", "device", "dtype", "generate", "disable_adapter", "peft_config",
     "get_input_embeddings", "get_output_embeddings", "get_base_model", "gradient_checkpointing_enable", "gradient_checkpointing_disable",
-    "activation_checkpointing_enable", "activation_checkpointing_disable", "warnings_issued",
+    "activation_checkpointing_enable", "activation_checkpointing_disable", "warnings_issued", "_no_split_modules",
 ))  # fmt: skip
 """What callers ask of the model inside. Not more: the Trainer would take the whole for a bare quantized model."""
 
 
 class Head(nn.Module):  # type: ignore[misc]
-    """One number for each hidden state, in float32 whatever the model computes in."""
+    """One number for each hidden state, in float32 whatever the model computes in, unless DeepSpeed or FSDP has cast the whole."""
 
     def __init__(self, width: int, dropout: float = 0.1) -> None:
         """dropout: TRL's, which LLaMA-Factory leaves on."""
@@ -39,11 +39,14 @@ class Head(nn.Module):  # type: ignore[misc]
 
     def forward(self, hidden: Any) -> Any:
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.summary(self.dropout(hidden.float())).squeeze(-1)
+            return self.summary(self.dropout(hidden.float()).to(self.summary.weight.dtype)).squeeze(-1).float()
 
 
 class WithValueHead(nn.Module):  # type: ignore[misc]
     """Base of Scorer and Actor: the model and the head, named as in TRL."""
+
+    one_unit = False
+    """While FSDP spreads the weights: embeddings and logits stay with the head, since who asks for scores never asks for logits."""
 
     def __init__(self, model: Any, dropout: float = 0.1) -> None:
         super().__init__()
@@ -51,6 +54,8 @@ class WithValueHead(nn.Module):  # type: ignore[misc]
         self.v_head = Head(width_of(model), dropout).to(next(model.parameters()).device)
 
     def __getattr__(self, name: str) -> Any:
+        if self.one_unit and name in ("get_input_embeddings", "get_output_embeddings"):
+            raise AttributeError(name)
         if name in _DELEGATED:
             return getattr(super().__getattr__("pretrained_model"), name)
         return super().__getattr__(name)
