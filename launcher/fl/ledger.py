@@ -99,7 +99,7 @@ def open_record(path: Path) -> dict[str, Any] | Fault:
     if len(content) > LARGEST:
         return Fault(path, f"is larger than {LARGEST >> 20} MiB, which no record is")
     try:
-        record = json.loads(content, parse_constant=_no_number, object_pairs_hook=_once)
+        record = json.loads(content, parse_constant=_no_number, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         return Fault(path, f"is truncated or no JSON: {str(error)[:80]}")
     problem = fault_of(record)
@@ -110,7 +110,7 @@ def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """A mapping whose keys stand there once: of two, the hash would cover the last and a reader might see the first."""
     made = dict(pairs)
     if len(made) != len(pairs):

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fl.errors import EvidenceError
 from fl.evidence import canonical, row_sha256
+from fl.lanes import LANES
+from fl.ledger import once
 from fl.matrix import Matrix, Stack
 
 NAME: Final = "fl.lock"
@@ -103,33 +105,40 @@ def make(stack: Stack, now: Today, image: PinnedImage | None, evidence: Sequence
 
 
 def find(start: Path) -> Path | None:
-    """The nearest fl.lock, from a folder upwards."""
-    return next((folder / NAME for folder in (start, *start.parents) if (folder / NAME).is_file()), None)
+    """The nearest fl.lock, from a folder upwards; also one that cannot be read: it was put there to be obeyed."""
+    return next((folder / NAME for folder in (start, *start.parents) if os.path.lexists(folder / NAME)), None)
 
 
 def read(path: Path) -> dict[str, Entry]:
     """Lane → entry. EvidenceError names what is wrong with a file that was not written by `fl pin`; seals are not looked at here."""
     remedy = f"git checkout {path}   or: rm {path}; fl pin STACK"
     try:
+        if not path.is_file():
+            raise EvidenceError(f"{path} is {'a link to nothing' if path.is_symlink() else 'no file'}", f"ls -ld {path}")
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise EvidenceError(f"{path} is larger than {LARGEST >> 20} MiB, which no fl.lock is", remedy)
-        document = json.loads(content)
+        document = json.loads(content, object_pairs_hook=once)
     except OSError as error:
         raise EvidenceError(f"{path} cannot be read: {error.strerror}", remedy) from error
     except (ValueError, RecursionError) as error:
-        raise EvidenceError(f"{path} is no JSON: {str(error)[:120]}", remedy) from error
+        merging = ", but has the marks of a merge that git left open" if content.find(b"<<<<<<<") >= 0 else f": {str(error)[:120]}"
+        raise EvidenceError(f"{path} is no JSON{merging}", remedy) from error
     if isinstance(document, dict) and isinstance(document.get("schema"), int) and document["schema"] > SCHEMA:
         raise EvidenceError(f"{path} has schema {document['schema']}, this fl reads up to {SCHEMA}", "a newer fl wrote it: upgrade fl")
     if isinstance(document, dict):
-        document["schema_"] = document.pop("schema", None)
+        schema = document.pop("schema", None)
+        document["schema_"] = schema if type(schema) is int else str(schema)
     try:
-        return File.model_validate(document).lanes
+        lanes = File.model_validate(document).lanes
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join("schema" if part == "schema_" else str(part) for part in first["loc"]) or "the whole"
         raise EvidenceError(f"{path}: {where}: {first['msg']}", remedy) from error
+    if unknown := [lane for lane in lanes if lane not in LANES]:
+        raise EvidenceError(f"{path}: lanes.{unknown[0]}: there is no such lane; there are {', '.join(LANES)}", remedy)
+    return lanes
 
 
 def for_lane(start: Path, lane: str) -> Pinned | None:
@@ -143,7 +152,8 @@ def for_lane(start: Path, lane: str) -> Pinned | None:
 
 def write(path: Path, lane: str, entry: Entry) -> None:
     """Puts a lane's entry into the file, the others as they were; the file is whole or as before."""
-    lanes = {**(read(path) if path.is_file() else {}), lane: entry}
+    lanes = {**(read(path) if os.path.lexists(path) else {}), lane: entry}
+    path = path.resolve()  # a link to a file that projects share stays one
     content = {"schema": SCHEMA, "lanes": {name: lanes[name].model_dump(mode="json") for name in sorted(lanes)}}
     part: str | None = None
     try:
@@ -159,12 +169,14 @@ def write(path: Path, lane: str, entry: Entry) -> None:
         raise EvidenceError(f"{path} cannot be written: {error.strerror}; it is as it was", f"ls -ld {path.parent}") from error
 
 
-def changes(entry: Entry, matrix: Matrix) -> list[str]:
-    """What is not as it was pinned: seal, stack, row, versions, locks."""
+def changes(lane: str, entry: Entry, matrix: Matrix) -> list[str]:
+    """What is not as it was pinned: seal, stack, lane, row, versions, locks."""
     found = [] if entry.seal() == entry.sha256 else ["its own hash: a field of it was altered after `fl pin` wrote it"]
     row = next((stack for stack in matrix.stacks if stack.id == entry.stack), None)
     if row is None:
         return [*found, f"the stack: the matrix has no row {entry.stack} any more"]
+    if row.lane != lane:
+        found.append(f"the lane: {entry.stack} is a stack of the {row.lane} lane")
     now = today(matrix, row)
     names = sorted(entry.versions.keys() | now.versions.keys())
     other = [name for name in names if entry.versions.get(name) != now.versions.get(name)]
@@ -185,7 +197,7 @@ def _short(digest: str | None) -> str:
 def check(pinned: Pinned, matrix: Matrix, stack: str | None, image: str | None) -> None:
     """EvidenceError where the pinned entry does not hold today, or where a run asks for something else."""
     entry = pinned.entry
-    found = changes(entry, matrix)
+    found = changes(pinned.lane, entry, matrix)
     if stack not in (None, entry.stack):
         found.append(f"the stack: pinned {entry.stack}, this run asks for {stack}")
     if image is not None and entry.image is not None and image != entry.image.reference:
@@ -217,10 +229,16 @@ def check_used(pinned: Pinned, used: Used) -> None:
     elif used.lock_sha256 != entry.locks.get(used.platform):
         found.append(f"the lock: pinned {_short(entry.locks.get(used.platform))}, the {used.engine} engine has {_short(used.lock_sha256)}")
     if entry.image is not None and used.local:
-        wanted, has = (entry.image.digest, used.digest) if entry.image.digest else (entry.image.id, used.image_id)
-        if wanted is not None and wanted != has:
-            found.append(f"the image {used.reference}: pinned {_short(wanted)}, its tag is now {_short(has)}")
+        found += moved(entry.image, str(used.reference), used.digest, used.image_id)
     refuse(pinned, found)
+
+
+def moved(image: PinnedImage, reference: str, digest: str | None, ident: str | None) -> list[str]:
+    """Whether what a reference names today is another image than the pinned one."""
+    wanted, has = (image.digest, digest) if image.digest else (image.id, ident)
+    if wanted is None or wanted == has:
+        return []
+    return [f"the image {reference}: pinned {_short(wanted)}, its tag is now {_short(has)}"]
 
 
 def refuse(pinned: Pinned, found: Sequence[str]) -> None:

@@ -25,6 +25,16 @@ def proofs(records: Sequence[Record], now: audit.Now, stack: str) -> list[Record
     return sorted({record.id: record for record in newest}.values(), key=lambda record: (record.time, record.id), reverse=True)[:MOST]
 
 
+def unproven(records: Sequence[Record], now: audit.Now, stack: str) -> str:
+    """What the ledger has of a stack instead of a proof; empty: nothing."""
+    cells = [cell for cell in audit.cells(records, now) if cell.stack == stack and cell.evidence]
+    said = []
+    for state in ("stale", "failed"):
+        if found := [cell for cell in cells if cell.state == state]:
+            said.append(f"{len(found)} models are {state}, such as {found[0].model}: {found[0].why}")
+    return "\n".join(said)
+
+
 def lost(entry: Entry, records: Mapping[str, Record]) -> list[str]:
     """What is wrong with the records that a pin names."""
     found = []

@@ -209,6 +209,8 @@ def test_a_pinned_image_whose_tag_moved_is_refused(fl: Fl, place: Path, image: s
         assert other.returncode == 0, other.stderr
         moved = fl(*run, cwd=place)
         assert moved.returncode == 9 and "its tag is now" in moved.stdout, moved.stdout
+        checked = fl("pin", "--check", cwd=place)
+        assert checked.returncode == 9 and "its tag is now" in checked.stderr, checked.stderr
         assert fl("pin", STACK, "--image", "flpy:bookworm", "--unproven", cwd=place).returncode == 7
     finally:
         docker("image", "rm", "--force", mine)

@@ -15,7 +15,7 @@ from ledger_records import record
 from fl import ledger, matrix, pin, pin_evidence, wheel
 from fl.audit import now
 from fl.errors import EvidenceError
-from fl.evidence import row_sha256
+from fl.evidence import identified, row_sha256
 from fl.images import lock
 from fl.ledger_index import entry_of
 
@@ -109,6 +109,10 @@ BROKEN = {
     "another kind": ('{"schema": 1, "lanes": {"cpu": 3}}', "lanes.cpu"),
     "a newer schema": ('{"schema": 2, "lanes": {}}', "has schema 2"),
     "no schema": ('{"lanes": {}}', "schema"),
+    "a lane that is none": ('{"schema": 1, "lanes": {"cpuu": ENTRY}}', "lanes.cpuu: there is no such lane; there are cuda"),
+    "a lane twice": ('{"schema": 1, "lanes": {"cpu": ENTRY, "cpu": ENTRY}}', "a key stands twice"),
+    "an open merge": ('<<<<<<< HEAD\n{"schema": 1}\n=======\n', "a merge that git left open"),
+    "a schema that is no number": ('{"schema": true, "lanes": {}}', "schema"),
     "deep": ("[" * 100_000, "is no JSON"),
     "large": (" " * (2**20 + 1), "is larger than"),
 }
@@ -116,12 +120,55 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_file_by_hand_with_errors(tmp_path: Path, fl: Fl, name: str) -> None:
-    text, message = BROKEN[name]
+    entry = pin.make(STACK, pin.today(ROWS, STACK), None, [])
+    text, message = BROKEN[name][0].replace("ENTRY", entry.model_dump_json()), BROKEN[name][1]
     (tmp_path / "fl.lock").write_text(text, encoding="utf-8")
     for words in (DRY, ("pin", "--check"), ("pin", "cpu-torch213", "--unproven")):
         done = fl(*words, cwd=tmp_path)
         assert done.returncode == 9 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert (tmp_path / "fl.lock").read_text(encoding="utf-8") == text
+
+
+def test_what_is_in_the_place_of_the_file_is_not_passed_over(tmp_path: Path, fl: Fl) -> None:
+    """Somebody put it there to be obeyed: a folder, a pipe, a link to nothing."""
+    place = tmp_path / "fl.lock"
+    makes: tuple[tuple[Callable[[], None], str], ...] = (
+        (lambda: place.mkdir(), "no file"),
+        (lambda: os.mkfifo(place), "no file"),
+        (lambda: place.symlink_to("x"), "link to nothing"),
+    )
+    for make, message in makes:
+        make()
+        for words in (DRY, ("pin", "--check"), ("pin", "cpu-torch213", "--unproven")):
+            done = fl(*words, cwd=tmp_path)
+            assert done.returncode == 9 and message in done.stderr, (words, done.stderr)
+        place.rmdir() if place.is_dir() else place.unlink()
+
+
+def test_an_entry_under_another_lane(project: Path, fl: Fl) -> None:
+    document = json.loads((project / "fl.lock").read_text(encoding="utf-8"))
+    (project / "fl.lock").write_text(json.dumps({"schema": 1, "lanes": {"cuda": document["lanes"]["cpu"]}}), encoding="utf-8")
+    done = fl("pin", "--check", cwd=project)
+    assert done.returncode == 9 and "cpu-torch213 is a stack of the cpu lane" in done.stderr
+
+
+def test_a_file_that_pins_nothing(tmp_path: Path, fl: Fl) -> None:
+    (tmp_path / "fl.lock").write_text('{"schema": 1, "lanes": {}}', encoding="utf-8")
+    done = fl("pin", "--check", cwd=tmp_path)
+    assert done.returncode == 9 and "pins no lane" in done.stderr
+
+
+def test_a_link_to_a_file_that_projects_share_stays_one(tmp_path: Path, fl: Fl) -> None:
+    (tmp_path / "shared.lock").write_text('{"schema": 1, "lanes": {}}', encoding="utf-8")
+    (tmp_path / "fl.lock").symlink_to("shared.lock")
+    assert fl("pin", "cpu-torch213", "--unproven", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "fl.lock").is_symlink() and "cpu-torch213" in (tmp_path / "shared.lock").read_text(encoding="utf-8")
+
+
+def test_what_the_ledger_has_instead_of_a_proof_is_told(tmp_path: Path, fl: Fl) -> None:
+    ledger.add(tmp_path / "evidence", {**proof(), **identified({**proof(), "trainer_sha256": "x" * 64})})
+    done = fl("pin", "cpu-torch213", cwd=tmp_path)
+    assert done.returncode == 9 and "1 models are stale, such as acme/one" in done.stderr and "changed since: trainer" in done.stderr
 
 
 def test_escape_sequences_do_not_reach_the_terminal(tmp_path: Path, fl: Fl) -> None:
@@ -193,7 +240,7 @@ def test_upgrade_proposes_what_was_seen_to_work() -> None:
 
 
 def test_upgrade_through_the_command(project: Path, fl: Fl) -> None:
-    assert "is the newest that was seen to work" in fl("pin", "--upgrade", cwd=project).stdout
+    assert "nothing newer than cpu-torch213" in fl("pin", "--upgrade", cwd=project).stdout
     assert json.loads(fl("pin", "--upgrade", "--json", cwd=project).stdout)["proposals"] == []
 
 

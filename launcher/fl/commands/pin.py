@@ -79,8 +79,9 @@ def _write(rows: Matrix, stack: Stack, image: str | None, unproven: bool, folder
     records, now, place = _records(rows, folder, path.parent)
     found = pin_evidence.proofs(records, now, stack.id)
     if not found and not unproven:
+        instead = "".join(f"\n  {line}" for line in pin_evidence.unproven(records, now, stack.id).splitlines())
         raise EvidenceError(
-            f"nothing in {place} proves that {stack.id} works",
+            f"nothing in {place} proves that {stack.id} works{instead}",
             f"fl conform --stack {stack.id}   on a machine of the {stack.lane} lane\n--unproven pins it all the same",
         )
     entry = pins.make(stack, pins.today(rows, stack), _image(rows, stack, image) if image else None, [record.id for record in found])
@@ -126,7 +127,12 @@ def _check(rows: Matrix, folder: Path | None, as_json: bool) -> None:
     lanes = pins.read(path)
     records, _, _ = _records(rows, folder, path.parent)
     by_id = {record.id: record for record in records}
-    problems = {lane: [*pins.changes(entry, rows), *pin_evidence.lost(entry, by_id)] for lane, entry in lanes.items()}
+    if not lanes:
+        raise EvidenceError(f"{path} pins no lane", "fl pin STACK")
+    problems = {
+        lane: [*pins.changes(lane, entry, rows), *_image_problems(entry.image), *pin_evidence.lost(entry, by_id)]
+        for lane, entry in lanes.items()
+    }
     wrong = [f"  {lane}: {one}" for lane, found in problems.items() for one in found]
     if as_json and not wrong:
         ui.document(pins.as_json(path, lanes, problems))
@@ -139,6 +145,22 @@ def _check(rows: Matrix, folder: Path | None, as_json: bool) -> None:
         for lane, entry in lanes.items():
             rests = f"{len(entry.evidence)} records" if entry.evidence else "no evidence (--unproven)"
             ui.out(f"{lane}: {entry.stack} holds; rests on {rests}" + (f"; image {entry.image.reference}" if entry.image else ""))
+
+
+def _image_problems(image: PinnedImage | None) -> list[str]:
+    """What is wrong with a pinned image where an engine has it; one that is nowhere here cannot be looked at, and that is said."""
+    from fl import engines
+    from fl import pin as pins
+    from fl.errors import EngineError
+
+    if image is None:
+        return []
+    for name in ("docker", "podman"):
+        facts = None if isinstance(engines.ask(name), EngineError) else engines.get(name).image(image.reference)
+        if facts is not None:
+            return pins.moved(image, image.reference, facts.digest, facts.id)
+    ui.warning(f"the image {image.reference} is not here, so its digest was not looked at")
+    return []
 
 
 def _present() -> Path:
@@ -164,7 +186,7 @@ def _upgrade(rows: Matrix, folder: Path | None, as_json: bool) -> None:
         return
     for lane, entry in lanes.items():
         if all(p.lane != lane for p in proposals):
-            ui.out(f"{lane}: {entry.stack} is the newest that was seen to work")
+            ui.out(f"{lane}: nothing newer than {entry.stack} was seen to work")
     for proposal in proposals:
         ui.out(f"{proposal.lane}: {proposal.before} → {proposal.after}, seen to work with {len(proposal.evidence)} models")
         ui.table(("package", "pinned", "proposed"), [(n, a or "-", b or "-") for n, a, b in proposal.versions], indent="  ")
