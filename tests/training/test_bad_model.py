@@ -81,6 +81,32 @@ def test_a_model_folder_that_is_not_whole_is_refused(trainer: Trainer, config: C
     assert "Traceback" not in done.output and not any((done.folder / "out").iterdir())
 
 
+NO_SYSTEM = """{%- for message in messages -%}{%- if message.role not in ("user", "assistant") -%}
+{{ raise_exception(message.role ~ " is not supported") }}{%- endif -%}
+{{ "<|im_start|>" ~ message.role ~ "\n" ~ message.content ~ "<|im_end|>\n" }}{%- endfor -%}
+{%- if add_generation_prompt -%}{{ "<|im_start|>assistant\n" }}{%- endif -%}"""
+PAIR = {"chosen": {"from": "gpt", "value": "It is 2."}, "rejected": {"from": "gpt", "value": "It is 3."}}
+COLUMNS = {"messages": "conversations", "system": "system"}
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "rm", "kto", "ppo", "grpo"])
+def test_a_template_without_the_roles_of_a_row_is_told_with_the_row(trainer: Trainer, config: Config, model: Path, stage: str) -> None:
+    (model / "chat_template.jinja").write_text(NO_SYSTEM)
+    turns = [{"from": "human", "value": "What is 1 plus 1?"}, {"from": "gpt", "value": "It is 2."}]
+    good = {"conversations": turns[: 1 if stage in ("dpo", "rm") else 2], "system": None, "liked": True, **PAIR}
+    more = {"chosen": "chosen", "rejected": "rejected"} if stage in ("dpo", "rm") else {"kto_tag": "liked"} if stage == "kto" else {}
+    dataset = {"formatting": "sharegpt", "ranking": stage in ("dpo", "rm"), "columns": {**COLUMNS, **more}}
+    method: dict[str, Any] = {"stage": stage}
+    method |= {"grpo": {"reward_funcs": ["format"]}} if stage in ("ppo", "grpo") else {}
+    given = {"kind": "folder", "path": str(model), "name": "mine"}
+    rows = [good, good, {**good, "system": "Be brief."}]
+    many = {"per_device_train_batch_size": 8}
+    done = trainer.train(config(rows=rows, dataset=dataset, method=method, model=given, arguments=many))
+    assert done.code == 5, done.output
+    error = done.of("error")[0]
+    assert error["message"] == "sums row 3: the chat template refuses it: system is not supported" and "template" in error["remedy"]
+
+
 def test_a_vocabulary_smaller_than_the_token_ids_is_refused_unless_it_may_grow(trainer: Trainer, config: Config, model: Path) -> None:
     """The tokenizer of another model, which knows more words."""
     words = [{"instruction": "Say it.", "output": " ".join(f"{a}{b}" for b in "abcdefghij")} for a in "klmnopqrstuvwxyz"] + SUMS

@@ -15,6 +15,7 @@ from typing import Any
 
 from fl_trainers import lean
 from fl_trainers.config import Config
+from fl_trainers.data import encode
 from fl_trainers.data.encode import IGNORE
 from fl_trainers.data.formats import Report
 from fl_trainers.errors import TrainerError
@@ -51,7 +52,7 @@ def describe(config: Config, count: int) -> dict[str, Any]:
     tokenizer = model.load_tokenizer(config, model.folder_of(config), pipeline.texts(train), events)
     counts: dict[str, Any] = {"used": len(train), "sequences": len(train)}
     if config.method.stage in ("grpo", "ppo"):
-        rows = [(where, question(tokenizer, item)) for where, item in train[:count] if not isinstance(item, str)]
+        rows = [(where, question(config, tokenizer, item)) for where, item in train[:count] if not isinstance(item, str)]
     else:
         before = sum(report.dropped.values())
         if config.data.streaming:
@@ -88,10 +89,11 @@ def first(config: Config, tokenizer: Any, items: Sequence[Any], count: int) -> l
     return found[:count]
 
 
-def question(tokenizer: Any, item: Any) -> dict[str, Any]:
+def question(config: Config, tokenizer: Any, item: Any) -> dict[str, Any]:
     """What the model is asked where it is not shown an answer."""
     last = max((place for place, message in enumerate(item.messages) if message["role"] == "assistant"), default=len(item.messages))
-    ids = tokenizer.apply_chat_template(item.messages[:last], tokenize=True, add_generation_prompt=True, return_dict=False)
+    text = encode.render(tokenizer, item, last, prompt=True, thinking=encode.asked(config))
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return {"input_ids": ids, "labels": [IGNORE] * len(ids)}
 
 

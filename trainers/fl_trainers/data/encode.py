@@ -60,12 +60,21 @@ def settings_of(config: Config) -> Settings:
 
 
 def render(tokenizer: Any, conversation: Conversation, upto: int, *, prompt: bool, thinking: Mapping[str, Any]) -> str:
-    """The first `upto` messages as text; with `prompt` up to where the answer begins. thinking: more names for the template."""
-    return str(
-        tokenizer.apply_chat_template(
-            conversation.messages[:upto], tools=conversation.tools, tokenize=False, add_generation_prompt=prompt, **thinking
+    """The first `upto` messages as text; with `prompt` up to where the answer begins. thinking: more names for the template.
+
+    Raises InputError, with the row, where the template has no way to write a role, a call or an order of turns.
+    """
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                conversation.messages[:upto], tools=conversation.tools, tokenize=False, add_generation_prompt=prompt, **thinking
+            )
         )
-    )
+    except Exception as error:  # jinja2's classes, which are not imported for this
+        if type(error).__name__ not in ("TemplateError", "UndefinedError", "TemplateRuntimeError"):
+            raise
+        raise InputError(f"{conversation.where}: the chat template refuses it: {error}",
+                         "rows without it, or a `template:` that has a way to write it") from error  # fmt: skip
 
 
 def thinking_of(conversation: Conversation, settings: Settings) -> dict[str, Any]:
@@ -222,10 +231,6 @@ def encode(tokenizer: Any, rows: Sequence[tuple[str, Conversation]], settings: S
             cut.append((where, turns(tokenizer, conversation, settings)))
         except ValueError as error:
             report.count(str(error), where)
-        except Exception as error:
-            if type(error).__name__ not in ("TemplateError", "UndefinedError", "TemplateRuntimeError"):
-                raise
-            raise InputError(f"{where}: the chat template refuses it: {error}", "leave `template:` out to use the model's own") from error
     texts = [text for _, parts in cut for turn in parts for text in (turn.source, turn.target)]
     ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
     encoded: list[Encoded] = []

@@ -26,6 +26,8 @@ class Conversation:
     """The worse answer of a pair, whose better one is the last message."""
     liked: bool | None = None
     """Of kto: whether the last answer is a good one."""
+    where: str = "a row"
+    """Which row it was."""
 
 
 EVALUATION = "in evaluation: "
@@ -136,7 +138,7 @@ def conversation(row: Row, dataset: Dataset, where: str, better: str | None = No
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     fault = order_fault(messages)
-    return fault or Conversation(messages, _tools(row, dataset, where))
+    return fault or Conversation(messages, _tools(row, dataset, where), where=where)
 
 
 def _alpaca(row: Row, dataset: Dataset, where: str) -> list[Message] | str:

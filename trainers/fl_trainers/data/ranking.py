@@ -101,7 +101,7 @@ def _cut(tokenizer: Any, conversation: Conversation, settings: Settings, where: 
     source, answers = "", []
     others = [] if conversation.rejected is None else [conversation.rejected]
     for last in (conversation.messages[-1], *others):
-        parts = turns(tokenizer, Conversation([*conversation.messages[:-1], last], conversation.tools), settings)
+        parts = turns(tokenizer, Conversation([*conversation.messages[:-1], last], conversation.tools, where=where), settings)
         text = "".join(part.source + part.target for part in parts[:-1]) + parts[-1].source
         source = source or text
         answers.append(parts[-1])

@@ -6,6 +6,8 @@ from typing import Any
 
 from fl_trainers import rewards
 from fl_trainers import session as common
+from fl_trainers.data.encode import asked, render
+from fl_trainers.data.formats import Conversation
 from fl_trainers.data.pipeline import Item, Prepared
 from fl_trainers.errors import InputError
 from fl_trainers.session import Session
@@ -23,9 +25,10 @@ def data(session: Session) -> None:
     rows = _questions(session, train)
     if not rows:
         raise InputError("no row can be trained on: every question is longer than cutoff_len", "a larger cutoff_len, or other data")
-    shown = session.tokenizer.apply_chat_template(rows[0]["prompt"], tokenize=False, add_generation_prompt=True)
+    asking = rows[0]["prompt"]
+    shown = render(session.tokenizer, Conversation(asking), len(asking), prompt=True, thinking=asked(session.config))
     session.prepared = Prepared(rows, {key: _questions(session, items) for key, items in held.items()}, session.report, len(rows),
-                                preview=(str(shown), rows[0]["answer"]))  # fmt: skip
+                                preview=(shown, rows[0]["answer"]))  # fmt: skip
     session.events.emit(
         "data", rows=len(rows), sequences=len(rows), tokens=0, eval_rows=sum(map(len, held.values())), dropped_or_cut=session.report.counts
     )
@@ -71,11 +74,13 @@ def _questions(session: Session, items: list[Item]) -> list[dict[str, Any]]:
     for where, item in items:
         if isinstance(item, str):
             raise InputError(f"{where}: a plain text has no question", "alpaca, sharegpt or openai rows")
+        if item.tools:
+            raise InputError(f"{where}: its tools cannot be shown: stage grpo asks by messages alone", "stage ppo, or rows without tools")
         last = max((place for place, message in enumerate(item.messages) if message["role"] == "assistant"), default=len(item.messages))
-        prompt = item.messages[:last]
-        ids = session.tokenizer.apply_chat_template(prompt, tokenize=True, add_generation_prompt=True, return_dict=False)
-        if len(ids) > session.config.data.cutoff_len:
+        text = render(session.tokenizer, item, last, prompt=True, thinking=asked(session.config))
+        if len(session.tokenizer(text, add_special_tokens=False)["input_ids"]) > session.config.data.cutoff_len:
             session.report.count(f"question longer than {session.config.data.cutoff_len} tokens", where)
             continue
-        found.append({"prompt": prompt, "answer": str(item.messages[last]["content"]) if last < len(item.messages) else ""})
+        answer = str(item.messages[last]["content"]) if last < len(item.messages) else ""
+        found.append({"prompt": item.messages[:last], "answer": answer})
     return found
