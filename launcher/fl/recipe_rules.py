@@ -51,7 +51,7 @@ def _data(get: Get) -> Iterator[tuple[str, str]]:
             yield "interleave_probs", "only with mix_strategy interleave_under, interleave_over or interleave_once"
         if len(probabilities) != len(get("dataset") or ()):
             yield "interleave_probs", f"{len(probabilities)} shares for {len(get('dataset') or ())} data sets"
-        if any(p < 0 for p in probabilities) or abs(sum(probabilities) - 1) > 0.01:
+        if any(p <= 0 for p in probabilities) or abs(sum(probabilities) - 1) > 0.01:
             yield "interleave_probs", f"the shares must be positive and add up to 1, found {sum(probabilities):g}"
 
 

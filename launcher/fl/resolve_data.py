@@ -15,7 +15,7 @@ from fl.recipe_yaml import place_at
 from fl.resolve_model import absolute
 from fl_trainers.config import Columns, Dataset, Formatting, Tags
 
-SUFFIXES: Final = ("json", "jsonl", "csv", "parquet", "arrow", "txt")
+SUFFIXES: Final = ("json", "jsonl", "ndjson", "csv", "tsv", "parquet", "arrow", "txt")
 _ENTRY: Final = frozenset(
     {
         "hf_hub_url",

@@ -49,6 +49,11 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
          "data": {"template": "glm4"}, "dataset": SHAREGPT},
         "sums row 1: the chat template refuses it: template glm4 writes one call an answer, found several", "template",
     ),
+    "nothing to compare with": (
+        {"rows": [{"instruction": "a", "chosen": "b", "rejected": worse} for worse in ("c", None, "", "  ")], "method": {"stage": "dpo"},
+         "dataset": {"ranking": True, "columns": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}}},
+        "3 of 4 rows cannot be trained on, more than the share of 0.5 that may be left out: 3 rows: empty rejected answer", "max_dropped",
+    ),
     "cut before the answer": (
         {"rows": [{"instruction": "word " * 90, "output": "No."}], "data": {"mask_history": False, "cutoff_len": 1}},
         "no row can be trained on: ", "cutoff_len",

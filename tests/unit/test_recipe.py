@@ -252,6 +252,12 @@ RULES = [
         "model_name_or_path: m\ndo_train: true\noutput_dir: o\n",
         "dataset: a,b\ninterleave_probs: 0.9,0.9\nmix_strategy: interleave_over",
     ),
+    (  # with a share of 0 the set would never be read to its end
+        "interleave_probs",
+        "must be positive",
+        "model_name_or_path: m\ndo_train: true\noutput_dir: o\n",
+        "dataset: a,b\ninterleave_probs: 1,0\nmix_strategy: interleave_over",
+    ),
     ("quantization_bit", "lora", BASE, "quantization_bit: 4\nfinetuning_type: full"),
     ("quantization_method", "bnb only, not gptq", BASE, "quantization_bit: 4\nquantization_method: gptq"),
     ("resize_vocab", "cannot grow", BASE, "quantization_bit: 8\nresize_vocab: true"),

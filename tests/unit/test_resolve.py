@@ -267,6 +267,9 @@ def test_data_files_are_looked_at(tmp_path: Path) -> None:
         config_of(path, "dataset=folder", cwd=tmp_path)
     (data / "a.json").write_text("[1]")
     assert config_of(path, cwd=tmp_path).data.train[0].path == str(data / "a.json")
+    for name in ("a.tsv", "a.ndjson"):
+        (data / name).write_text("x")
+        assert config_of(path, f"dataset={data / name}", cwd=tmp_path).data.train[0].path == str(data / name)
     (data / "dataset_info.json").unlink()
     with pytest.raises(RecipeError, match=r"dataset_info\.json is not there"):
         config_of(path, cwd=tmp_path)

@@ -145,11 +145,16 @@ def test_resample_repeats_only_when_it_must() -> None:
     assert len(more) == 7 and set(more) == {1, 2, 3}
 
 
-@pytest.mark.parametrize(("size", "held"), [(0.2, 2), (3, 3), (0.001, 1), (50, 9)])
+@pytest.mark.parametrize(("size", "held"), [(0.2, 2), (3, 3), (0.001, 1), (0.99, 9)])
 def test_split(size: float, held: int) -> None:
     train, evaluation = mix.split(list(range(10)), size, 42)
     assert len(evaluation) == held and sorted(train + evaluation) == list(range(10))
     assert mix.split(list(range(10)), size, 42) == (train, evaluation)
+
+
+def test_more_rows_held_back_than_there_are_is_refused() -> None:
+    with pytest.raises(InputError, match="val_size: 10 rows are to be held back, and there are 10"):
+        mix.split(list(range(10)), 10, 42)
 
 
 CHAT = Dataset(name="talk", source="file", path="/x", formatting="sharegpt", columns=Columns(messages="conversations"))

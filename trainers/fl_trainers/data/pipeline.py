@@ -93,7 +93,11 @@ def convert(config: Config, dataset: Dataset, rows: Iterable[tuple[int, sources.
             report.count(made, where)
             continue
         if pair:
-            made.rejected = {"role": "assistant", "content": ranking.answer(row, dataset, dataset.columns.rejected, where)}
+            worse = ranking.answer(row, dataset, dataset.columns.rejected, where)
+            if not worse.strip():
+                report.count("empty rejected answer", where)
+                continue
+            made.rejected = {"role": "assistant", "content": worse}
         elif config.method.stage == "kto":
             made.liked = ranking.liked(row, dataset, where)
         if config.data.default_system and made.messages[0]["role"] != "system":
