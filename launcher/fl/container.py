@@ -111,7 +111,8 @@ def ulimits(engine: EngineFacts) -> dict[str, int]:
 def container_mounts(request: Request) -> tuple[Mount, ...]:
     """Everything the container sees, merged; the caller's paths are checked, the vendor's and our own are known."""
     own = [Mount(source=path, target=path, read_only=False) for path in (request.folder, request.cache, *request.outputs)]
-    code = [] if request.code is None else [Mount(source=request.code, target=request.code)]
+    ours = [*([] if request.code is None else [request.code]), *(str(extra.folder) for extra in request.extras)]
+    code = [Mount(source=path, target=path) for path in ours]
     for mount in (*request.inputs, *own):
         mounts.refuse(mount.target)
     users = [Mount(source=f"{request.folder}/{name}", target=f"/etc/{name}") for name in ("passwd", "group")]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl import builtin, inputs, matrix, memory, modelscope, paths, pin, plan, portability, refused, resolve, settings, wheel
+from fl import builtin, extras, inputs, matrix, memory, modelscope, paths, pin, plan, portability, refused, resolve, settings, wheel
 from fl.choose_engine import Chosen, choose_engine
 from fl.detect import detect, open_host
 from fl.devices import choose_devices, choose_lane, restrict
@@ -22,13 +22,13 @@ from fl.errors import RecipeError
 from fl.grants import Grants, Mount
 from fl.lanes import LANES
 from fl.resolve_model import ModelFacts, absolute, locate, model_facts
+from fl.trackers import tracked_online, variables
 
 if TYPE_CHECKING:
     from fl.hardware import Accelerator, Hardware, LaneName, Problem
     from fl.recipe import Recipe
     from fl_trainers.config import Config
 
-_TRACKER_KEYS = {"wandb": "WANDB_API_KEY", "swanlab": "SWANLAB_API_KEY", "mlflow": "MLFLOW_TRACKING_TOKEN", "comet_ml": "COMET_API_KEY"}
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _KEPT = ("OMP_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG", "NCCL_DEBUG", "HF_ENDPOINT")
 
@@ -109,13 +109,14 @@ def decide_recipe(recipe: Recipe, options: Options, place: Place | None = None) 
             stacks=rows.stacks,
             quantized=facts.quantized,
         )
+        extra = extras.choose(rows, engine.stack, hardware.platform, config) if _ours(engine, options, recipe) else ()
         if options.strict:
             portability.strict_check(adaptations)
         check_memory(config, facts, hardware, chosen, force=options.force)
     check_trust(config, engine.facts.name, trust=options.trust)  # of what is left of it: code that is not run needs no trust
     resolve.check_output(config.training.output_dir)
     return _assemble(
-        recipe, config, hardware, chosen, lane, engine, options, folder, adaptations,
+        recipe, config, hardware, chosen, lane, engine, options, folder, adaptations, extra,
         (*restrictions, *device_notes, *(_unpinned(pinned, lane) if place is None else ())), rows.sha256,
     )  # fmt: skip
 
@@ -126,6 +127,11 @@ def _pinned(rows: matrix.Matrix, recipe: Recipe, lane: LaneName, options: Option
     if pinned is not None:
         pin.check(pinned, rows, options.stack or recipe.launcher.stack, options.image or recipe.launcher.image)
     return pinned
+
+
+def _ours(engine: Chosen, options: Options, recipe: Recipe) -> bool:
+    """Whether what runs is the stack's own: an interpreter or image of the caller's may hold anything, and is taken as it is."""
+    return options.python is None and (engine.matches_lock or not (options.image or recipe.launcher.image))
 
 
 def _unpinned(pinned: pin.Pinned | None, lane: LaneName) -> tuple[str, ...]:
@@ -245,6 +251,7 @@ def _assemble(
     options: Options,
     folder: Path,
     adaptations: tuple[plan.Adaptation, ...],
+    extra: tuple[extras.Chosen, ...],
     notes: tuple[str, ...],
     matrix_sha256: str,
 ) -> Decision:
@@ -253,8 +260,9 @@ def _assemble(
     grants = Grants() if on_host else module.grants(chosen, hardware, engine.facts)
     named = bool(options.image or recipe.launcher.image)
     grants = replace(grants, problems=_preflight(config, hardware, chosen, lane, engine, grants, named=named))
-    hub, needs_network = inputs.hub(config), online(config)
-    values = secret_values(config, hub, needs_network)
+    asked, hub = resolve.environment(recipe, Path.cwd()), inputs.hub(config)
+    needs_network = online(config, asked)
+    values = {name: value for name, value in secret_values(config, hub, needs_network).items() if name not in asked}
     cache = compile_cache(engine.stack.id, engine.image.digest or engine.lock_sha256, chosen)
     request = plan.Request(
         run=config.run.name,
@@ -271,12 +279,13 @@ def _assemble(
         folder=str(folder),
         cache=str(cache),
         code=engine.code,
+        extras=extra,
         inputs=(*inputs.read(config), *_hub_mounts(hub, needs_network), *_asked(recipe)),
         outputs=inputs.written(config),
         environment={
             **{name: os.environ[name] for name in _KEPT if name in os.environ},
             **({"HF_HUB_CACHE": str(inputs.hub_cache()), **settings.hub_environment(os.environ)} if hub else {}),
-            **resolve.environment(recipe, Path.cwd()),
+            **asked,
         },
         secrets=dict.fromkeys(values, "caller"),
         network=recipe.launcher.network or ("bridge" if needs_network else "none"),
@@ -337,14 +346,11 @@ def caller() -> plan.Caller:
     return plan.Caller(uid=uid, gid=os.getgid(), name=name)
 
 
-def online(config: Config) -> bool:
-    """True when something is to be fetched or reported during the run."""
+def online(config: Config, asked: Mapping[str, str]) -> bool:
+    """True when something is to be fetched or reported during the run. `asked`: variables of the recipe."""
     names = inputs.hub(config)
-    reported = config.training.arguments.get("report_to") or "none"
-    trackers = [reported] if isinstance(reported, str) else list(reported)
-    tracked = any(t not in ("none", "tensorboard") for t in trackers)
     return (
-        tracked
+        bool(tracked_online(config, {**os.environ, **asked}))
         or bool(config.training.arguments.get("push_to_hub"))
         or (bool(names) and not inputs.in_hub_cache(names, inputs.hub_cache()))
     )
@@ -355,12 +361,7 @@ def secret_values(config: Config, hub: tuple[str, ...], needs_network: bool) -> 
     values = {name: os.environ[name] for name in _PROXIES if needs_network and name in os.environ}
     if hub and needs_network and (token := hub_token()):
         values["HF_TOKEN"] = token
-    reported = config.training.arguments.get("report_to") or "none"
-    for tracker in [reported] if isinstance(reported, str) else reported:
-        name = _TRACKER_KEYS.get(tracker, "")
-        if name in os.environ:
-            values[name] = os.environ[name]
-    return values
+    return values | variables(config, os.environ)
 
 
 def hub_token() -> str | None:

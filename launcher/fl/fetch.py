@@ -39,6 +39,7 @@ class Fetched:
         return {
             "schema": 1, "recipe": self.decision.recipe.path, "lane": plan.lane, "stack": plan.stack, "engine": plan.engine,
             "image": plan.image.reference, "environment": plan.argv[0] if plan.engine == "host" else None, "models": list(self.models),
+            "extras": [extra.name for extra in plan.extras],
             "datasets": list(self.datasets), "offline": not self.needs_network, "needs_network": list(self.needs_network),
             "seconds": round(self.seconds, 1),
         }  # fmt: skip

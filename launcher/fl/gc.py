@@ -82,6 +82,7 @@ def find(matrix: Matrix, used: Use, days: float) -> list[Waste]:
     limit = time.time() - days * _DAY
     found = [*_environments(matrix, used, limit), *_code(used, limit), *_compiled(matrix, used, limit), *_models(used, limit)]
     found += [*_apptainer(used, limit), *_images(limit)]
+    found += _extras(matrix, used, limit)
     return sorted(found, key=lambda one: (-one.size, str(one.path)))
 
 
@@ -124,6 +125,19 @@ def _code(used: Use, limit: float) -> Iterator[Waste]:
 
     mine = wheel.code_sha256()[:16]
     yield from _unused("code", "code", used, limit, lambda path: None if path.name == mine else "another version of the trainer's code")
+
+
+def _extras(matrix: Matrix, used: Use, limit: float) -> Iterator[Waste]:
+    from fl import extras
+
+    ours = {one.folder for stack in matrix.stacks for platform in stack.hosts.platforms for one in extras.locked(matrix, stack, platform)}
+
+    def why(path: Path) -> str | None:
+        if path.name.startswith("."):
+            return "an installation that was interrupted"
+        return None if path.with_suffix("") in ours else "made from a lock of extras that this fl does not have"
+
+    yield from _unused("extra", "extras", used, limit, why)
 
 
 def _compiled(matrix: Matrix, used: Use, limit: float) -> Iterator[Waste]:

@@ -153,6 +153,10 @@ def _provide(decision: Decision, run: runs.Run, report: Callable[[str], None], s
         if environment.ready(decision.lock, decision.stack.python) is None:
             run.update("building")
             environment.ensure(decision.lock, decision.stack.python, report, lock.BUILD_CONSTRAINTS, lambda: _stop_if_asked(signals))
+    for extra in plan.extras:
+        from fl.engines import extras
+
+        extras.ensure(extra, report, lambda: _stop_if_asked(signals))
     if "PYTHONPATH" in plan.environment:
         wheel.unpack_code(paths.cache_home())
     if plan.image.source == "pull":

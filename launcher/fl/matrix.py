@@ -231,6 +231,20 @@ class Incompatibility(Row):
     source: str
 
 
+class Extra(Row):
+    """An optional package that no image holds: put beside a stack's own for a recipe that asks for it."""
+
+    title: str
+    packages: dict[str, str]
+    """Distribution → exact version; what they need comes by the lock."""
+    asked_by: dict[str, str]
+    """Key of a recipe → values of it that need the extra, as a shell pattern (`galore_*`)."""
+    loosened: dict[str, str] = Field(default_factory=dict)
+    """Distribution whose version the packages limit without need → how that is known. The stack's own version stays."""
+    source: str
+    confidence: Confidence
+
+
 class Matrix(Row):
     """The whole file."""
 
@@ -238,6 +252,8 @@ class Matrix(Row):
     layers: dict[str, dict[str, str]]
     stacks: tuple[Stack, ...]
     indexes: dict[str, Index] = Field(default_factory=dict)
+    extras: dict[str, Extra] = Field(default_factory=dict)
+    """Name → optional packages, on every stack where they fit (`images/LANE/locks/extras/`)."""
     systems: dict[str, System] = Field(default_factory=dict)
     """Start or part of a base image's reference (`debian:trixie`, `ubuntu22.04`) → its system."""
     drivers: dict[str, Drivers] = Field(default_factory=dict)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fl import apptainer_argv, container
 from fl.errors import EngineError
 from fl.grants import EngineFacts, EngineName, Grants, Mount
 from fl.hardware import Accelerator, Hardware, LaneName, Problem
+
+if TYPE_CHECKING:
+    from fl.extras import Chosen as Extra
 
 HIDDEN = "(from the caller, not shown)"
 GRACE = 120
@@ -93,6 +96,8 @@ class Request:
     """Writable folder of compilers' caches."""
     code: str | None
     """Folder with the trainer's code; None: the image or interpreter has it installed."""
+    extras: tuple[Extra, ...] = ()
+    """Optional packages beside the stack's own: a folder each, on Python's path."""
     inputs: tuple[Mount, ...] = ()
     outputs: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -144,6 +149,7 @@ class Plan:
     trainer_sha256: str | None = None
     """Hash of the trainer's code; None inside an image of ours, which brings its own."""
     secrets: Mapping[str, str] = field(default_factory=dict)
+    extras: tuple[Extra, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The document of `fl run --dry-run --json` and plan.json."""
@@ -178,6 +184,7 @@ class Plan:
             "lock_sha256": self.lock_sha256,
             "matches_lock": self.matches_lock,
             "trainer_sha256": self.trainer_sha256,
+            **({"extras": [extra.to_json() for extra in self.extras]} if self.extras else {}),
         }
 
 
@@ -210,6 +217,7 @@ def make(request: Request) -> Plan:
         warnings=(*request.warnings, *request.grants.notes), problems=request.grants.problems,
         recipe_sha256=request.recipe_sha256, matrix_sha256=request.matrix_sha256, lock_sha256=request.lock_sha256,
         matches_lock=request.matches_lock, trainer_sha256=request.trainer_sha256, secrets=request.secrets,
+        extras=request.extras,
     )  # fmt: skip
 
 
@@ -227,8 +235,9 @@ def base_environment(request: Request, per_node: int) -> dict[str, str]:
     """What every engine sets: unbuffered output, one folder of caches, threads, and how ranks meet."""
     values = {name: f"{request.cache}/{folder}" for name, folder in _CACHES.items()}
     values |= {"PYTHONUNBUFFERED": "1", "PYTHONNOUSERSITE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if request.code is not None:
-        values["PYTHONPATH"] = request.code
+    ours = [*([request.code] if request.code is not None else []), *(str(extra.folder) for extra in request.extras)]
+    if ours:
+        values["PYTHONPATH"] = ":".join(ours)
     if per_node > 1:
         values["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(GRACE)
         values["OMP_NUM_THREADS"] = str(max(1, request.hardware.cpu.cores // per_node))

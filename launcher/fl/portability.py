@@ -21,15 +21,16 @@ _WITHOUT_BF16: Final = frozenset(
 """Chips whose units have no bf16; torch emulates it there or refuses."""
 _CPU_BF16: Final = frozenset({"avx512_bf16", "amx_bf16"})
 _TRACKERS: Final[Mapping[str, str]] = {
-    "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "comet_ml": "comet-ml", "clearml": "clearml", "swanlab": "swanlab",
-    "trackio": "trackio", "dvclive": "dvclive", "neptune": "neptune", "codecarbon": "codecarbon", "dagshub": "dagshub",
+    "comet_ml": "comet-ml", "clearml": "clearml", "dvclive": "dvclive", "neptune": "neptune", "codecarbon": "codecarbon",
+    "dagshub": "dagshub",
 }  # fmt: skip
+"""Those that no stack has as an extra (extras.py): nothing but an interpreter of the user's brings them."""
 _OPTIMIZER_PACKAGES: Final[tuple[tuple[str, str], ...]] = (
-    ("galore", "galore-torch"), ("apollo", "apollo-torch"), ("lomo", "lomo-optim"), ("adalomo", "lomo-optim"), ("grokadamw", "grokadamw"),
+    ("lomo", "lomo-optim"), ("adalomo", "lomo-optim"), ("grokadamw", "grokadamw"),
     ("schedule_free", "schedulefree"), ("stable_adamw", "torch-optimi"), ("adamw_anyprecision", "torchdistx"),
     ("adamw_torch_4bit", "torchao"), ("adamw_torch_8bit", "torchao"), ("adamw_torch_npu", "torch-npu"), ("adamw_torch_xla", "torch-xla"),
 )  # fmt: skip
-_MUON: Final = "2.9"
+_MUON_SINCE: Final = "2.9"
 """The first torch whose documentation has torch.optim.Muon."""
 _BNB_OPTIMIZERS: Final = ("8bit", "paged_", "rmsprop_bnb", "lion_32bit", "ademamix")
 
@@ -216,7 +217,7 @@ def _optimizer(case: _Case) -> Iterator[Change]:
     if not isinstance(name, str):
         return
     package = next((package for prefix, package in _OPTIMIZER_PACKAGES if name.startswith(prefix)), None)
-    if package is None and any(part in name for part in _BNB_OPTIMIZERS):
+    if package is None and not name.startswith(("galore_", "apollo_")) and any(part in name for part in _BNB_OPTIMIZERS):
         package = "bitsandbytes"
     if package is None or not case.without(package):
         return
@@ -237,22 +238,10 @@ def _older(found: str, wanted: str) -> bool:
     return Version(found) < Version(wanted)
 
 
-def _own_optimizer(case: _Case) -> Iterator[Change]:
-    """Those with a package of their own, which stacks may lack."""
-    method = case.config.method
-    kinds = {"badam": method.badam is not None, "adam_mini": method.use_adam_mini}
-    name = method.low_rank.kind if method.low_rank is not None else next((name for name, wanted in kinds.items() if wanted), None)
+def _muon(case: _Case) -> Iterator[Change]:
     torch = case.stack.train.get("torch")
-    if method.use_muon and case.packages is not None and torch and _older(torch, _MUON):
-        raise RecipeError(f"use_muon needs torch {_MUON}; {case.stack.id} has torch {torch}.", "another stack, or without use_muon")
-    if name is None:
-        return
-    package = {"galore": "galore-torch", "apollo": "apollo-torch", "badam": "badam", "adam_mini": "adam-mini"}[name]
-    if case.without(package):
-        raise RecipeError(
-            f"use_{name} needs the package {package}, which {case.stack.id} does not have.",
-            f"fl run --engine host --python PATH RECIPE, with {package} in that environment; or without use_{name}",
-        )
+    if case.config.method.use_muon and case.packages is not None and torch and _older(torch, _MUON_SINCE):
+        raise RecipeError(f"use_muon needs torch {_MUON_SINCE}; {case.stack.id} has torch {torch}.", "another stack, or without use_muon")
     yield from ()
 
 
@@ -284,6 +273,5 @@ def _checkpoint(case: _Case) -> Iterator[Change]:
 
 
 _RULES: Final[tuple[Callable[[_Case], Iterator[Change]], ...]] = (
-    _checkpoint, _attention, _precision, _quantization, _sharding, _liger, _remote_code, _trackers, _optimizer, _own_optimizer,
-    _rollout,
+    _checkpoint, _attention, _precision, _quantization, _sharding, _liger, _remote_code, _trackers, _optimizer, _muon, _rollout,
 )  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
+from fl import extras
 from fl.errors import RecipeError
 from fl.hardware import LaneName
 from fl.matrix import Matrix, Stack
@@ -72,10 +73,12 @@ def _on_row(recipe: Recipe, matrix: Matrix, row: Stack) -> OnLane:
     config = draft(recipe, lane=row.lane, stack=row.id)
     quantized = quantized_in(config.model.name)
     try:
-        _, adaptations = adapt(config, row, numbers, packages=matrix.packages(row), stacks=matrix.stacks, quantized=quantized)
+        adapted, adaptations = adapt(config, row, numbers, packages=matrix.packages(row), stacks=matrix.stacks, quantized=quantized)
+        extra = extras.check(matrix, row, adapted)
     except RecipeError as error:
         return OnLane(row.lane, "refused", row.id, (error.message,))
     notes = [f"{a.key}: {_text(a.before)} → {_text(a.after)} ({a.effect}): {a.reason}" for a in adaptations]
+    notes += [f"{one.name} is put beside the stack's own packages: {', '.join(one.packages)}" for one in extra]
     if any(config.training.arguments.get(key) for key in ("bf16", "bf16_full_eval")) or config.method.pure_bf16:
         notes.append("bf16 becomes fp32 on a device that has no fast bf16")
     return OnLane(row.lane, "adapted" if adaptations else "runs", row.id, tuple(notes))

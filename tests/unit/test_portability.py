@@ -89,8 +89,8 @@ def test_what_is_not_known_changes_nothing() -> None:
         (config(bf16_full_eval=True), stack(bf16=False), ABLE, ("bf16_full_eval", True, False, "numerics")),
         (config(method={"pure_bf16": True}), stack(), Precision(bf16=False), ("pure_bf16", True, False, "numerics")),
         (config(tf32=True), stack(), ABLE, ("tf32", True, None, "numerics")),
-        (config(report_to=["wandb", "tensorboard"]), stack(), ABLE, ("report_to", ["wandb", "tensorboard"], ["tensorboard"], "none")),
-        (config(report_to=["wandb"]), stack(), ABLE, ("report_to", ["wandb"], ["none"], "none")),
+        (config(report_to=["clearml", "wandb"]), stack(), ABLE, ("report_to", ["clearml", "wandb"], ["wandb"], "none")),
+        (config(report_to=["comet_ml"]), stack(), ABLE, ("report_to", ["comet_ml"], ["none"], "none")),
         (config(optim="adamw_torch_npu_fused"), stack(), ABLE, ("optim", "adamw_torch_npu_fused", "adamw_torch", "speed")),
     ],
 )
@@ -120,7 +120,8 @@ def test_bitsandbytes_optimizers() -> None:
         after, (found,) = adapt(config(optim=name), stack(), ABLE, packages={"torch"})
         assert (after.training.arguments["optim"], found.effect) == ("adamw_torch", "numerics")
     assert adapt(config(optim="adamw_torch"), stack(), ABLE, packages={"torch"})[1] == ()
-    assert adapt(config(optim="galore_adamw"), stack(), ABLE, packages=None)[1] == ()
+    assert adapt(config(optim="lomo"), stack(), ABLE, packages=None)[1] == ()
+    assert adapt(config(optim="galore_adamw_8bit"), stack(), ABLE, packages={"torch"})[1] == (), "an extra: extras.py refuses or brings it"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_bitsandbytes_optimizers() -> None:
         (config({"quantization": Quantization(bits=8)}), stack(bnb_8bit=False), "quantization_bit: 8: the stack row has no bitsandbytes"),
         (config(deepspeed={"a": 1}), stack(deepspeed=False), "deepspeed: the stack row has no DeepSpeed"),
         (config(fsdp="full_shard"), stack(fsdp2=False), "fsdp: the stack row has no FSDP"),
-        (config(optim="galore_adamw"), stack(), "galore_adamw needs the package galore-torch"),
+        (config(optim="lomo"), stack(), "lomo needs the package lomo-optim"),
     ],
 )
 def test_refusals(before: Config, row: Stack, message: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fl_trainers import lean, sharding
+from fl_trainers import lean, sharding, trackers
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError, Stopped, TrainerError, TrainingError
 from fl_trainers.progress import Events, log, start_log, world_size
@@ -191,6 +191,7 @@ def _quiet() -> None:
 
 def finish(code: int) -> None:
     """Ends the process without the interpreter's own tidying, which takes a second and can hang in a collective."""
+    trackers.close(code)
     if world_size() > 1 and code == 0:
         import torch
 

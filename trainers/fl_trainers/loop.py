@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from fl_trainers import losses, optimizers
+from fl_trainers import losses, optimizers, trackers
 from fl_trainers.config import Config
 from fl_trainers.data.encode import IGNORE
 from fl_trainers.device import BACKENDS, Device, memory_mib
@@ -24,6 +24,7 @@ from fl_trainers.stop import stop
 
 def arguments_of(config: Config, device: Device) -> TrainingArguments:
     """The recipe's TrainingArguments and what the trainer itself needs of them."""
+    trackers.settle(config, os.environ)
     given = dict(config.training.arguments)
     for name in ("gradient_checkpointing", "gradient_checkpointing_kwargs", "remove_unused_columns", "output_dir", "label_names"):
         given.pop(name, None)  # model.py checkpoints; the others have one right value

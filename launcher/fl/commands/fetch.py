@@ -41,6 +41,8 @@ def fetch(
     plan = done.decision.plan
     ui.out(f"stack    {plan.stack}")
     ui.out(f"image    {plan.image.reference}" if plan.image.reference else f"python   {plan.argv[0]}")
+    for extra in plan.extras:
+        ui.out(f"extra    {extra.name}: {', '.join(extra.packages)}")
     for kind, found in (("model", done.models or (done.decision.config.model.name,)), ("data", done.datasets)):
         for name in found:
             ui.out(f"{kind:<8} {ui.clean(name)}")

@@ -117,6 +117,7 @@ def show(decision: Decision) -> None:
         ("engine", plan.engine + _engine_detail(decision)),
         ("model", f"{decision.config.model.name}, {decision.config.method.stage}, {decision.config.method.finetuning_type}"),
         ("data", ", ".join(d.name for d in decision.config.data.train) or "none"),
+        *([("extras", ", ".join(f"{extra.name} ({', '.join(extra.packages)})" for extra in plan.extras))] if plan.extras else []),
         ("output", decision.config.training.output_dir),
         ("run", plan.run),
     ]

@@ -72,7 +72,7 @@ def ensure(
     folder = location(lock, python_version)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock"), report, check):
+        with locked(folder.with_suffix(".lock"), report, check):
             if not _whole(folder, lock):
                 _make(folder, lock, base, Installer(folder, report, check), build_constraints)
     except OSError as error:
@@ -81,7 +81,7 @@ def ensure(
 
 
 @contextmanager
-def _locked(path: Path, report: Report, check: Callable[[], None]) -> Iterator[None]:
+def locked(path: Path, report: Report, check: Callable[[], None]) -> Iterator[None]:
     """Holds the lock file. The kernel lets go of it when a process dies, so a killed install blocks nobody."""
     with path.open("w") as file:
         told = False
