@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_trainers.config import Columns, Dataset, Tags
-from fl_trainers.data import mix, packing, sources
+from fl_trainers.config import Columns, Config, Dataset, Tags
+from fl_trainers.data import mix, packing, pipeline, sources
 from fl_trainers.data.encode import IGNORE, Encoded, Settings, assemble, shares
 from fl_trainers.data.formats import Conversation, Report, check_columns, conversation, order_fault
 from fl_trainers.data.guess import guessed
@@ -106,8 +106,61 @@ def test_packs_know_their_parts() -> None:
     assert packing.pack(rows, 8) == [(Encoded([2, 2, 2, 1, 1], [2, 2, 2, 1, 1]), [3, 2])]
 
 
-def test_blocks_lose_nothing() -> None:
-    assert list(packing.blocks([[1, 2, 0], [3, 0], [4, 5, 6, 0]], 4)) == [[1, 2, 0, 3], [0, 4, 5, 6], [0]]
+def test_blocks_are_whole() -> None:
+    assert list(packing.blocks([[1, 2, 0], [3, 0], [4, 5, 6, 0]], 4)) == [[1, 2, 0, 3], [0, 4, 5, 6]]
+    assert list(packing.blocks([[1, 2, 0], [3, 0]], 8)) == [[1, 2, 0, 3, 0]]  # the only one
+
+
+class Letters:
+    """A tokenizer whose tokens are letters; ^ begins a text and $ ends one."""
+
+    bos_token_id, eos_token_id = ord("^"), ord("$")
+
+    def __init__(self, begins: bool) -> None:
+        self.add_bos_token = begins
+
+    def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"<|end_of_text|>": ord("!")}
+
+
+TEXTS = ("abcdef", "g", "hijklmnop", "qr", "stuvw")
+PEERS_ROWS = {
+    # made by LLaMA-Factory 0.9.5: PretrainDatasetProcessor.preprocess_dataset with such a tokenizer, batches of three texts, cutoff_len 5
+    (False, True): "abcde f$g$h ijklm qr$st",
+    (False, False): "abcde g$ hijkl qr$ stuvw",
+    (True, True): "^bcde ^$g$h ^jklm ^r$st",
+    (True, False): "^abcd ^g$ ^hijk ^qr$ ^stuv",
+}
+
+
+def pretraining_rows(begins: bool, packing: bool, report: Report, **more: object) -> list[str]:
+    data: dict[str, object] = {"cutoff_len": 5, "packing": packing, "preprocessing_batch_size": 3, **more}
+    config = Config.model_validate({
+        "run": {"name": "r", "lane": "cpu", "stack": "s", "events": "e"}, "model": {"name": "m", "path": "m", "kind": "tiny"},
+        "data": data, "method": {"stage": "pt", "finetuning_type": "full"}, "training": {"output_dir": "o", "arguments": {}},
+    })  # fmt: skip
+    items: list[pipeline.Item] = [(f"row {number}", text) for number, text in enumerate(TEXTS, 1)]
+    rows = pipeline.tokenized(config, Letters(begins), items, report)
+    assert all(row["labels"] == row["input_ids"] for row in rows)
+    return ["".join(map(chr, row["input_ids"])) for row in rows]
+
+
+@pytest.mark.parametrize(("begins", "packing"), PEERS_ROWS)
+def test_texts_become_the_rows_that_the_peer_makes_of_them(begins: bool, packing: bool) -> None:
+    report = Report()
+    assert pretraining_rows(begins, packing, report) == PEERS_ROWS[begins, packing].split()
+    if packing:
+        assert report.examples == {"cut to the last whole block": ["row 3", "row 5"]}
+    else:
+        assert report.counts == {"cut to 5 tokens": 3}
+    assert not report.dropped
+
+
+def test_texts_of_llama3_end_with_the_end_of_texts() -> None:
+    assert pretraining_rows(False, False, Report(), template="llama3")[1] == "g!"
 
 
 def test_mixing() -> None:

@@ -41,13 +41,16 @@ def pack(rows: Sequence[Encoded], capacity: int) -> list[tuple[Encoded, list[int
 
 
 def blocks(documents: Iterable[list[int]], size: int) -> Iterator[list[int]]:
-    """Documents one after another, cut into blocks of `size`; the last block is shorter and is kept."""
+    """Documents one after another, cut into blocks of `size`. What is left behind the last whole block is left out, as LLaMA-Factory
+    leaves it out (a block more, and shuffled rows would be others); where there is no whole block it is one by itself."""
     rest: list[int] = []
+    cut = False
     for document in documents:
         rest += document
         whole = len(rest) // size * size
         for start in range(0, whole, size):
+            cut = True
             yield rest[start : start + size]
         rest = rest[whole:]
-    if rest:
+    if rest and not cut:
         yield rest

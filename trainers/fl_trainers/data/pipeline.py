@@ -210,22 +210,33 @@ def tokenized(config: Config, tokenizer: Any, items: list[Item], report: Report,
 
 
 def _pretraining(config: Config, tokenizer: Any, batches: Iterable[list[Item]], report: Report) -> Iterator[Encoded]:
-    """Texts with the end token; with packing joined into blocks of cutoff_len, else each cut to it."""
+    """Texts with the end token, and the begin token where the tokenizer adds it: with packing each batch is joined and cut into blocks of
+    cutoff_len, which begin with the begin token in place of their first one; else each text is cut to cutoff_len."""
+    size, begin, end = config.data.cutoff_len, _begin(tokenizer), _end_of_text(config, tokenizer)
+    for batch in batches:
+        ids = tokenizer([str(text) for _, text in batch], add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        if config.data.packing:
+            rows = [[*(begin or row[:1]), *row[1:]] for row in packing.blocks(([*document, end] for document in ids), size)]
+            if sum(map(len, rows)) < sum(map(len, ids)) + len(ids):
+                report.count("cut to the last whole block", batch[-1][0])
+        else:
+            rows = [[*begin, *document, end] for document in ids]
+            for (where, _), row in zip(batch, rows, strict=True):
+                if len(row) > size:
+                    report.count(f"cut to {size} tokens", where)
+            rows = [row[:size] for row in rows]
+        yield from (Encoded(row, list(row)) for row in rows if len(row) > 1)
 
-    def documents() -> Iterator[list[int]]:
-        for batch in batches:
-            ids = tokenizer([str(text) for _, text in batch], add_special_tokens=False, return_attention_mask=False)["input_ids"]
-            for (where, _), document in zip(batch, ids, strict=True):
-                full = [*document, tokenizer.eos_token_id]
-                if not config.data.packing and len(full) > config.data.cutoff_len:
-                    report.count(f"cut to {config.data.cutoff_len} tokens", where)
-                    full = full[: config.data.cutoff_len]
-                yield full
 
-    rows = packing.blocks(documents(), config.data.cutoff_len) if config.data.packing else documents()
-    for ids in rows:
-        if len(ids) > 1:
-            yield Encoded(ids, list(ids))
+def _begin(tokenizer: Any) -> list[int]:
+    begin = tokenizer.bos_token_id if getattr(tokenizer, "add_bos_token", False) else None
+    return [] if begin is None else [begin]
+
+
+def _end_of_text(config: Config, tokenizer: Any) -> int:
+    """With `template: llama3` the end token is that of an answer; texts end with the model's other one."""
+    other = tokenizer.get_vocab().get("<|end_of_text|>") if config.data.template == "llama3" else None
+    return int(tokenizer.eos_token_id if other is None else other)
 
 
 def _row(row: Encoded, parts: list[int] | None = None) -> dict[str, Any]:
