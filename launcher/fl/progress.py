@@ -78,7 +78,9 @@ class View:
             more = f", accuracy {_number(accuracy)}" if isinstance(accuracy, int | float) else ""
             found = ((name, event.get(f"eval_{name}")) for name in _SCORES)
             more += "".join(f", {name} {value:.2f}" for name, value in found if isinstance(value, int | float))
-            ui.step(f"evaluation: loss {_number(event.get('loss', event.get('eval_loss')))}{more}")
+            losses = {key[5:-5]: event[key] for key in event if key.startswith("eval_") and key.endswith("_loss") and len(key) > 10}
+            name, loss = next(iter(losses.items()), ("", event.get("loss", event.get("eval_loss"))))
+            ui.step(f"evaluation{' of ' * bool(name)}{name}: loss {_number(loss)}{more}")
 
     def _predict(self, event: Mapping[str, Any]) -> None:
         if not self.quiet:

@@ -145,6 +145,8 @@ def test_what_a_run_leaves_behind(trainer: Trainer, config: Config) -> None:
     assert (out / "training_loss.png").read_bytes().startswith(b"\x89PNG")
     everything = json.loads((out / "all_results.json").read_text())
     assert {"train_loss", "train_runtime", "total_flos", "eval_loss", "epoch"} <= set(everything)
+    tokens = done.of("step")[-1]["tokens"]
+    assert everything["effective_tokens_per_sec"] * everything["train_runtime"] == pytest.approx(tokens, rel=0.01)
     answers = json.loads((out / "comparison.json").read_text())
     assert [answer["prompt"] for answer in answers] == ["What is 2 plus 2?", "Who are you?"]
     assert answers[0]["before"] != answers[0]["after"]

@@ -14,10 +14,17 @@ BELOW = (
 """Figures that say more than a loss does, by their name in the log; of the groups the first whose last figure is there, else the next."""
 
 INK, PALE, BLUE, RED = "#1f2933", "#9fb3c8", "#2563eb", "#dc2626"
+OTHERS = (RED, "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d")
+"""Of the evaluation losses, where each data set has its own."""
 
 
 def trend(values: Sequence[float], weight: float) -> list[float]:
-    """Exponential moving average, corrected for its start."""
+    """Exponential moving average from both ends: one from the left alone lies above a loss that falls."""
+    there, back = _average(values, weight), _average(values[::-1], weight)[::-1]
+    return [(one + other) / 2 for one, other in zip(there, back, strict=True)]
+
+
+def _average(values: Sequence[float], weight: float) -> list[float]:
     smoothed, total, norm = [], 0.0, 0.0
     for value in values:
         total = total * weight + value * (1 - weight)
@@ -26,10 +33,21 @@ def trend(values: Sequence[float], weight: float) -> list[float]:
     return smoothed
 
 
+def held_losses(history: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Label → (step, loss) of the evaluations: one of all rows, or one of each data set."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for entry in history:
+        for key in entry:
+            if key.startswith("eval_") and key.endswith("_loss"):
+                name = key.removeprefix("eval").removesuffix("loss").strip("_")
+                found.setdefault(f"evaluation loss{', ' * bool(name)}{name}", []).append((entry["step"], entry[key]))
+    return found
+
+
 def draw(history: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
     """Writes the picture; False when there is nothing to draw."""
     train = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-    held = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    held = held_losses(history)
     if not train:
         return False
     import logging
@@ -48,16 +66,8 @@ def draw(history: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
               label="training loss" if not many else "training loss, as logged")  # fmt: skip
     if many:
         axes.plot(steps, trend(losses, 0.8 if len(train) < 100 else 0.95), color=BLUE, linewidth=2.2, label="trend")
-    if held:
-        axes.plot(
-            [step for step, _ in held],
-            [loss for _, loss in held],
-            color=RED,
-            linewidth=2,
-            marker="D",
-            markersize=4.5,
-            label="evaluation loss",
-        )
+    for number, (label, points) in enumerate(held.items()):
+        axes.plot(*zip(*points, strict=True), color=OTHERS[number % len(OTHERS)], linewidth=2, marker="D", markersize=4.5, label=label)
     axes.annotate(f"{losses[-1]:.3f}", (steps[-1], losses[-1]), textcoords="offset points", xytext=(6, 6), color=INK, fontsize=9)
     axes.set_title(title, loc="left", fontsize=11, color=INK, pad=10)
     axes.set_ylabel("loss", color=INK)

@@ -210,6 +210,7 @@ def run_loop(session: Session, loop: Any) -> None:
     runtime = result.metrics.get("train_runtime") or 0.0
     if runtime:
         session.metrics["tokens_per_second"] = round(loop.tokens_seen * world_size() / runtime, 1)
+        session.metrics["effective_tokens_per_sec"] = round(loop.tokens_seen / runtime, 1)  # LLaMA-Factory's: of one process
 
 
 def _faults(session: Session) -> Any:
