@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fl import evidence_private as private
-from fl import modelscope
+from fl import modelscope, run_image
 from fl.errors import FlError, HardwareError, RecipeError, StackError
 from fl.lanes import LANES
 
@@ -45,6 +45,7 @@ def of_run(
     A file that is missing or broken leaves its fields null. Nothing in it tells of paths, users or hosts.
     """
     plan, config, hardware, trainer = (_read(folder / name) for name in ("plan.json", "config.json", "hardware.json", "record.json"))
+    plan = run_image.seen_in(plan, _read(folder / run_image.NAME))
     model, wanted, method = _part(trainer, "model"), _part(config, "model"), _part(config, "method")
     image, who = _part(plan, "image"), private.owner((plan, config))
     kind = "hub" if modelscope.of(str(wanted.get("path"))) else wanted.get("kind")
@@ -100,7 +101,8 @@ def _extras(planned: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _image(image: Mapping[str, Any], who: private.Owner) -> dict[str, Any] | None:
     if not image.get("reference"):
         return None
-    return {"reference": private.image_reference(str(image["reference"]), who), "digest": image.get("digest")}
+    shown = {"reference": private.image_reference(str(image["reference"]), who), "digest": image.get("digest")}
+    return {**shown, "id": image["id"]} if image.get("id") else shown
 
 
 def row_sha256(matrix: Matrix, stack: Stack) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
-from fl import builtin, engines, evidence, modelscope, paths, runs, ui, wheel
+from fl import builtin, engines, evidence, modelscope, paths, run_image, runs, ui, wheel
 from fl.errors import FlError, HardwareError, Interrupted, RecipeError, Terminated, TrainingError
 from fl.plan import GRACE
 from fl.progress import View
@@ -171,6 +171,7 @@ def _provide(decision: Decision, run: runs.Run, report: Callable[[str], None], s
         folder.mkdir(parents=True, exist_ok=True)
     if plan.engine != "host":
         _write_identity(run.folder, decision)
+        run_image.note(run.folder, plan)
 
 
 def _written(decision: Decision) -> list[Path]:

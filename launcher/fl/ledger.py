@@ -198,8 +198,8 @@ def add(ledger: Path, record: Mapping[str, Any]) -> Path:
         write(path, text.encode())
     except OSError as error:
         raise EvidenceError(
-            f"the ledger {ledger} takes no record: {error.strerror}; nothing in it was changed",
-            "free space, or another ledger: `fl audit add --ledger DIR`",
+            f"the ledger {ledger} takes no record: {error.strerror}; what is in it is whole, and nothing of it was changed",
+            "free space, then the same again: records that are there stay\nanother ledger: `fl audit add --ledger DIR`",
         ) from error
     return path
 

@@ -8,7 +8,7 @@ import hashlib
 import sqlite3
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ from typing import Any, Final
 from fl import ledger, paths
 from fl.ui import clean
 
-_VERSION: Final = 3
+_VERSION: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Entry:
 
 def entry_of(record: Mapping[str, Any]) -> Entry:
     """Fields of another kind than expected become empty: a hash proves that nothing was changed, not that it makes sense."""
-    environment, model, method = _part(record, "environment"), _part(record, "model"), _part(record, "method")
+    environment, model, method, image = (_part(record, key) for key in ("environment", "model", "method", "image"))
     losses = _part(record, "metrics").get("loss")
     last = _number(losses[-1]) if isinstance(losses, list) and losses else None
     failure = _part(record, "failure")
@@ -64,7 +64,7 @@ def entry_of(record: Mapping[str, Any]) -> Entry:
         lock_sha256=_text(environment.get("lock_sha256")), trainer_sha256=_text(record.get("trainer_sha256")),
         matrix_sha256=_text(record.get("matrix_sha256")),
         row_sha256=_text(record.get("row_sha256")), recipe_sha256=_text(record.get("recipe_sha256")),
-        digest=_text(_part(record, "image").get("digest")), loss=last,
+        digest=_text(image.get("digest") or image.get("id")), loss=last,
         failure=": ".join(_text(failure.get(key)) for key in ("type", "message")) if failure else "",
         versions=" ".join(f"{_text(k)}=={_text(v)}" for k, v in sorted(versions.items())) if isinstance(versions, dict) else "",
     )  # fmt: skip
@@ -97,17 +97,16 @@ def read(folder: Path, cache: Path | None = None) -> tuple[list[Entry], int]:
     folder = folder.resolve()
     cache = cache or paths.cache_home() / "ledgers"
     file = cache / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.sqlite3"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        return _indexed(folder, file)
-    except sqlite3.Error:
-        file.unlink(missing_ok=True)
-    except OSError:
-        return _read_all(folder)  # no cache to write to
-    try:
-        return _indexed(folder, file)
-    except (sqlite3.Error, OSError):
-        return _read_all(folder)
+    for _ in range(2):
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            return _indexed(folder, file)
+        except sqlite3.Error:
+            with suppress(OSError):  # broken: made anew, unless its disk takes nothing
+                file.unlink(missing_ok=True)
+        except OSError:
+            break  # no cache to write to
+    return _read_all(folder)
 
 
 def _read_all(folder: Path) -> tuple[list[Entry], int]:

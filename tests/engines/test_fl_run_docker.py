@@ -86,6 +86,8 @@ def test_it_trains_in_the_image_and_leaves_nothing_behind(fl: Fl, place: Path, i
     assert done.returncode == 0, done.stderr
     evidence = json.loads(done.stdout)
     assert evidence["image"]["reference"] == image
+    inspected = docker("image", "inspect", "--format", "{{.Id}}", image).stdout.strip()
+    assert evidence["image"]["id"] == inspected and inspected.startswith("sha256:")
     assert evidence["environment"]["matches_lock"] is True
     assert evidence["metrics"]["loss"][-1] < evidence["metrics"]["loss"][0] * 0.7
     assert (place / "out" / "model.safetensors").is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,28 @@ def test_devices_and_driver_are_those_of_the_plan(tmp_path: Path) -> None:
     (tmp_path / "hardware.json").write_text(json.dumps(hardware))
     accelerator = evidence.of_run(tmp_path, "passed", None)["accelerator"]
     assert (accelerator["name"], accelerator["count"], accelerator["driver"]) == ("GPU 1", 1, "580.1")
+
+
+PULLED = {"id": "sha256:1", "digest": "sha256:2"}
+
+
+@pytest.mark.parametrize(("source", "seen", "image", "lock", "matches"), [
+    ("local", {"id": "sha256:1", "digest": None, "lock_sha256": "a"}, {"reference": "x:1", "digest": None, "id": "sha256:1"}, "a", True),
+    ("pull", PULLED | {"lock_sha256": "a"}, {"reference": "x:1", **PULLED}, "a", True),
+    ("pull", PULLED | {"lock_sha256": "b"}, {"reference": "x:1", **PULLED}, "b", False),
+    ("pull", {"id": "sha256:1", "lock_sha256": None}, {"reference": "x:1", "digest": None, "id": "sha256:1"}, "a", False),
+    ("local", {"id": "/home/carla/x.sif", "digest": "sha256:2"}, {"reference": "x:1", "digest": "sha256:2"}, "a", True),
+    ("pull", {}, {"reference": "x:1", "digest": None}, "a", False),
+])  # fmt: skip
+def test_the_image_is_the_one_that_was_there_when_the_run_began(
+    tmp_path: Path, source: str, seen: dict[str, Any], image: dict[str, Any], lock: str, matches: bool
+) -> None:
+    plan = {"image": {"reference": "x:1", "digest": None, "source": source}, "lock_sha256": "a", "matches_lock": source == "local"}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "image.json").write_text(json.dumps(seen))
+    made = evidence.of_run(tmp_path, "passed", None)
+    environment = made["environment"]
+    assert (made["image"], environment["lock_sha256"], environment["matches_lock"]) == (image, lock, matches)
 
 
 SECRETS = ("/home/carla", "carla", "box-17", "10.1.2.3", "example.org", "/mnt/lab", "My Models")

@@ -170,6 +170,21 @@ def test_files_that_hold_no_record_are_counted_with_and_without_an_index(tmp_pat
         assert (len(entries), broken) == (1, 1)
 
 
+def test_a_broken_index_that_cannot_be_removed_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a disk that was made read-only after it had filled up."""
+    place, cache = tmp_path / "ledger", tmp_path / "cache"
+    ledger.add(place, record())
+    ledger_index.entries(place, cache)
+    (file,) = cache.glob("*.sqlite3")
+    file.write_bytes(b"not a database, by far")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert len(ledger_index.entries(place, cache)) == 1
+
+
 @pytest.mark.parametrize("odd", [10**400, True, "x", None, [1]])
 def test_a_loss_that_no_run_writes_is_none(tmp_path: Path, odd: Any) -> None:
     ledger.add(tmp_path / "ledger", identified({**record(), "metrics": {"loss": [odd]}}))

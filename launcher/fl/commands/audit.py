@@ -325,7 +325,8 @@ def verify(context: click.Context, signers: Path | None, as_json: bool) -> None:
         lines = "\n".join(f"  {fault.path}: {fault.message}" for fault in faults[:50])
         lines += f"\n  and {len(faults) - 50} more" if len(faults) > 50 else ""
         raise EvidenceError(
-            f"{len(faults)} faults in {place}; {good} records hold:\n{ui.clean(lines)}", "take these files out of the ledger"
+            f"{len(faults)} faults in {place}; {good} records hold:\n{ui.clean(lines)}",
+            "git log --stat -- FILE tells who changed it; a file that holds no record goes out of the ledger",
         )
     if as_json:
         signatures = [{"signer": one.signer, "records": len(one.ids)} for one in lists]
