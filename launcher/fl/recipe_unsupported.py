@@ -83,7 +83,8 @@ _MODEL: Final = (
     *_ignored("weights are always loaded without a second copy", "bool", "low_cpu_mem_usage"),
     *_ignored("kernels of LLaMA-Factory's own second version", "any", "use_v1_kernels"),
     *_ignored("the log names what is trained", "bool", "print_param_status"),
-    *_ignored("train_results.json always has effective_tokens_per_sec, padding not counted, and the events that of every step", "bool", "include_effective_tokens_per_second"),
+    *_ignored("train_results.json always has effective_tokens_per_sec, padding not counted, and the events that of every step",
+              "bool", "include_effective_tokens_per_second"),
     *_ignored("one node prepares the data for all of its processes", "bool", "data_shared_file_system"),
     *_ignored(_SECRET, "str", "hf_hub_token ms_hub_token om_hub_token", secret=True),
     *_ignored(_MEDIA, "any", "image_max_pixels image_min_pixels image_do_pan_and_scan crop_to_patches video_max_pixels video_min_pixels "

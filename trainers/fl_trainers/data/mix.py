@@ -95,7 +95,9 @@ def split(rows: Sequence[Any], val_size: float, seed: int) -> tuple[list[Any], l
         return list(rows), []
     held = round(len(rows) * val_size) if val_size < 1 else int(val_size)
     if held >= len(rows) and val_size > 1:
-        raise InputError(f"val_size: {held} rows are to be held back, and there are {len(rows)}", "a smaller number, or a share: val_size: 0.1")
+        raise InputError(
+            f"val_size: {held} rows are to be held back, and there are {len(rows)}", "a smaller number, or a share: val_size: 0.1"
+        )
     held = max(1, min(held, len(rows) - 1))
     chosen = set(random.Random(seed).sample(range(len(rows)), held))
     return [row for index, row in enumerate(rows) if index not in chosen], [rows[index] for index in sorted(chosen)]
