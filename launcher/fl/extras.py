@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from fl import paths
 from fl.errors import RecipeError
@@ -17,6 +17,10 @@ from fl.images import lock
 if TYPE_CHECKING:
     from fl.matrix import Extra, Matrix, Stack
     from fl_trainers.config import Config
+
+
+KEYS: Final = ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "optim", "report_to")
+"""Keys of a recipe that can ask for an extra."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

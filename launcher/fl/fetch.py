@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,7 +11,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any, Final
 
-from fl import engines, inputs, launch, modelscope, runs
+from fl import engines, inputs, launch, modelscope, runs, trackers
 from fl.decide import Decision, Options, decide
 from fl.errors import EngineError, FlError, ImageError, Interrupted, RecipeError, Terminated
 from fl.plan import trainer_argv
@@ -86,7 +87,8 @@ def _network(decision: Decision) -> tuple[str, ...]:
     if decision.plan.options.get("network") == "none":
         return ()
     arguments = decision.config.training.arguments
-    reasons = [f"report_to: {arguments['report_to']}"] if arguments.get("report_to") not in (None, "none", [], ["none"]) else []
+    around = {**os.environ, **decision.plan.environment}
+    reasons = [f"report_to: {name}" for name in trackers.tracked_online(decision.config, around)]
     reasons += ["push_to_hub: true"] if arguments.get("push_to_hub") else []
     reasons += [f"fl: {{network: {decision.recipe.launcher.network}}}"] if decision.recipe.launcher.network else []
     missing = [name for name in inputs.hub(decision.config) if not inputs.in_hub_cache((name,), inputs.hub_cache())]

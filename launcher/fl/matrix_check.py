@@ -28,6 +28,7 @@ _CHIP: Final = re.compile(r"sm_[0-9]{2,3}|gfx[0-9a-f]{3,4}|ascend[0-9]+[0-9a-z_]
 _DAY: Final = re.compile(r"20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])")
 _PYTHON: Final = re.compile(r"3\.[0-9]{1,2}")
 _TAG_PYTHON: Final = re.compile(r"py(3\.[0-9]+)")
+_EXTRA: Final = re.compile(r"[a-z][a-z0-9-]*")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 Found = Iterator[tuple[Location, str, str]]
@@ -90,9 +91,29 @@ def _tables(matrix: Matrix) -> Found:
             for key, value in (("transformers", known.transformers), ("vllm", known.vllm), ("vllm_last", known.vllm_last)):
                 if value is not None:
                     yield from _exact(("models", family, "types", name, key), value)
+    yield from _extras(matrix)
     for number, one in enumerate(matrix.incompatibilities):
         yield from _rule_form(number, one)
         yield from _models(matrix, one)
+
+
+def _extras(matrix: Matrix) -> Found:
+    from fl.extras import KEYS
+
+    for name, extra in matrix.extras.items():
+        here: Location = ("extras", name)
+        if not _EXTRA.fullmatch(name):
+            yield here, f"'{name}' is not the name of an extra", "write lower-case letters, digits and hyphens"
+        if not extra.packages or not extra.asked_by:
+            yield here, "an extra needs packages, and keys that ask for it", ""
+        for package, version in extra.packages.items():
+            yield from _exact((*here, "packages", package), version)
+        for key in extra.asked_by:
+            if key not in KEYS:
+                yield (*here, "asked_by", key), f"no extra is asked for by '{key}'", f"write one of {', '.join(KEYS)}"
+        for package, how in extra.loosened.items():
+            yield from _sourced((*here, "loosened", package), how)
+        yield from _sourced((*here, "source"), extra.source)
 
 
 def _driver_tables(runtime: str, table: Drivers) -> Found:

@@ -10,11 +10,27 @@ from typing import Any, Final
 import yaml
 from pydantic import ValidationError
 
-from fl.matrix import Base, Chip, Drivers, Family, Forward, Hosts, Incompatibility, Index, Matrix, ModelType, Row, Stack, System, parse
+from fl.matrix import (
+    Base,
+    Chip,
+    Drivers,
+    Extra,
+    Family,
+    Forward,
+    Hosts,
+    Incompatibility,
+    Index,
+    Matrix,
+    ModelType,
+    Row,
+    Stack,
+    System,
+    parse,
+)
 
 _MODEL_OF: Final[dict[str, type[Row]]] = {
     "stacks": Stack, "hosts": Hosts, "base": Base, "serve_base": Base, "indexes": Index, "drivers": Drivers, "models": Family,
-    "types": ModelType, "incompatibilities": Incompatibility, "chips": Chip, "forward": Forward, "systems": System,
+    "types": ModelType, "incompatibilities": Incompatibility, "chips": Chip, "forward": Forward, "systems": System, "extras": Extra,
 }
 """Key in the file → what stands below it; the nearest one above a field says which fields are known there."""
 

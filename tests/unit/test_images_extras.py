@@ -212,3 +212,23 @@ def test_an_interrupted_installation_leaves_nothing(index: Path, monkeypatch: py
     with pytest.raises(Interrupted):
         folders.ensure(one, lambda text: None, stop)
     assert [path.name for path in one.folder.parent.iterdir() if path.is_dir()] == []
+
+
+BROKEN = {
+    "packages: {badam: \"1.4\"}": ('packages: {badam: ">=1.4"}', "'>=1.4' is not a version"),
+    "asked_by: {use_badam: \"true\"}": ('asked_by: {use_badman: "true"}', "no extra is asked for by 'use_badman'"),
+    "asked_by: {report_to: wandb}": ("asked_by: {}", "an extra needs packages, and keys that ask for it"),
+    "  adam-mini: {title": ("  Adam_mini: {title", "'Adam_mini' is not the name of an extra"),
+    "loosened: {pillow: ": ("loosend: {pillow: ", "loosend"),
+}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_the_table_of_the_matrix_is_checked(text: str) -> None:
+    from fl.matrix_check import check
+
+    whole = paths.MATRIX.read_text(encoding="utf-8")
+    assert whole.count(text) == 1
+    other, told = BROKEN[text]
+    found = check(whole.replace(text, other))
+    assert len(found) == 1 and told in found[0].message and "extras." in found[0].where

@@ -1,4 +1,4 @@
-"""Optimizers that TrainingArguments has not: LoRA+, Muon, GaLore, APOLLO, BAdam, Adam-mini. The last four need a package of their own."""
+"""Optimizers that TrainingArguments has not: LoRA+, Muon, GaLore, APOLLO, BAdam, Adam-mini. The last four are extras of the stacks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check(config: Config) -> None:
         module, package = PACKAGES[name]
         if importlib.util.find_spec(module) is None:
             raise InputError(f"use_{name} needs the package {package}, which this environment does not have",
-                             f"an environment that has it: `fl run --engine host --python PATH`, or leave use_{name} out")  # fmt: skip
+                             f"`fl run` without --python and --image brings it; or leave use_{name} out")  # fmt: skip
     if name == "muon":
         import torch
 

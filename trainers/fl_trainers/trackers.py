@@ -40,7 +40,7 @@ def settle(config: Config, environ: MutableMapping[str, str]) -> None:
         modules = MODULES.get(name, ())
         if modules and all(importlib.util.find_spec(module) is None for module in modules):
             raise InputError(f"report_to: {name} needs the package {modules[0]}, which this environment does not have",
-                             "report_to: none, or an environment that has it: `fl run --engine host --python PATH`")  # fmt: skip
+                             "`fl run` without --python and --image brings it, where it is an extra; or report_to: none")  # fmt: skip
         _need_login(name, environ)
         for variable, value in _places(name, folder, environ).items():
             environ.setdefault(variable, value)
