@@ -140,7 +140,7 @@ def test_the_context_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert locked is not None
     assert (folder / "full" / "lock.txt").read_bytes() == locked.read_bytes()
     assert set(lock.parse((folder / "torch" / "lock.txt").read_text())) == {"torch"}
-    assert [file.name for file in (folder / "own").iterdir()] == [wheel.NAME]
+    assert {file.name for file in (folder / "own").iterdir()} == {wheel.NAME, "trim.sh", "bytecode.py"}
     assert "FROM mine:1 AS os" in (folder / "Dockerfile").read_text()
     assert list(folders["wheels"].iterdir()) == []
     told = (tmp_path / "index").read_text()

@@ -147,14 +147,6 @@ def test_cuda_s_libraries_belong_to_a_cuda_row_wherever_its_torch_comes_from() -
     assert lock.problems(other, {"torch": "2.13.0+cu129"}, row) == ["torch: the row says 2.13.0+cu129, the lock 2.13.0"]
 
 
-def test_torch_and_its_runtime_are_one_layer() -> None:
-    text = "".join(entry(name, "1") for name in ["click", "nvidia-cublas", "nvidia-ml-py", "torch", "torch-npu", "triton", "trl"])
-    first, second = lock.split(text)
-    assert set(lock.parse(first)) == {"nvidia-cublas", "torch", "torch-npu", "triton"}
-    assert set(lock.parse(second)) == {"click", "nvidia-ml-py", "trl"}
-    assert lock.parse(first) | lock.parse(second) == lock.parse(text)
-
-
 def test_a_partial_lock_makes_nothing_unless_that_is_allowed() -> None:
     assert lock.path("xpu-torch212", "train", "linux/amd64") is None
     with pytest.raises(MatrixError, match=r"partial lock.*\n  torch==2\.12\.1: .*index pytorch-xpu, which could not be") as caught:

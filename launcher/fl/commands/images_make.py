@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--allow-unlocked", is_flag=True, help="Also from a partial lock: what it lacks is installed without a hash.")
 @click.option("--cache-from", multiple=True, metavar="CACHE", help="As docker buildx build takes it: a registry's, a folder's.")
 @click.option("--cache-to", multiple=True, metavar="CACHE", help="As docker buildx build takes it; type=inline works everywhere.")
-@click.option("--no-cache", is_flag=True, help="Run every step again; downloads are kept.")
+@click.option("--no-cache", is_flag=True, help="Run every step again, downloads too.")
 @click.option("--attest", is_flag=True, help="BuildKit's provenance attestation, where the builder makes any.")
 @click.option("--push", is_flag=True, help="Push what was built to the registry.")
 @click.option("--registry", metavar="HOST[/PATH]", help="Instead of the registry of the settings.")

@@ -47,7 +47,7 @@ class Options:
     attest: bool = False
     """BuildKit's provenance beside the image, where the builder can."""
     no_cache: bool = False
-    """Runs every step again; downloads are kept."""
+    """Runs every step again. The builder empties its cache mounts for that, so downloads are made again too."""
     retries: int = 2
     check_disk: bool = True
 

@@ -14,10 +14,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from fl import pip_config, wheel
+from fl import paths, pip_config, wheel
 from fl import settings as settings_of_caller
 from fl.errors import EngineError, MatrixError, UsageError
-from fl.images import lock, lock_check, render
+from fl.images import bytecode, groups, lock, lock_check, render
 
 if TYPE_CHECKING:
     from fl.matrix import Flavor, Matrix, Stack
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _MACHINES: Final = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
 _WHEELS_OF: Final = {"linux/amd64": "x86_64-manylinux_2_28", "linux/arm64": "aarch64-manylinux_2_28"}
 """uv's names of platforms."""
+_SCRIPTS: Final = (paths.IMAGES / "common" / "trim.sh", Path(bytecode.__file__))
+"""What every step runs in the end. One folder a step, so that a step depends on nothing that another one needs."""
 _OF_THIS_MACHINE: Final = frozenset({"UV_FIND_LINKS", "SSL_CERT_FILE", "SSL_CLIENT_CERT", "UV_SYSTEM_CERTS"})
 
 
@@ -162,13 +164,18 @@ def prepare(
     missing = {one.name: one.version for one in lock_check.refuse_partial(locked, stack.id, allow=site.allow_unlocked)}
     context = root / "context"
     folders = {"uv": root / "uv", "wheels": root / "wheels"}
-    for folder in (*(context / name for name in ("torch", "full", "own")), *folders.values()):
-        folder.mkdir(parents=True)
     base = site.base or settings_of_caller.load().mirrors.image(render.base(stack, flavor))
     unlocked = tuple(f"{name}=={version}" for name, version in missing.items())
-    (context / "Dockerfile").write_text(render.dockerfile(matrix, stack, flavor, base, unlocked), encoding="utf-8")
-    (context / "torch" / "lock.txt").write_text(lock.split(text)[0], encoding="utf-8")
-    (context / "full" / "lock.txt").write_text(text, encoding="utf-8")
+    dockerfile = render.dockerfile(matrix, stack, flavor, base, unlocked)
+    steps = groups.folders(dockerfile)
+    for folder in (*(context / name for name in steps), *folders.values()):
+        folder.mkdir(parents=True)
+    (context / "Dockerfile").write_text(dockerfile, encoding="utf-8")
+    for name, part in {**groups.split(text, steps), "full": text}.items():
+        (context / name / "lock.txt").write_text(part, encoding="utf-8")
+    for name in steps:
+        for script in _SCRIPTS:
+            shutil.copyfile(script, context / name / script.name)
     if missing:
         pins = "".join(f"{name}=={version}\n" for name, version in lock.parse(text).items())
         (context / "full" / "constraints.txt").write_text(pins, encoding="utf-8")

@@ -21,7 +21,6 @@ SOURCE_ONLY: Final = ("deepspeed", "flash-attn")
 VENDOR: Final = frozenset({"torch", "triton"})
 """What a base image with the vendor's torch brings, and no lock may replace."""
 CUDA: Final = re.compile(r"nvidia-(?!ml-py).*|cuda-.*")
-_RUNTIME: Final = re.compile(rf"torch|torch-npu|(pytorch-)?triton.*|{CUDA.pattern}|(intel|onemkl|oneccl|dpcpp|impi)-.*|mkl|tbb|tcmlib|umf")
 _ENTRY: Final = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;\\]+)[^\n]*(?:\n[ \t]+[^\n]*)*", re.M)
 _PARTIAL: Final = re.compile(r"^# (unlocked:|state: partial)", re.M)
 _HASH: Final = re.compile(r"--hash=sha256:[0-9a-f]{64}\b")
@@ -87,13 +86,6 @@ def problems(text: str, pins: Mapping[str, str], stack: Stack) -> list[str]:
     if "://" in text or "file:" in text:
         found.append("it names a URL")
     return found
-
-
-def split(text: str) -> tuple[str, str]:
-    """(torch and its runtime, everything else): two layers of an image, so that a new library does not move gigabytes."""
-    heavy = {name: bool(_RUNTIME.fullmatch(name)) for name in entries(text)}
-    parts = [[entry for name, entry in entries(text).items() if heavy[name] is first] for first in (True, False)]
-    return "".join(parts[0]), "".join(parts[1])
 
 
 def inputs(pins: Mapping[str, str], own: list[str]) -> str:

@@ -1,6 +1,6 @@
 # cann91-torch210-a3, serve: rendered by `fl images render cann91-torch210-a3`, not edited by hand.
 # `fl images build cann91-torch210-a3` supplies what it needs: the contexts uv (its binary) and wheels (those that no index has), and beside this
-# file torch/lock.txt, full/lock.txt, full/build-constraints.txt and own/*.whl; the secrets index and ca where the site has its own.
+# file a folder for each step with its part of the lock, trim.sh and bytecode.py; the secrets index and ca where the site has its own.
 FROM scratch AS wheels
 
 FROM quay.io/ascend/vllm-ascend:v0.23.0-a3 AS os
@@ -16,13 +16,14 @@ RUN --mount=type=tmpfs,target=/tmp \
     if ! getent passwd 1000 >/dev/null; then useradd --no-log-init --no-create-home --home-dir /home/fl --uid 1000 --gid 1000 fl; fi; \
     install --directory --mode 1777 --owner 1000 --group 1000 /home/fl; \
     install --directory /opt/fl; \
+    touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
     find /etc /home /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 
 FROM os AS packages
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 ARG SOURCE_DATE_EPOCH=315532800
 ARG UV_NO_CONFIG=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_CACHE_DIR=/srv UV_FIND_LINKS=/media \
-    UV_COMPILE_BYTECODE=1 PYC_INVALIDATION_MODE=UNCHECKED_HASH PYTHONHASHSEED=0 DS_BUILD_OPS=0
+    PYTHONHASHSEED=0 DS_BUILD_OPS=0
 # The vendor's own interpreter: the engine, torch and what they need belong together and stay. Added is fl and what it needs. The step fails
 # where the base holds another engine than the row says, and where what is added breaks what another package requires.
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
@@ -36,23 +37,30 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
         "${python}" -c 'import importlib.metadata as m, sys; name, _, wanted = sys.argv[1].partition("=="); have = m.version(name).split("+")[0]; sys.exit(f"the base has {name} {have}, the row says {wanted}") if have != wanted else None' "${pin}"; \
     done; \
     /mnt/uv pip check --python "${python}" 2>&1 | grep '^The package' | sort > /tmp/before || true; \
-    UV_COMPILE_BYTECODE=0 /mnt/uv pip install --python "${python}" --break-system-packages --no-deps --no-build --require-hashes \
+    /mnt/uv pip install --python "${python}" --break-system-packages --no-deps --no-build --require-hashes \
         --build-constraints /usr/src/build-constraints.txt --requirements /usr/src/lock.txt; \
     /mnt/uv pip check --python "${python}" 2>&1 | grep '^The package' | sort > /tmp/after || true; \
     comm -13 /tmp/before /tmp/after > /tmp/broken; \
     if [ -s /tmp/broken ]; then cat /tmp/broken >&2; exit 1; fi; \
-    find "$("${python}" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" -newer /tmp/begin -name '*.py' > /tmp/new; \
-    "${python}" -m compileall -q -j 0 --invalidation-mode unchecked-hash -i /tmp/new || true; \
     if ! command -v python >/dev/null; then ln -s "${python}" "$(dirname "${python}")/python"; fi; \
     install --mode 0644 /usr/src/lock.txt /opt/fl/lock.txt; \
+    site="$("${python}" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+    sh /usr/src/trim.sh "${site}" /tmp/begin; \
+    "${python}" -W ignore /usr/src/bytecode.py "${site}" /tmp/begin /srv/bytecode; \
+    touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
     find /opt /usr -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
     --mount=type=bind,source=own,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
     touch /tmp/begin; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
-    UV_COMPILE_BYTECODE=0 /mnt/uv pip install --python "$(command -v python3)" --break-system-packages --no-deps --no-index /usr/src/*.whl; \
+    python="$(command -v python3)"; \
+    /mnt/uv pip install --python "${python}" --break-system-packages --no-deps --no-index /usr/src/*.whl; \
     echo "cann91-torch210-a3" > /opt/fl/stack; \
+    site="$("${python}" -c 'import importlib.metadata as m; print(m.distribution("fl").locate_file(""))')"; \
+    sh /usr/src/trim.sh "${site}" /tmp/begin; \
+    "${python}" -W ignore /usr/src/bytecode.py "${site}" /tmp/begin /srv/bytecode; \
+    touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
     find /opt /usr -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 
 FROM packages AS run

@@ -1,6 +1,6 @@
 # rocm100-torch213, train: rendered by `fl images render rocm100-torch213`, not edited by hand.
 # `fl images build rocm100-torch213` supplies what it needs: the contexts uv (its binary) and wheels (those that no index has), and beside this
-# file torch/lock.txt, full/lock.txt, full/build-constraints.txt and own/*.whl; the secrets index and ca where the site has its own.
+# file a folder for each step with its part of the lock, trim.sh and bytecode.py; the secrets index and ca where the site has its own.
 FROM scratch AS wheels
 
 FROM rocm/pytorch:rocm10.0_ubuntu24.04_py3.13_pytorch_release_2.13.0 AS os
@@ -16,15 +16,16 @@ RUN --mount=type=tmpfs,target=/tmp \
     if ! getent passwd 1000 >/dev/null; then useradd --no-log-init --no-create-home --home-dir /home/fl --uid 1000 --gid 1000 fl; fi; \
     install --directory --mode 1777 --owner 1000 --group 1000 /home/fl; \
     install --directory /opt/fl; \
+    touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
     find /etc /home /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 
 FROM os AS packages
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 ARG SOURCE_DATE_EPOCH=315532800
 ARG UV_NO_CONFIG=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_CACHE_DIR=/srv UV_FIND_LINKS=/media \
-    UV_COMPILE_BYTECODE=1 PYC_INVALIDATION_MODE=UNCHECKED_HASH PYTHONHASHSEED=0 DS_BUILD_OPS=0
+    PYTHONHASHSEED=0 DS_BUILD_OPS=0
 # The base's own interpreter: torch, Triton and ROCm in it belong together and stay as they are. The step fails where a file of torch changed;
-# byte code is compiled for what is new only (some packages ship files for other Pythons: those do not count).
+# only what is new is trimmed and compiled.
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
     --mount=type=bind,source=full,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
@@ -35,21 +36,27 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
     "${python}" -c 'import importlib.metadata as m; assert m.version("torch").split("+")[0] == "2.13.0", m.version("torch")'; \
     site="$("${python}" -c 'import importlib.metadata as m; print(m.distribution("torch").locate_file(""))')"; \
     find "${site}"/torch "${site}"/torch-*.dist-info -type f ! -name '*.pyc' -printf '%p %s %T@\n' | sort > /tmp/before; \
-    UV_COMPILE_BYTECODE=0 /mnt/uv pip install --python "${python}" --break-system-packages --no-deps --require-hashes \
+    /mnt/uv pip install --python "${python}" --break-system-packages --no-deps --require-hashes \
         --build-constraints /usr/src/build-constraints.txt --requirements /usr/src/lock.txt; \
-    find "${site}"/torch "${site}"/torch-*.dist-info -type f ! -name '*.pyc' -printf '%p %s %T@\n' | sort | cmp - /tmp/before; \
-    find "${site}" -newer /tmp/begin -name '*.py' > /tmp/new; \
-    "${python}" -m compileall -q -j 0 --invalidation-mode unchecked-hash -i /tmp/new || true; \
     if ! command -v python >/dev/null; then ln -s "${python}" "$(dirname "${python}")/python"; fi; \
     install --mode 0644 /usr/src/lock.txt /opt/fl/lock.txt; \
-    find /opt /usr -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
+    sh /usr/src/trim.sh "${site}" /tmp/begin rocm100; \
+    "${python}" -W ignore /usr/src/bytecode.py "${site}" /tmp/begin /srv/bytecode; \
+    touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
+    find /opt /usr -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +; \
+    find "${site}"/torch "${site}"/torch-*.dist-info -type f ! -name '*.pyc' -printf '%p %s %T@\n' | sort | cmp - /tmp/before
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
     --mount=type=bind,source=own,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
     touch /tmp/begin; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
-    UV_COMPILE_BYTECODE=0 /mnt/uv pip install --python "$(command -v python3)" --break-system-packages --no-deps --no-index /usr/src/*.whl; \
+    python="$(command -v python3)"; \
+    /mnt/uv pip install --python "${python}" --break-system-packages --no-deps --no-index /usr/src/*.whl; \
     echo "rocm100-torch213" > /opt/fl/stack; \
+    site="$("${python}" -c 'import importlib.metadata as m; print(m.distribution("fl").locate_file(""))')"; \
+    sh /usr/src/trim.sh "${site}" /tmp/begin rocm100; \
+    "${python}" -W ignore /usr/src/bytecode.py "${site}" /tmp/begin /srv/bytecode; \
+    touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
     find /opt /usr -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 
 FROM packages AS run

@@ -1,6 +1,6 @@
 # rocm72-torch214, train: rendered by `fl images render rocm72-torch214`, not edited by hand.
 # `fl images build rocm72-torch214` supplies what it needs: the contexts uv (its binary) and wheels (those that no index has), and beside this
-# file torch/lock.txt, full/lock.txt, full/build-constraints.txt and own/*.whl; the secrets index and ca where the site has its own.
+# file a folder for each step with its part of the lock, trim.sh and bytecode.py; the secrets index and ca where the site has its own.
 FROM scratch AS wheels
 
 FROM ubuntu:24.04 AS os
@@ -18,7 +18,12 @@ RUN --mount=type=cache,id=fl-apt-lists,target=/var/lib/apt/lists,sharing=locked 
     export DEBIAN_FRONTEND=noninteractive; \
     rm -f /etc/apt/apt.conf.d/docker-clean; \
     apt-get update -qq; \
-    apt-get install -y -qq --no-install-recommends ca-certificates gcc libc6-dev libpython3.12-dev python3 >/dev/null; \
+    set -- -o 'Dpkg::Options::=--path-include=/usr/share/doc/*/copyright'; \
+    for path in '/usr/share/doc/*' '/usr/share/info/*' '/usr/share/locale/*' '/usr/share/man/*' '/usr/lib/*/libpython3*.a' '/usr/lib/gcc/*san*.a'; do \
+        set -- -o "Dpkg::Options::=--path-exclude=${path}" "$@"; \
+    done; \
+    apt-get install -y -qq --no-install-recommends "$@" ca-certificates gcc libc6-dev libpython3.12-dev python3 >/dev/null; \
+    touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
     find /etc /opt /usr /var -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 # uid 1000 unless the caller says otherwise; any other uid finds a home it can write to
 RUN --mount=type=tmpfs,target=/tmp \
@@ -27,13 +32,14 @@ RUN --mount=type=tmpfs,target=/tmp \
     if ! getent passwd 1000 >/dev/null; then useradd --no-log-init --no-create-home --home-dir /home/fl --uid 1000 --gid 1000 fl; fi; \
     install --directory --mode 1777 --owner 1000 --group 1000 /home/fl; \
     install --directory /opt/fl; \
+    touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
     find /etc /home /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 
 FROM os AS packages
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 ARG SOURCE_DATE_EPOCH=315532800
 ARG UV_NO_CONFIG=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_CACHE_DIR=/srv UV_FIND_LINKS=/media \
-    UV_COMPILE_BYTECODE=1 PYC_INVALIDATION_MODE=UNCHECKED_HASH PYTHONHASHSEED=0 DS_BUILD_OPS=0
+    PYTHONHASHSEED=0 DS_BUILD_OPS=0
 ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:${PATH}
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
     --mount=type=bind,source=torch,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
@@ -41,9 +47,12 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
     touch /tmp/begin; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     /mnt/uv venv --python 3.12 "${VIRTUAL_ENV}"; \
-    UV_COMPILE_BYTECODE=0 /mnt/uv pip install --no-deps --no-build --require-hashes --requirements /usr/src/lock.txt; \
+    /mnt/uv pip install --no-deps --no-build --require-hashes --requirements /usr/src/lock.txt; \
+    sh /usr/src/trim.sh "${VIRTUAL_ENV}"/lib/python3.12/site-packages /tmp/begin rocm72; \
+    python -W ignore /usr/src/bytecode.py "${VIRTUAL_ENV}"/lib/python3.12/site-packages /tmp/begin /srv/bytecode; \
+    touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
     find /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
-# the whole lock: what the layer above holds is left alone; byte code is compiled once, for both
+# the whole lock: what the layers above hold is left alone
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
     --mount=type=bind,source=full,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
@@ -51,6 +60,9 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     /mnt/uv pip sync --require-hashes --build-constraints /usr/src/build-constraints.txt /usr/src/lock.txt; \
     install --mode 0644 /usr/src/lock.txt /opt/fl/lock.txt; \
+    sh /usr/src/trim.sh "${VIRTUAL_ENV}"/lib/python3.12/site-packages /tmp/begin rocm72; \
+    python -W ignore /usr/src/bytecode.py "${VIRTUAL_ENV}"/lib/python3.12/site-packages /tmp/begin /srv/bytecode; \
+    touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
     find /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
     --mount=type=bind,source=own,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
@@ -60,6 +72,9 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
     /mnt/uv pip install --no-deps --no-index /usr/src/*.whl; \
     /mnt/uv pip check; \
     echo "rocm72-torch214" > /opt/fl/stack; \
+    sh /usr/src/trim.sh "${VIRTUAL_ENV}"/lib/python3.12/site-packages /tmp/begin rocm72; \
+    python -W ignore /usr/src/bytecode.py "${VIRTUAL_ENV}"/lib/python3.12/site-packages /tmp/begin /srv/bytecode; \
+    touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
     find /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 
 FROM packages AS run
