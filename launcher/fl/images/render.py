@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from fl import paths
+from fl.images import templates
 
 if TYPE_CHECKING:
     from fl.matrix import Flavor, Matrix, Stack
@@ -48,25 +49,17 @@ def dockerfile(
     matrix: Matrix, stack: Stack, flavor: Flavor = "train", base_image: str | None = None, unlocked: tuple[str, ...] = ()
 ) -> str:
     """The text of a Dockerfile; `base_image` replaces what FROM names, `unlocked` are requirements that are installed without a hash."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(paths.IMAGES),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     packages = matrix.packages(stack, flavor)
-    return environment.get_template(template(stack, flavor)).render(
-        stack=stack.of(flavor),
-        flavor=flavor,
-        packages=packages,
-        base=base_image or base(stack, flavor),
-        title=title(stack, packages),
-        nvidia_require=nvidia_require(stack),
-        unlocked=unlocked,
-    )
+    values = {
+        "stack": stack.of(flavor),
+        "flavor": flavor,
+        "packages": packages,
+        "base": base_image or base(stack, flavor),
+        "title": title(stack, packages),
+        "nvidia_require": nvidia_require(stack),
+        "unlocked": unlocked,
+    }
+    return templates.render(paths.IMAGES, template(stack, flavor), values)
 
 
 def filename(stack: Stack, flavor: str = "train") -> Path:
