@@ -113,6 +113,7 @@ def _edits(sibling: Stack, here: Location, id_: str, torch: str, runtime: dict[s
     for key, told in sibling.sources.items():
         fresh = f"proposed by fl matrix update, {day}; not run yet"
         edits[(*here, "sources", key)] = fresh if key == "pins" else f"not checked, taken over from {sibling.id}: {told}"
+    edits |= {(*here, "notes", place): f"not checked, taken over from {sibling.id}: {told}" for place, told in enumerate(sibling.notes)}
     return edits
 
 

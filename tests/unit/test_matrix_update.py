@@ -197,7 +197,7 @@ def test_a_row_that_cannot_be_resolved_is_said_with_the_resolver_s_words(project
 
 
 def test_a_new_row_is_written_with_its_lock_and_the_old_one_stays(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = TEXT.replace("  features: {bf16", '  serve: {torch: "2.13.0"}\n  features: {bf16', 1)
+    text = TEXT.replace("  features: {bf16", '  notes: ["slow"]\n  serve: {torch: "2.13.0"}\n  features: {bf16', 1)
     text = text[: text.index("- id: cpu-torch214")] + text[text.index("models:") :]
     (project / "matrix.yaml").write_text(text, encoding="utf-8")
     code, out, _ = update(capsys, "--lane", "cpu", "--torch", "2.14.0", "--json")
@@ -210,6 +210,7 @@ def test_a_new_row_is_written_with_its_lock_and_the_old_one_stays(project: Path,
     row, old = load(project / "matrix.yaml").stack("cpu-torch214"), load(project / "matrix.yaml").stack("cpu-torch213")
     assert (row.status, row.confidence, row.train["torch"], row.serve) == ("edge", "inferred", "2.14.0", {})
     assert row.sources["gguf"] == "not checked, taken over from cpu-torch213: the wheel of 0.19.0"
+    assert row.notes == ("not checked, taken over from cpu-torch213: slow",)
     assert (old.status, old.confidence, old.serve) == ("stable", "verified", {"torch": "2.13.0"})
     assert written.replace(document["row"] + "\n", "", 1) == text
     assert lock.path("cpu-torch214", "train", "linux/amd64") is not None
