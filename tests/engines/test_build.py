@@ -224,7 +224,7 @@ def test_an_interrupted_build_stops_and_moves_no_name(built: dict[str, Any], num
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("--platform", "linux/riscv64"), 2, "'linux/riscv64' is no platform of cpu-torch213: it has linux/amd64"),
+        (("--platform", "linux/riscv64"), 7, "'linux/riscv64' is no platform of cpu-torch213: it has linux/amd64"),
         (("--cache-to", "type=local,dest={}"), 7, "keeps no cache outside itself (--cache-to)"),
         (("--attest",), 7, "makes no attestations (--attest)"),
         (("--push",), 2, "--push needs a registry"),
@@ -233,7 +233,7 @@ def test_an_interrupted_build_stops_and_moves_no_name(built: dict[str, Any], num
 def test_what_cannot_be_built_is_said_with_what_can(
     words: tuple[str, ...], code: int, said: str, built: dict[str, Any], tmp_path: Path
 ) -> None:
-    if code == 7 and "io.containerd.snapshotter" in docker("info", "-f", "{{.DriverStatus}}").stdout:
+    if words[0] != "--platform" and code == 7 and "io.containerd.snapshotter" in docker("info", "-f", "{{.DriverStatus}}").stdout:
         pytest.skip("this daemon keeps images in containerd's store")
     before = names()
     done = fl("images", "build", STACK, "--base", BASE, *(word.format(tmp_path / "cache") for word in words))

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from fl import matrix as rows
 from fl import pip_config, wheel
 from fl.commands.images import images
-from fl.errors import EngineError, ImageError, UsageError
+from fl.errors import EngineError, ImageError
 from fl.images import build, build_log, context, lock
 
 MATRIX = rows.load()
@@ -182,16 +182,16 @@ def test_provenance_is_the_same_for_one_commit(monkeypatch: pytest.MonkeyPatch) 
     assert build.provenance(CPU, "mine:1", {}) == {}
 
 
-def test_an_unknown_platform_is_a_usage_error_that_names_the_known() -> None:
+def test_an_unknown_platform_is_an_image_error_that_names_the_known() -> None:
     assert context.check_platform(CPU, "linux/amd64") == "linux/amd64"
-    with pytest.raises(UsageError, match="'linux/riscv64' is no platform of cpu-torch213: it has linux/amd64") as caught:
+    with pytest.raises(ImageError, match="'linux/riscv64' is no platform of cpu-torch213: it has linux/amd64") as caught:
         context.check_platform(CPU, "linux/riscv64")
     assert "--platform linux/amd64" in caught.value.remedy
 
 
 def test_a_row_that_is_not_for_this_machine_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context, "host_platform", lambda: "linux/arm64")
-    with pytest.raises(UsageError, match=r"cpu-torch213 has no image for this machine \(linux/arm64\): it has linux/amd64"):
+    with pytest.raises(ImageError, match=r"cpu-torch213 has no image for this machine \(linux/arm64\): it has linux/amd64"):
         context.check_platform(CPU, None)
 
 

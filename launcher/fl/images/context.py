@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from fl import paths, pip_config, wheel
 from fl import settings as settings_of_caller
-from fl.errors import EngineError, MatrixError, UsageError
+from fl.errors import EngineError, ImageError, MatrixError
 from fl.images import bytecode, groups, lock, lock_check, render
 
 if TYPE_CHECKING:
@@ -50,14 +50,14 @@ def host_platform() -> str:
 
 
 def check_platform(stack: Stack, told: str | None) -> str:
-    """The platform to build for: the one that was told, else this machine's. UsageError where the row has no such one."""
+    """The platform to build for: the one that was told, else this machine's. ImageError where the row has no such one."""
     platform = told or host_platform()
     if platform in stack.hosts.platforms:
         return platform
     known = ", ".join(stack.hosts.platforms)
     near = get_close_matches(platform, stack.hosts.platforms, 1) or list(stack.hosts.platforms[:1])
     what = f"'{told}' is no platform of {stack.id}" if told else f"{stack.id} has no image for this machine ({platform})"
-    raise UsageError(f"{what}: it has {known}", f"fl images build {stack.id} --platform {near[0]}")
+    raise ImageError(f"{what}: it has {known}", f"fl images build {stack.id} --platform {near[0]}")
 
 
 def site_secrets(settings: pip_config.PipSettings, told: Mapping[str, str], ca: Path | None, folder: Path) -> None:
