@@ -218,6 +218,8 @@ def test_a_full_disk_leaves_the_page_as_it_was(place: Path) -> None:
 
 
 def test_what_is_asked_wrongly_is_told(place: Path) -> None:
+    assert "neither a folder of records nor a matrix file" in fl(place, "--diff", "nowhere", "evidence").stderr
+    assert fl(place, "--model", " ").returncode == 2
     for two in (("--json", "--md"), ("--json", "--html", "x.html"), ("--diff", "a", "b", "--needs")):
         assert fl(place, *two).returncode == 2
     unknown = fl(place, "--model", "lamma 3")

@@ -509,6 +509,15 @@ def environment(home: Path, name: str, packages: int = 1, marker: Any = None) ->
     return folder
 
 
+def test_a_text_that_was_read_in_part_is_said_to_be(fl: Fl, tmp_path: Path) -> None:
+    text = tmp_path / "log.txt"
+    text.write_text("Failed to initialize NVML: Driver/library version mismatch\n" + "x" * 2**20)
+    done = fl("doctor", "--explain", str(text))
+    assert (done.returncode, "in its last MiB" in done.stdout) == (0, True)
+    text.write_text("x" * 2**20 + "\nFailed to initialize NVML: Driver/library version mismatch\n")
+    assert fl("doctor", "--explain", str(text)).returncode == 3
+
+
 def test_broken_environments_are_found(tmp_path: Path) -> None:
     environment(tmp_path, "good")
     (tmp_path / "good.lock").touch()

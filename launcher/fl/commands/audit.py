@@ -47,11 +47,14 @@ def audit(
         return
     from fl import audit as audits
     from fl import matrix as matrices
+    from fl.errors import UsageError
 
     _one_of({"--json": as_json, "--md": md, "--html": page is not None})
     _one_of({"--diff": diff is not None, "--needs": needs, "--md": md, "--html": page is not None})
     rows = matrices.load()
     _known(lane, stack_id, rows)
+    if model is not None and not model.strip():
+        raise UsageError("--model has no name", "fl audit --model NAME")
 
     def wanted(cell: Cell) -> bool:
         return lane in (None, cell.lane) and stack_id in (None, cell.stack)
@@ -144,9 +147,12 @@ def _of_path(path: Path, folder: Path | None, rows: Matrix) -> list[Cell]:
     from fl import audit as audits
     from fl import ledger_index
     from fl import matrix as matrices
+    from fl.errors import EvidenceError
 
     if path.is_dir():
         return audits.cells(audits.told_apart(ledger_index.entries(path)), now_of(rows))
+    if not path.is_file():
+        raise EvidenceError(f"{path} is neither a folder of records nor a matrix file", "fl audit --diff OTHER-LEDGER ./evidence")
     other = matrices.load(path)
     return audits.cells(audits.told_apart(_entries(folder)), now_of(other))
 

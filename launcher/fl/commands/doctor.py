@@ -59,8 +59,9 @@ def meaning(file: IO[bytes], as_json: bool) -> int:
     """Known causes in the end of a text; the exit code is that of the worst, 0 where none is known."""
     from fl.causes import every
 
-    tail = b""
+    tail, cut = b"", False
     while chunk := file.read(_TAIL):
+        cut = cut or len(tail) + len(chunk) > _TAIL
         tail = (tail + chunk)[-_TAIL:]
     causes = tuple(every(tail.decode("utf-8", "replace")))
     if as_json:
@@ -72,7 +73,8 @@ def meaning(file: IO[bytes], as_json: bool) -> int:
         for line in cause.cure.splitlines():
             ui.out(ui.paint("  try   ", "cyan") + ui.clean(line))
     if not causes and not as_json:
-        ui.out("no known error text; `fl doctor` looks at the machine itself")
+        where = " in its last MiB, which is what was read" if cut else ""
+        ui.out(f"no known error text{where}; `fl doctor` looks at the machine itself")
     return min((cause.error.exit_code for cause in causes), default=0)
 
 
@@ -85,7 +87,7 @@ def screen(findings: Sequence[Finding]) -> None:
         title = "" if names == before else names
         before = names
         text = "\n".join(
-            _wrapped(f"{title:<12} {ui.clean(finding.finding)}" if "," not in title else f"{title}: {finding.finding}", width - 2)
+            _wrapped(f"{title:<12} {ui.clean(finding.finding)}" if "," not in title else f"{title}: {ui.clean(finding.finding)}", width - 2)
         )
         ui.out(f"{ui.paint(mark, style)} " + (ui.paint(text, "dim") if finding.status == "skipped" else text))
         if finding.status in ("warning", "error"):
