@@ -55,3 +55,16 @@ def test_the_same_losses_without_padding(trainer: Trainer, config: Callable[...,
     assert len(flat) == len(padded) > 1
     assert flat == pytest.approx(padded, abs=2e-3)
     assert flat[:2] == pytest.approx(padded[:2], abs=2e-5)
+
+
+@pytest.mark.parametrize("stage", ["sft", "pt"])
+@pytest.mark.parametrize("speed", ["off", "memory"])
+def test_the_loss_is_a_mean_over_labels_that_are_foretold(trainer: Trainer, config: Callable[..., Path], speed: str, stage: str) -> None:
+    """The first token of a row is foretold by nothing: where it has a label too, it must not be in the number that is divided by."""
+    rows = [{"instruction": "Say it.", "output": " ".join(["so"] * length)} for length in (1, 2, 30, 3)]
+    path = config(f"{stage}-{speed}", rows, method={"stage": stage, "finetuning_type": "full"}, data={"train_on_prompt": True},
+                  dataset={"columns": {"prompt": "output"}} if stage == "pt" else {}, training={"speed": speed},
+                  arguments={"max_steps": 1, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2})  # fmt: skip
+    done = trainer.train(path)
+    assert done.code == 0, done.output
+    assert done.losses == pytest.approx([trainer.check("mean_over_foretold", str(path))], abs=2e-5)

@@ -83,6 +83,22 @@ def apart_and_alone(path: str) -> dict[str, float]:
     }
 
 
+def mean_over_foretold(path: str) -> float:
+    """The cross-entropy of all rows by the model that the run begins with: a mean over the labels of tokens that another one foretells."""
+    import torch
+
+    from fl_trainers import tiny
+
+    config, tokenizer, prepared = _open(path)
+    made = tiny.model(config.model.path, len(tokenizer), 42)
+    losses = []
+    for row in prepared.train:
+        ids, labels = torch.tensor(row["input_ids"].tolist()), torch.tensor(row["labels"].tolist())
+        with torch.no_grad():
+            losses.append(torch.nn.functional.cross_entropy(made(ids[None]).logits[0, :-1], labels[1:], reduction="none")[labels[1:] >= 0])
+    return float(torch.cat(losses).mean())
+
+
 def merged(folder: str, question: str) -> dict[str, Any]:
     """Loads an adapter as its users do, merges it, and answers with both."""
     import torch
