@@ -48,14 +48,19 @@ class Locked:
 @click.option("--flavor", type=click.Choice(["train", "serve"]), help="Only this one.")
 @click.option("--platform", "platforms", multiple=True, metavar="P", help="Only this one, e.g. linux/arm64.")
 @click.option("--extras", is_flag=True, help="Optional packages beside the stacks' locks, instead of those.")
+@click.option("--digests", is_flag=True, help="First write what the registries say of the bases into the rows; --check only compares.")
 @click.option("--check", is_flag=True, help="Prove offline that the locks belong to their rows and satisfy them; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="What was found or made as one JSON document.")
-def lock(stacks: tuple[str, ...], flavor: Flavor | None, platforms: tuple[str, ...], extras: bool, check: bool, as_json: bool) -> None:
+def lock(
+    stacks: tuple[str, ...], flavor: Flavor | None, platforms: tuple[str, ...], extras: bool, digests: bool, check: bool, as_json: bool
+) -> None:
     """Resolve the locks of stacks: all, or the named ones. The same again until the row or its exclude_newer changes."""
     from fl import matrix as rows
-    from fl.commands import images_extras
+    from fl.commands import images_digests, images_extras
 
     matrix = rows.load()
+    if digests:
+        matrix = images_digests.run(matrix, stacks, write=not check)
     if extras:
         images_extras.run(matrix, stacks, platforms, only_check=check, as_json=as_json)
         return
