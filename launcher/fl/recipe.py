@@ -192,6 +192,8 @@ def _depending(values: dict[str, Any], notes: dict[str, KeyNote]) -> tuple[dict[
         told["fsdp"] = replace(told["fsdp"], verdict="translated", note="→ one text")
     if kept.get("neat_packing") and "packing" not in kept:
         told["neat_packing"] = replace(told["neat_packing"], note="turns packing on")
+    if kept.get("packing") and not kept.get("neat_packing") and kept.get("stage", "sft") == "sft" and "packing" in told:
+        told["packing"] = replace(told["packing"], note="rows of a pack do not see each other; in LLaMA-Factory only with neat_packing")
     return kept, told
 
 

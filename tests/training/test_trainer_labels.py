@@ -114,6 +114,16 @@ def test_packs_that_keep_their_parts_apart_have_the_loss_of_the_rows_alone(train
         assert abs(losses["together"] - losses["alone"]) > 1e-3
 
 
+def test_no_gradient_goes_from_one_row_of_a_pack_to_another(trainer: Trainer) -> None:
+    """Full and sliding attention are told by positions. Other layers, and attention that goes by no positions, are refused."""
+    for name, (own, before, behind, said) in trainer.check("packed_gradients").items():
+        assert own > 0 and behind == 0, name
+        if name.split()[0] in ("opt", "lfm2", "qwen3_5_text"):
+            assert before > 0 and f"the layers of {name.split()[0]} (" in said, name
+        else:
+            assert before == 0 and said == "", name
+
+
 def test_packs_are_trained_on(trainer: Trainer, config: Config) -> None:
     for data in ({"packing": True}, {"packing": True, "neat_packing": True}):
         done = trainer.train(config(f"run-{len(data)}", data=data, arguments={"per_device_train_batch_size": 1}))

@@ -163,6 +163,52 @@ def expanded_model_folder(path: str, texts: list[str], added: int) -> None:
     tokenizer.save_pretrained(path)
 
 
+PACKED: dict[str, dict[str, Any]] = {
+    "llama": {}, "qwen3": {}, "phi3": {}, "mistral": {"sliding_window": 4}, "gemma3_text": {"sliding_window": 4},
+    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 32},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 32},
+    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+                     "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+}  # fmt: skip
+
+
+def packed_gradients() -> dict[str, Any]:
+    """By model type and attention: the gradient that the second of three rows of a pack sends to its own tokens and to the others', and
+    what `borders` says of the model."""
+    from array import array
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from fl_trainers import borders
+    from fl_trainers.errors import InputError
+
+    ids = array("i", range(3, 33))
+    batch = Collator(0, 1, apart=True)([{"input_ids": ids, "labels": ids, "parts": [12, 10, 8]}])
+    found: dict[str, Any] = {}
+    for kind, more in PACKED.items():
+        size = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+                "eos_token_id": 2}  # fmt: skip
+        for attention in ("eager", "sdpa"):
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **size | more), attn_implementation=attention)
+            seen: list[Any] = []
+            hook = model.get_input_embeddings().register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out) or out.retain_grad())
+            logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+            logits[0, 12:22].logsumexp(-1).sum().backward()
+            hook.remove()
+            reach = seen[0].grad[0].abs().sum(-1)
+            try:
+                borders.must_hold(model)
+                said = ""
+            except InputError as error:
+                said = error.message
+            found[f"{kind} {attention}"] = [float(reach[12:22].min()), float(reach[:12].max()), float(reach[22:].max()), said]
+    return found
+
+
 def _tiny_rows() -> tuple[Any, list[dict[str, Any]], Any]:
     """A small Qwen3 in float32, three rows of different lengths, and torch."""
     from array import array

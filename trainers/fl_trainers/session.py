@@ -170,7 +170,7 @@ def _fast(session: Session) -> Any:
 
 def answer_before(session: Session) -> None:
     """Asks the untrained model now, unless an adapter lets it be asked later: then the first step comes sooner."""
-    if session.config.run.prompts and not session.adapter and rank() == 0 and not _sharded(session):
+    if session.config.run.prompts and not session.adapter and rank() == 0 and not sharded(session):
         session.before = _ask(session)
 
 
@@ -182,13 +182,21 @@ def _ask(session: Session) -> list[str]:
     )
 
 
-def _sharded(session: Session) -> bool:
+def mixed(session: Session) -> Any:
+    """The dtype of autocast, None without it."""
+    import torch
+
+    return torch.bfloat16 if session.arguments.bf16 else torch.float16 if session.arguments.fp16 else None
+
+
+def sharded(session: Session) -> bool:
+    """Whether the weights may be spread over several processes."""
     return bool(session.arguments.deepspeed or session.arguments.fsdp)
 
 
 def run_loop(session: Session, loop: Any) -> None:
     """Trains to the end, or to where it was asked to stop: then Stopped is raised after the checkpoint."""
-    if session.resume and session.config.training.do_train and not _sharded(session):
+    if session.resume and session.config.training.do_train and not sharded(session):
         inner = getattr(session.model, "pretrained_model", session.model)  # of a value head
         checkpoints.must_fit(Path(session.resume), session.config.method.finetuning_type, inner)
     if not session.config.training.do_train or (session.resume and _complete(session, loop)):
@@ -311,7 +319,7 @@ def _compare(session: Session) -> None:
     prompts = session.config.run.prompts
     if not prompts:
         return
-    if _sharded(session):
+    if sharded(session):
         session.events.warn("comparison", "the answers before and after are left out: the model is spread over several devices")
         return
     if session.adapter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fl_trainers import borders
 from fl_trainers import session as common
 from fl_trainers.session import Session
 
@@ -20,11 +21,15 @@ def data(session: Session) -> None:
 
 
 def trainer(session: Session) -> Any:
-    """The loop; packs keep their parts apart only with neat_packing."""
+    """The loop; the rows of a pack do not see each other."""
     more: dict[str, Any] = {}
     if session.config.method.compute_accuracy:
         more = {"compute_metrics": accuracy, "preprocess_logits_for_metrics": best_tokens}
-    return common.build_loop(session, apart=session.config.data.neat_packing, **more)
+    packed = session.config.data.packing or session.config.data.neat_packing
+    loop = common.build_loop(session, apart=packed, **more)
+    if packed and not loop.fast.padding_free:
+        borders.must_hold(loop.model, common.mixed(session), tried=not common.sharded(session))
+    return loop
 
 
 def train(session: Session, loop: Any) -> None:
