@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fl import __version__, builtin, doctor_cache, paths, run_status, runs
+from fl import __version__, builtin, doctor_cache, modelscope, paths, run_status, runs
 from fl.errors import EngineError, UsageError
 from fl.images import lock, tags
 from fl.matrix import Matrix
@@ -81,7 +81,7 @@ def find(matrix: Matrix, used: Use, days: float) -> list[Waste]:
     """Everything that can go, the largest first. `days`: how long nothing has used it; 0: however short."""
     limit = time.time() - days * _DAY
     found = [*_environments(matrix, used, limit), *_code(used, limit), *_compiled(matrix, used, limit), *_models(used, limit)]
-    found += [*_apptainer(used, limit), *_images(limit)]
+    found += [*_downloads(used, limit), *_apptainer(used, limit), *_images(limit)]
     found += _extras(matrix, used, limit)
     return sorted(found, key=lambda one: (-one.size, str(one.path)))
 
@@ -165,6 +165,13 @@ def _models(used: Use, limit: float) -> Iterator[Waste]:
 
     yield from _unused("model", "models", used, limit, why)
     yield from _unused("converted", "converted", used, limit, lambda path: "weights converted from a GGUF file")
+
+
+def _downloads(used: Use, limit: float) -> Iterator[Waste]:
+    """What ModelScope's client left; a repository that is whole has another name, and stays as the hub's cache does."""
+    for path in sorted(modelscope.root().glob("*/*/*/*.partial")):
+        if not used.in_use(path) and used.idle_since(path) <= limit:
+            yield Waste(kind="model", path=path, size=size(path), why="a download that was interrupted")
 
 
 def _apptainer(used: Use, limit: float) -> Iterator[Waste]:

@@ -75,15 +75,17 @@ def test_what_belongs_to_this_fl_stays_and_the_rest_goes(capsys: pytest.CaptureF
     compiled = entry("compiled", f"cpu-torch213-{lock.sha256(file)[:12]}-cpu")
     stale = [entry("compiled", "cpu-torch213-000000000000-cpu"), entry("compiled", "gone-torch1-000000000000-cpu")]
     data = entry("trainer", "rows")
+    whole, part = entry("modelscope/models/a/b", "master"), entry("modelscope/models/a/b", "v1.partial")
+    stale.append(part)
     status, document, _ = run(capsys, "gc", "--dry-run")
     assert (status, document["dry_run"]) == (0, True)
     assert removed(document) == {path.name for path in (other, half, old_code, *stale)}
-    assert document["bytes"] >= 5 * 4096
+    assert document["bytes"] >= 6 * 4096
     assert other.is_dir()
     status, again, _ = run(capsys, "gc")
     assert (status, removed(again)) == (0, removed(document))
     assert [path for path in (other, half, old_code, *stale) if path.exists()] == []
-    assert [path for path in (mine, code, compiled, data) if not path.is_dir()] == []
+    assert [path for path in (mine, code, compiled, data, whole) if not path.is_dir()] == []
     assert run(capsys, "gc")[1] == {"schema": 1, "dry_run": False, "bytes": 0, "removed": []}
 
 

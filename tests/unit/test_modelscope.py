@@ -13,6 +13,7 @@ from tests.conftest import HOSTS
 from tests.training.stand_in_modelscope import ModelScope, modelscope
 
 from fl import modelscope as fl_modelscope
+from fl import modelscope_child
 from fl.errors import Interrupted, RecipeError, UsageError
 from fl.modelscope import Repository, repository
 from fl.modelscope_child import chosen
@@ -132,6 +133,21 @@ def test_a_list_that_leads_out_of_the_folder_is_refused(served: ModelScope, path
     with pytest.raises(RecipeError, match="leads out of it: nothing was fetched"):
         fetch(repository("models", "someone/tiny"))
     assert not [one for one in served.asked if "FilePath" in one]
+
+
+@pytest.mark.parametrize(
+    ("cause", "said", "typed"),
+    [
+        (OSError(28, "No space left on device"), "the disk is full: the model a/b does not fit", "XDG_CACHE_HOME"),
+        (OSError(5, "Input/output error"), "x.bin of the model a/b cannot be fetched from ModelScope", "again"),
+    ],
+)
+def test_a_full_disk_is_named(cause: OSError, said: str, typed: str) -> None:
+    from modelscope_hub.errors import FileDownloadError
+
+    with pytest.raises(RecipeError, match=said) as error, modelscope_child._explained("ModelScope", "model", "a/b", "master"):
+        raise FileDownloadError("1 of 2 failed", failed_files={"x.bin": cause})
+    assert typed in error.value.remedy
 
 
 def test_no_network_is_said(served: ModelScope, monkeypatch: pytest.MonkeyPatch) -> None:
