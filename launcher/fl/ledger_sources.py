@@ -15,7 +15,9 @@ def records(source: str) -> list[dict[str, Any]]:
     run = paths.runs_home() / source / "evidence.json"
     if not path.exists() and "/" not in source and run.parent.is_dir():
         if not run.is_file():
-            raise EvidenceError(f"the run {source} has no evidence yet", f"fl logs {source}")
+            _close(run.parent)
+        if not run.is_file():
+            raise EvidenceError(f"the run {source} has no evidence: it goes on, or never began", f"fl ps --all\nfl logs {source}")
         path = run
     if not path.exists():
         raise EvidenceError(f"there is no run, folder or file {source}", "fl ps --all")
@@ -27,6 +29,16 @@ def records(source: str) -> list[dict[str, Any]]:
     if not files:
         raise EvidenceError(f"{path} holds no records", "a run's name, a folder of records, or a file")
     return [_one(file) for file in files]
+
+
+def _close(folder: Path) -> None:
+    """The evidence of a run whose launcher died before it could write it, where the run is over."""
+    from fl import run_stop, runs
+    from fl.run_status import Finder
+
+    status = Finder().status(folder)
+    if status.state in runs.FINAL:
+        run_stop.clean(status)
 
 
 def _one(path: Path) -> dict[str, Any]:

@@ -253,6 +253,20 @@ def test_add_merge_and_verify(place: Path) -> None:
     assert ledger.verify(place / "third") == (2, [])
 
 
+def test_a_run_whose_launcher_died_leaves_its_evidence_when_it_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    run = tmp_path / "state" / "fl" / "runs" / "sft-1"
+    run.mkdir(parents=True)
+    gone = {"launcher": "4194305:1", "engine": "host", "ident": "4194305:1"}
+    (run / "state.json").write_text(json.dumps({"schema": 1, "run": "sft-1", "state": "running", "created": 1.0, **gone}))
+    (run / "plan.json").write_text(json.dumps({"lane": "cpu", "stack": "cpu-torch213", "matches_lock": True}))
+    (run / "record.json").write_text(json.dumps({"metrics": {"loss": [2.0, 1.0]}, "model": {"model_type": "llama"}}))
+    (run / "events.jsonl").write_text('{"time": 1, "event": "end", "outcome": "passed", "exit_code": 0}\n')
+    assert fl(tmp_path, "add", "sft-1").returncode == 0
+    (made,) = ledger.read(tmp_path / "evidence")
+    assert (made["outcome"], made["metrics"]["loss"], made["stack"]) == ("passed", [2.0, 1.0], "cpu-torch213")
+
+
 def test_the_matrix_may_be_another_file(place: Path) -> None:
     done = fl(place, "--diff", "evidence", str(Path(load.__code__.co_filename).parents[2] / "matrix.yaml"))
     assert done.returncode == 0, done.stderr
