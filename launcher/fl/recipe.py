@@ -18,6 +18,8 @@ from fl.training_arguments import RENAMED
 
 COMMAND_LINE = "command line"
 _UNSET = "not set: the default holds"
+_MANY = 20
+"""Choices that nobody reads through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,9 @@ def _one(key: Key, value: Any, place: str) -> tuple[Any, KeyNote]:
         typed, note = (None, "") if value is None else coerce(key, value)
     except WrongValueError as wrong:
         found = "a value that is not shown" if key.secret else str(wrong)
-        return None, KeyNote(key.name, shown, "refused", f"found {found}, wanted {key.wanted}", place)
+        near = nearest(value, [str(choice) for choice in key.choices]) if isinstance(value, str) and key.choices else None
+        wanted = f"; did you mean `{near}`?" if near and len(key.choices) > _MANY else f", wanted {key.wanted}"
+        return None, KeyNote(key.name, shown, "refused", f"found {found}{wanted}", place)
     if key.verdict == "refused" and (typed == key.default or not (typed or key.default)):
         return typed, KeyNote(key.name, shown, "ignored", "as always in this version", place)
     if key.verdict != "handled":
@@ -190,11 +194,16 @@ def _depending(values: dict[str, Any], notes: dict[str, KeyNote]) -> tuple[dict[
             kept[new] = kept.pop(old)
     if isinstance(kept.get("fsdp"), list):
         told["fsdp"] = replace(told["fsdp"], verdict="translated", note="→ one text")
-    if kept.get("neat_packing") and "packing" not in kept:
-        told["neat_packing"] = replace(told["neat_packing"], note="turns packing on")
-    if kept.get("packing") and not kept.get("neat_packing") and kept.get("stage", "sft") == "sft" and "packing" in told:
-        told["packing"] = replace(told["packing"], note="rows of a pack do not see each other; in LLaMA-Factory only with neat_packing")
-    return kept, told
+    return kept, told | _packing(kept, told)
+
+
+def _packing(kept: Mapping[str, Any], told: Mapping[str, KeyNote]) -> dict[str, KeyNote]:
+    if kept.get("neat_packing"):
+        return {} if "packing" in kept else {"neat_packing": replace(told["neat_packing"], note="turns packing on")}
+    if kept.get("packing") and kept.get("stage", "sft") == "sft":
+        note = "rows of a pack do not see each other; in LLaMA-Factory only with neat_packing"
+        return {"packing": replace(told["packing"], note=note)}
+    return {}
 
 
 def _rules(values: Mapping[str, Any], notes: Mapping[str, KeyNote], file: str) -> dict[str, KeyNote]:

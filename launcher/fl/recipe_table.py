@@ -89,7 +89,7 @@ _DATA: Final = (
     Key(name="eval_num_beams", kind="int", low=1, verdict="translated", note="generation_num_beams", about="Beams in evaluation."),
     Key(name="ignore_pad_token_for_loss", kind="bool", default=True, about="Padding does not count in the loss."),
     Key(name="packing", kind="bool", null=True, about="Several rows in one sequence; by default only in pre-training."),
-    Key(name="neat_packing", kind="bool", default=False, about="Turns packing on. Rows of a pack see nothing of each other, with packing too."),
+    Key(name="neat_packing", kind="bool", default=False, about="The same as packing: rows of a pack see nothing of each other."),
     Key(name="default_system", kind="str", about="System message where a row has none."),
     Key(name="enable_thinking", kind="bool", default=True, null=True,
         about="Whether reasoning models think in their answers; null: as each row does."),

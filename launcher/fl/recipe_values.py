@@ -12,6 +12,8 @@ from fl.recipe_yaml import scalar
 
 _TRUE: Final = ("true", "yes", "on", "1")
 _FALSE: Final = ("false", "no", "off", "0")
+OLD: Final = {"bitsandbytes": "bnb"}
+"""Words of older versions."""
 
 
 class WrongValueError(ValueError):
@@ -27,6 +29,8 @@ def coerce(key: Key, value: object) -> tuple[Any, str]:
         raise WrongValueError(_found(value))
     if isinstance(typed, int | float) and not isinstance(typed, bool) and _outside(key, typed):
         raise WrongValueError(_found(value))
+    if isinstance(value, str) and value.strip() in OLD and key.choices:
+        return typed, f"read as {typed!r}"
     same = key.kind in ("names", "floats", "any") or type(typed) is type(value) or (key.kind == "float" and type(value) is int)
     return typed, "" if same else f"read as {typed!r}" if not isinstance(typed, dict) else "read as JSON"
 
@@ -60,7 +64,7 @@ def _word(key: Key, value: object) -> object:
         return word if word in key.choices else value
     if key.kind == "int":
         return _int(value)
-    return value.strip() if isinstance(value, str) else value
+    return OLD.get(value.strip(), value.strip()) if isinstance(value, str) else value
 
 
 def _bool(value: object) -> bool:

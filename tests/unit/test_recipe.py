@@ -142,9 +142,10 @@ def test_values_are_typed(key: str, written: str, value: object, said: str) -> N
         ("stage: stf", '"stf"', "one of pt, sft"),
         ("flash_attn: fa4", '"fa4"', "one of auto, disabled, sdpa, fa2, fa3"),
         ("quantization_bit: 3", "3", "one of 4, 8"),
-        ("optim: adamw_hf", '"adamw_hf"', "one of adamw_torch"),
+        ("optim: adamw_hf", '"adamw_hf"', "did you mean `adamw_"),
         ("lr_scheduler_type: cosin", '"cosin"', "one of linear"),
-        ("template: qwen99", '"qwen99"', "one of alpaca"),
+        ("template: qwen99", '"qwen99"', "did you mean `qwen"),
+        ("template: nonesuch", '"nonesuch"', "one of alpaca"),
         ("warmup_ratio: 1.0", "1.0", "a number at least 0 below 1"),
         ("run_name: [a]", '["a"]', "text"),
         ("lora_target: {a: 1}", '{"a": 1}', "names"),
@@ -165,6 +166,11 @@ def test_wrong_values_say_what_was_found_and_wanted(line: str, found: str, wante
     assert note(recipe, key).place == "r.yaml:5:1"
     with pytest.raises(RecipeError, match=f"r.yaml:5:1: {key}: found"):
         recipe.require()
+
+
+def test_a_word_of_older_versions_is_read() -> None:
+    recipe = read("quantization_bit: 4\nquantization_method: bitsandbytes\n")
+    assert recipe.get("quantization_method") == "bnb" and note(recipe, "quantization_method").note == "read as 'bnb'"
 
 
 @pytest.mark.parametrize(
