@@ -159,7 +159,8 @@ def test_house_rules_of_every_dockerfile(name: str) -> None:
     text = text_of(name)
     lines = text.splitlines()
     stages = [line.split()[-1] for line in lines if line.startswith("FROM ")]
-    assert stages == ["wheels", "os", "packages", "run"]
+    variants = ["plain", "jit", "own"] if "ARG VARIANT" in text else []
+    assert stages == ["wheels", "os", "packages", *variants, "run"]
     assert not re.search(r"^#\s*syntax=", text, re.M)
     assert not REGISTRIES.search(text)
     assert "NVIDIA_VISIBLE_DEVICES" not in text
@@ -175,6 +176,17 @@ def test_house_rules_of_every_dockerfile(name: str) -> None:
     assert "/opt/fl/lock.txt" in text
     for install in re.findall(r"/mnt/uv pip (?:install|sync)(?:[^;]|\n)*;", text):
         assert "--require-hashes" in install or "--no-index" in install, install
+
+
+def test_the_jit_variant_is_the_same_image_with_a_compiler_before_our_own_layer() -> None:
+    text = text_of("cuda130-torch214")
+    assert text.startswith("# cuda130-torch214") and "\nARG VARIANT=plain\nFROM scratch AS wheels" in text
+    compiler, own = text[text.index("AS jit") : text.index("FROM ${VARIANT}")], text[text.index("FROM ${VARIANT}") :]
+    assert "g++" in compiler and "source=jit" in compiler
+    assert "CUDA_HOME=/opt/venv/lib/python3.13/site-packages/nvidia/cu13 " in compiler
+    assert "source=own" in own and "FROM own AS run" in own and 'fl.variant="${VARIANT}"' in own
+    for name in ("cpu-torch213", "cuda128-torch210", "rocm72-torch214"):
+        assert "VARIANT" not in text_of(name)
 
 
 def test_the_vendor_s_torch_is_never_removed() -> None:

@@ -48,21 +48,26 @@ class Locked:
 @click.option("--flavor", type=click.Choice(["train", "serve"]), help="Only this one.")
 @click.option("--platform", "platforms", multiple=True, metavar="P", help="Only this one, e.g. linux/arm64.")
 @click.option("--extras", is_flag=True, help="Optional packages beside the stacks' locks, instead of those.")
+@click.option("--jit", is_flag=True, help="nvcc of the jit variants beside the stacks' locks, instead of those.")
 @click.option("--digests", is_flag=True, help="First write what the registries say of the bases into the rows; --check only compares.")
 @click.option("--check", is_flag=True, help="Prove offline that the locks belong to their rows and satisfy them; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="What was found or made as one JSON document.")
 def lock(
-    stacks: tuple[str, ...], flavor: Flavor | None, platforms: tuple[str, ...], extras: bool, digests: bool, check: bool, as_json: bool
-) -> None:
+    stacks: tuple[str, ...], flavor: Flavor | None, platforms: tuple[str, ...], extras: bool, jit: bool, digests: bool, check: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Resolve the locks of stacks: all, or the named ones. The same again until the row or its exclude_newer changes."""
     from fl import matrix as rows
-    from fl.commands import images_digests, images_extras
+    from fl.commands import images_digests, images_extras, images_jit
 
     matrix = rows.load()
     if digests:
         matrix = images_digests.run(matrix, stacks, write=not check)
     if extras:
         images_extras.run(matrix, stacks, platforms, only_check=check, as_json=as_json)
+        return
+    if jit:
+        images_jit.run(matrix, stacks, platforms, only_check=check, as_json=as_json)
         return
     found = list(_wanted(matrix, stacks, flavor, platforms))
     for one in found:
@@ -74,7 +79,7 @@ def lock(
         ui.say(_line(one))
     problems = [f"{one.file.name if one.file else one.title}: {text}" for one in found for text in one.problems]
     if check and not (stacks or flavor or platforms):
-        problems += images_extras.checked(matrix)
+        problems += [*images_extras.checked(matrix), *images_jit.checked(matrix)]
     if as_json and not problems:
         ui.document({"schema": 1, "locks": [one.document() for one in found]})
     if problems:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--base", metavar="REF", help="Start from this image instead of the row's.")
 @click.option("--find-links", "links", multiple=True, type=click.Path(exists=True, path_type=Path), help="Wheels that no index has.")
 @click.option("--ca", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Certificates of the site; not kept in the image.")
+@click.option("--jit", is_flag=True, help="With nvcc and g++ beside it, for DeepSpeed's operations; named STACK-…-jit (CUDA 13 and later).")
 @click.option("--allow-unlocked", is_flag=True, help="Also from a partial lock: what it lacks is installed without a hash.")
 @click.option("--cache-from", multiple=True, metavar="CACHE", help="As docker buildx build takes it: a registry's, a folder's.")
 @click.option("--cache-to", multiple=True, metavar="CACHE", help="As docker buildx build takes it; type=inline works everywhere.")

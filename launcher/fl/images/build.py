@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fl import __version__, paths, ui
 from fl.engines import daemon
 from fl.errors import EngineError, ImageError, Interrupted, Terminated, UsageError
-from fl.images import build_log, inventory, lock, render, tags
+from fl.images import build_log, inventory, jit, lock, render, tags
 from fl.images.archive import room
 from fl.images.context import Site, check_platform, need_lock, prepare
 from fl.images.publish import local, platform_of
@@ -44,6 +44,8 @@ class Options:
     cache_from: tuple[str, ...] = ()
     cache_to: tuple[str, ...] = ()
     """As `docker buildx build` takes them."""
+    jit: bool = False
+    """The variant with a compiler for CUDA."""
     attest: bool = False
     """BuildKit's provenance beside the image, where the builder can."""
     no_cache: bool = False
@@ -243,9 +245,12 @@ def build(
         raise UsageError(f"{stack.id} has no {flavor} image: it has {', '.join(render.flavors(stack))}", "fl images list")
     platform = check_platform(stack, options.platform)
     locked = need_lock(stack, flavor, platform, allow_unlocked=site.allow_unlocked)
+    variant = jit.VARIANT if options.jit else None
+    if variant:
+        jit.need(stack, flavor, platform)
     ask_daemon()
     need_platform(platform)
-    names = (tags.reference(stack.id, flavor, registry=registry), tags.moving(stack.id, flavor, registry=registry))
+    names = (tags.reference(stack.id, flavor, registry=registry, variant=variant), tags.moving(stack.id, flavor, registry, variant))
     if options.check_disk:
         need_room(locked.read_text(encoding="utf-8"), daemon.image(daemon.endpoint(os.environ), names[0]) is not None)
     arguments = {
@@ -254,6 +259,8 @@ def build(
         "FL_LOCK_SHA256": lock.sha256(locked),
         "FL_MATRIX_SHA256": matrix.sha256,
     }
+    if variant:
+        arguments["VARIANT"] = variant
     if "SOURCE_DATE_EPOCH" in os.environ:
         arguments["SOURCE_DATE_EPOCH"] = os.environ["SOURCE_DATE_EPOCH"]
     with tempfile.TemporaryDirectory(prefix="fl-build-") as name:
@@ -283,6 +290,7 @@ def _name(
     inspected = local(identity)
     labels = (inspected.get("Config") or {}).get("Labels") or {}
     wanted = {"fl.stack": stack.id, "fl.version": __version__, "fl.lock.sha256": arguments["FL_LOCK_SHA256"]}
+    wanted |= {"fl.variant": arguments["VARIANT"]} if "VARIANT" in arguments else {}
     wrong = [f"{name} is {labels.get(name, 'absent')}, not {value}" for name, value in wanted.items() if labels.get(name) != value]
     if platform_of(inspected) != platform:
         wrong.append(f"it is for {platform_of(inspected)}, not {platform}")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from fl import paths, pip_config, wheel
 from fl import settings as settings_of_caller
 from fl.errors import EngineError, ImageError, MatrixError
-from fl.images import bytecode, groups, lock, lock_check, render
+from fl.images import bytecode, groups, jit, lock, lock_check, render
 
 if TYPE_CHECKING:
     from fl.matrix import Flavor, Matrix, Stack
@@ -171,7 +171,10 @@ def prepare(
     for folder in (*(context / name for name in steps), *folders.values()):
         folder.mkdir(parents=True)
     (context / "Dockerfile").write_text(dockerfile, encoding="utf-8")
-    for name, part in {**groups.split(text, steps), "full": text}.items():
+    parts = {**groups.split(text, steps), "full": text}
+    if jit.VARIANT in steps:
+        parts[jit.VARIANT] = jit.text(stack, platform)
+    for name, part in parts.items():
         (context / name / "lock.txt").write_text(part, encoding="utf-8")
     for name in steps:
         for script in _SCRIPTS:

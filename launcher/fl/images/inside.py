@@ -18,6 +18,8 @@ from fl.images import lock
 SCHEMA: Final = 3
 """Of the document; an image whose fl says another was made by another fl."""
 LOCK: Final = Path("/opt/fl/lock.txt")
+MORE: Final = Path("/opt/fl/jit.txt")
+"""What the jit variant holds beside it."""
 _EMPTY: Final = (
     "/srv", "/mnt", "/media", "/tmp", "/usr/src", "/run/secrets", "/var/cache/apt/archives", "/var/lib/apt/lists",
     "/root/.cache", "/home/fl/.cache",
@@ -204,7 +206,7 @@ def _bytes(entry: os.DirEntry[str]) -> int:
 
 def facts(names: Sequence[str], train: bool) -> dict[str, Any]:
     """All of it. `names`: distributions that the row pins; `train`: whether the image is for training."""
-    text = LOCK.read_text(encoding="utf-8")
+    text = LOCK.read_text(encoding="utf-8") + (MORE.read_text(encoding="utf-8") if MORE.is_file() else "")
     took: dict[str, float] = {}
 
     def timed(name: str, ask: Callable[[], Any]) -> Any:

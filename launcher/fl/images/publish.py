@@ -17,7 +17,7 @@ from fl.images import push, registry, tags
 if TYPE_CHECKING:
     from fl.matrix import Flavor, Stack
 
-_SAME: Final = ("fl.stack", "fl.flavor", "fl.version", "fl.matrix.sha256", "org.opencontainers.image.revision")
+_SAME: Final = ("fl.stack", "fl.flavor", "fl.variant", "fl.version", "fl.matrix.sha256", "org.opencontainers.image.revision")
 """Labels that the platforms of one index share: it is one release, not what happened to be there."""
 
 
@@ -46,9 +46,15 @@ def platform_of(inspected: Mapping[str, Any]) -> str:
     return f"{inspected.get('Os', 'linux')}/{inspected.get('Architecture', 'unknown')}"
 
 
-def names(stack: Stack, flavor: Flavor, host: str, only_moving: bool) -> tuple[str, ...]:
+def variant_of(inspected: Mapping[str, Any]) -> str | None:
+    """Which variant of its stack's image it is; None: the plain one, which most stacks have alone."""
+    told = ((inspected.get("Config") or {}).get("Labels") or {}).get("fl.variant")
+    return None if told in (None, "plain") else str(told)
+
+
+def names(stack: Stack, flavor: Flavor, host: str, only_moving: bool, variant: str | None = None) -> tuple[str, ...]:
     """What a push gives an image: the release's name and the moving one."""
-    both = (tags.reference(stack.id, flavor, registry=host), tags.moving(stack.id, flavor, registry=host))
+    both = (tags.reference(stack.id, flavor, registry=host, variant=variant), tags.moving(stack.id, flavor, host, variant))
     return both[1:] if only_moving else both
 
 
@@ -77,7 +83,7 @@ def publish(
     inspected = local(source)
     if (wrong := mismatch(inspected, stack, flavor)) is not None:
         raise ImageError(f"{source} cannot be pushed as {stack.id}: {wrong}", f"fl images build {stack.id}")
-    targets = names(stack, flavor, host, only_moving)
+    targets = names(stack, flavor, host, only_moving, variant_of(inspected))
     several = len(stack.hosts.platforms) > 1
     first = tags.of_platform(targets[0], platform_of(inspected)) if several else targets[0]
     _tag(source, first)

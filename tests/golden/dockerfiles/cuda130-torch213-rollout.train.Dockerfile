@@ -1,6 +1,7 @@
 # cuda130-torch213-rollout, train: rendered by `fl images render cuda130-torch213-rollout`, not edited by hand.
 # `fl images build cuda130-torch213-rollout` supplies what it needs: the contexts uv (its binary) and wheels (those that no index has), and beside this
 # file a folder for each step with its part of the lock, trim.sh and bytecode.py; the secrets index and ca where the site has its own.
+ARG VARIANT=plain
 FROM scratch AS wheels
 
 FROM debian:trixie-slim AS os
@@ -74,6 +75,52 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
     python -W ignore /usr/src/bytecode.py "${VIRTUAL_ENV}"/lib/python3.13/site-packages /tmp/begin /srv/bytecode; \
     touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
     find /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
+
+FROM packages AS plain
+
+# `fl images build --jit`: nvcc, of the toolkit that torch was built with, and g++ compile operations of DeepSpeed and torch on first use
+FROM packages AS jit
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+ARG SOURCE_DATE_EPOCH=315532800
+# hadolint ignore=DL3008
+RUN --mount=type=cache,id=fl-apt-lists,target=/var/lib/apt/lists,sharing=locked \
+    --mount=type=cache,id=fl-apt-cache,target=/var/cache,sharing=locked \
+    --mount=type=tmpfs,target=/var/log --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
+    touch /tmp/begin; \
+    export DEBIAN_FRONTEND=noninteractive; \
+    rm -f /etc/apt/apt.conf.d/docker-clean; \
+    apt-get update -qq; \
+    set -- -o 'Dpkg::Options::=--path-include=/usr/share/doc/*/copyright'; \
+    for path in '/usr/share/doc/*' '/usr/share/info/*' '/usr/share/locale/*' '/usr/share/man/*' '/usr/lib/*/libpython3*.a' '/usr/lib/gcc/*san*.a'; do \
+        set -- -o "Dpkg::Options::=--path-exclude=${path}" "$@"; \
+    done; \
+    apt-get install -y -qq --no-install-recommends "$@" g++ >/dev/null; \
+    touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
+    find /etc /opt /usr /var -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
+ARG UV_NO_CONFIG=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_CACHE_DIR=/srv UV_FIND_LINKS=/media \
+    PYTHONHASHSEED=0 DS_BUILD_OPS=0
+ENV CUDA_HOME=/opt/venv/lib/python3.13/site-packages/nvidia/cu13 PATH=/opt/venv/lib/python3.13/site-packages/nvidia/cu13/bin:${PATH}
+# the wheels have no lib64, and no links without a version for the linker
+RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
+    --mount=type=bind,source=jit,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
+    --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
+    touch /tmp/begin; \
+    if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
+    /mnt/uv pip install --no-deps --no-build --require-hashes --requirements /usr/src/lock.txt; \
+    for file in "${CUDA_HOME}"/lib/lib*.so.*; do link="${file%%.so.*}.so"; if [ ! -e "${link}" ]; then ln -s "${file##*/}" "${link}"; fi; done; \
+    ln -s lib "${CUDA_HOME}/lib64"; \
+    install --mode 0644 /usr/src/lock.txt /opt/fl/jit.txt; \
+    sh /usr/src/trim.sh "${VIRTUAL_ENV}"/lib/python3.13/site-packages /tmp/begin cuda130; \
+    python -W ignore /usr/src/bytecode.py "${VIRTUAL_ENV}"/lib/python3.13/site-packages /tmp/begin /srv/bytecode; \
+    touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
+    find /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
+
+# hadolint ignore=DL3006
+FROM ${VARIANT} AS own
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+ARG SOURCE_DATE_EPOCH=315532800
+ARG UV_NO_CONFIG=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_CACHE_DIR=/srv UV_FIND_LINKS=/media \
+    PYTHONHASHSEED=0 DS_BUILD_OPS=0
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
     --mount=type=bind,source=own,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
@@ -87,7 +134,7 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
     touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
     find /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 
-FROM packages AS run
+FROM own AS run
 # Which devices are visible is the launcher's business. The floor is the one that the matrix states.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     NVIDIA_REQUIRE_CUDA="driver>=580.65.06"
@@ -97,6 +144,7 @@ USER 1000:1000
 WORKDIR /home/fl
 ENTRYPOINT []
 CMD ["/bin/bash"]
+ARG VARIANT
 ARG FL_VERSION=unknown FL_REVISION=unknown FL_LOCK_SHA256=unknown FL_MATRIX_SHA256=unknown
 LABEL org.opencontainers.image.title="fl-train cuda130-torch213-rollout" \
       org.opencontainers.image.description="vllm 0.27.1, CUDA 13.0, torch 2.13.0, Python 3.13" \
@@ -107,6 +155,7 @@ LABEL org.opencontainers.image.title="fl-train cuda130-torch213-rollout" \
       fl.stack="cuda130-torch213-rollout" \
       fl.lane="cuda" \
       fl.flavor="train" \
+      fl.variant="${VARIANT}" \
       fl.version="${FL_VERSION}" \
       fl.lock.sha256="${FL_LOCK_SHA256}" \
       fl.matrix.sha256="${FL_MATRIX_SHA256}"
