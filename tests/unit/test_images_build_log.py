@@ -61,6 +61,8 @@ def test_a_step_is_shown_without_its_mounts_and_our_opening() -> None:
         (["ERROR: base:1: failed to resolve source metadata for base:1"], "exit 1", "--base REF"),
         (["#9 error: Because there is no version of torch==2.13.0+cpu and you require it"], "exit 1", "--find-links DIR"),
         (["#9 error: invalid peer certificate: UnknownIssuer"], "exit 1", "--ca FILE"),
+        (["#16 exporting layers 6.1s done", "ERROR: failed to solve: layer does not exist"], "exit 1", "--no-cache"),
+        (["#16 ERROR: error creating overlay mount to /var/lib/x/merged: no such file or directory"], "exit 1", "--no-cache"),
         (["#9 apt-get install ca-certificates; exit 1"], "exit 1", "the lines above"),
         (
             ["------", " > [packages 1/3] RUN uv venv:", "0.4 \x1b[31merror\x1b[0m: No interpreter found for Python 3.13", "------"],

@@ -173,4 +173,4 @@ def _new_row(
         ui.say(f"written: {name}")
     if not written:
         ui.say("nothing is written; --write does")
-    ui.say("what was not checked says so in sources; check it, then train with the row: docs/add-a-stack.md")
+    ui.say("what was not checked says so in sources; check it, then train with the row: docs/adding-a-stack.md")

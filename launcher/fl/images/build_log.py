@@ -126,6 +126,10 @@ _NETWORK: Final = re.compile(
     re.I,
 )
 _PYTHON: Final = re.compile(r"No interpreter found for Python (\S+)|Python (3\.\d+)\.\S+ \(main")
+_NO_BASE: Final = (
+    "docker login\nmirrors: {registry: …} in the settings, where that registry cannot be reached"
+    "\na base image that is there: fl images build STACK --base REF"
+)
 _REMEDIES: Final = (
     (r"Hash mismatch", "the package index serves another file than the one that was locked"),
     (
@@ -135,6 +139,10 @@ _REMEDIES: Final = (
     (
         r"UnknownIssuer|invalid peer certificate|certificate verify failed|CERTIFICATE_VERIFY",
         "the site's certificates: pip config set global.cert FILE, or fl images build STACK --ca FILE",
+    ),
+    (
+        r"layer does not exist|error creating overlay mount|missing parent .* (snapshot|layer)",
+        "the builder's cache names layers that were removed since: fl images build STACK --no-cache",
     ),
 )
 
@@ -157,7 +165,7 @@ def explain(lines: Sequence[str], code: int, base: str) -> ImageError:
         said = f"the base {base} has no Python {wanted}, which the row names" if wanted else f"the base {base} has Python {found[2]}"
         return ImageError(f"{said}\n{shown}", "a base image with that Python: fl images build STACK --base REF")
     if _BASE.search(text):
-        return ImageError(_failed(code, shown), "docker login, or a base image that is there: fl images build STACK --base REF")
+        return ImageError(_failed(code, shown), _NO_BASE)
     for pattern, remedy in _REMEDIES:
         if re.search(pattern, block):
             return ImageError(_failed(code, shown), remedy)
