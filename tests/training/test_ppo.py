@@ -33,6 +33,7 @@ def ppo_config(config: Callable[..., Path], tmp_path: Path) -> Callable[..., Pat
                      "lr_scheduler_type": "constant", **more.pop("arguments", {})}  # fmt: skip
         method = {
             "stage": "ppo", "finetuning_type": kind, "ppo": ppo or {}, "lora": {"additional_target": ("lm_head",)},
+            "freeze": {"extra_modules": ["lm_head"]},
             "grpo": {"reward_funcs": [f"{file}:{name}" for name in functions]}, **more.pop("method", {}),
         }  # fmt: skip
         generation = {"max_new_tokens": 8, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -54,7 +55,7 @@ def rewards_of(done: Done) -> list[float]:
     return [event["reward"] for event in done.of("step") if "reward" in event]
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["lora", "full", "freeze"])
 def test_the_reward_of_a_function_rises(ppo: Callable[..., Done], kind: str) -> None:
     done = ppo(kind, functions=("vowels",))
     found = rewards_of(done)

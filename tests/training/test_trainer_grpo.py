@@ -33,13 +33,14 @@ def grpo(trainer: Trainer, config: Callable[..., Path], tmp_path: Path) -> Calla
     def run(rewards: tuple[str, ...], finetuning_type: str = "lora", folder: str = "run", **arguments: Any) -> Done:
         named = [f"{file}:{name[1:]}" if name.startswith(":") else name for name in rewards]
         grpo = {"reward_funcs": named, "num_generations": 8, "max_completion_length": 12}
-        method = {"stage": "grpo", "finetuning_type": finetuning_type, "grpo": grpo, "lora": {"additional_target": ("lm_head",)}}
+        method = {"stage": "grpo", "finetuning_type": finetuning_type, "grpo": grpo, "lora": {"additional_target": ("lm_head",)},
+                  "freeze": {"extra_modules": ["lm_head"]}}  # fmt: skip
         return trainer.train(config(folder, method=method, arguments={"per_device_train_batch_size": 8, **arguments}))
 
     return run
 
 
-@pytest.mark.parametrize(("kind", "rate"), [("lora", 0.02), ("full", 0.01)])
+@pytest.mark.parametrize(("kind", "rate"), [("lora", 0.02), ("full", 0.01), ("freeze", 0.02)])
 def test_the_reward_rises(grpo: Callable[..., Done], kind: str, rate: float) -> None:
     """The head of the tiny model is random: frozen, it would give every answer the same chance."""
     done = grpo((":vowels",), kind, max_steps=25, learning_rate=rate)
