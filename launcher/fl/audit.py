@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal
 
 from packaging.version import InvalidVersion, Version
@@ -78,7 +79,7 @@ def told_apart(entries: Sequence[Entry]) -> list[Entry]:
             configs[entry.model].add(entry.config_sha256)
     several = {name for name, hashes in configs.items() if len(hashes) > 1}
     return [
-        replace(entry, model=f"{entry.model} ({entry.config_sha256[:8] or 'config not known'})") if entry.model in several else entry
+        entry._replace(model=f"{entry.model} ({entry.config_sha256[:8] or 'config not known'})") if entry.model in several else entry
         for entry in entries
     ]
 
@@ -174,12 +175,15 @@ def _by_type(name: str, stack: Stack, matrix: Matrix) -> tuple[State, str]:
     if known.transformers is None:
         return "unknown", f"no transformers knows {name} by itself: it runs only with the model's own code"
     try:
-        enough = Version(has) >= Version(known.transformers)
+        enough = _version(has) >= _version(known.transformers)
     except InvalidVersion:
         return "unknown", f"transformers {known.transformers} is no version"
     if enough:
         return "declared", f"{name} is in transformers since {known.transformers}, this stack has {has}"
     return "impossible", f"{name} is first in transformers {known.transformers}, this stack has {has}"
+
+
+_version: Final = lru_cache(Version)
 
 
 def lanes(found: Sequence[Cell]) -> dict[str, dict[str, Cell]]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from fl import evidence_private as private
 from fl import modelscope, run_image
 from fl.errors import FlError, HardwareError, RecipeError, StackError
-from fl.lanes import LANES
 
 if TYPE_CHECKING:
     from fl.matrix import Matrix, Stack
@@ -125,6 +124,8 @@ def _row_of(plan: Mapping[str, Any]) -> str | None:
 
 def _accelerator(plan: Mapping[str, Any], hardware: Mapping[str, Any], trainer: Mapping[str, Any]) -> dict[str, Any]:
     """The devices of the plan, with the driver that was found for their lane; the processor where there are none."""
+    from fl.lanes import LANES  # not for `fl audit`, which only reads
+
     indices, lane = plan.get("accelerators") or [], plan.get("lane")
     devices = [a for a in hardware.get("accelerators") or [] if a.get("lane") == lane and a.get("index") in indices]
     first = devices[0] if devices else {"name": _part(hardware, "cpu").get("model"), "arch": hardware.get("arch")}

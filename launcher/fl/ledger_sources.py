@@ -11,6 +11,8 @@ from fl.errors import EvidenceError
 
 def records(source: str) -> list[dict[str, Any]]:
     """The records of a run by name, of a folder (a ledger, a run's, any of records) or of a file. EvidenceError for a broken one."""
+    if not source.strip():
+        raise EvidenceError("a source has no name", "a run's name, a folder of records, or a file")
     path = Path(source)
     run = paths.runs_home() / source / "evidence.json"
     if not path.exists() and "/" not in source and run.parent.is_dir():

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fl import engines, runs
-
 if TYPE_CHECKING:
     from fl.plan import Plan
 
@@ -17,6 +15,8 @@ NAME = "image.json"
 
 def note(folder: Path, plan: Plan) -> None:
     """Leaves the engine's answer in the run's folder; nothing where the engine does not know the image by that name."""
+    from fl import engines, runs
+
     facts = engines.get(plan.engine).image(str(plan.image.reference))
     if facts is not None:
         seen = {"schema": 1, "id": facts.id, "digest": facts.digest, "lock_sha256": facts.labels.get("fl.lock.sha256")}

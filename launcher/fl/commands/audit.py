@@ -134,10 +134,9 @@ def now_of(rows: Matrix) -> Now:
 
 def _known(lane: str | None, stack: str | None, rows: Matrix) -> None:
     from fl.errors import UsageError
-    from fl.lanes import LANES
 
-    if lane is not None and lane not in LANES:
-        raise UsageError(f"there is no lane {lane}", f"one of {', '.join(LANES)}")
+    if lane is not None and lane not in (lanes := {row.lane for row in rows.stacks}):
+        raise UsageError(f"there is no lane {lane}", f"one of {', '.join(sorted(lanes))}")
     if stack is not None:
         rows.stack(stack)
 
