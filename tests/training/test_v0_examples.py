@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from trainer_harness import Trainer, environment
 
-from fl import launch, matrix, recipe, recipe_check
+from fl import extras, launch, matrix, recipe, recipe_check
 from fl.decide import Options, Place, decide_recipe
 from fl.detect import detect, open_host
+from fl.engines import extras as engine_extras
 from v0_examples import BOARD, TEXT, keys, recipe_of
 
 pytestmark = pytest.mark.training
@@ -89,7 +90,7 @@ def test_each_trains_two_steps(trainer: Trainer, train_python: Path, tmp_path: P
     trainer.check("expanded_model_folder", str(tmp_path / "models" / "llama-pro"), [" ".join(pair) for pair in SUMS], 8)
     hardware, rows = detect(open_host(None)), matrix.load()
     folders: dict[str, Path] = {}
-    decision = None
+    decision, used = None, set[extras.Chosen]()
     for name in (*TEXT, *BOARD):
         read = swapped(name)
         if name == "ppo" or next(one for one in recipe_check.on_lanes(read, rows) if one.lane == "cpu").verdict == "refused":
@@ -99,6 +100,9 @@ def test_each_trains_two_steps(trainer: Trainer, train_python: Path, tmp_path: P
         place = Place(run=folder.name.lower(), folder=folder, output=folder / "out", hardware=hardware)
         decision = decide_recipe(read, Options(engine="host", hw="cpu"), place)
         launch.write_inputs(decision, folder)
+        used |= set(decision.plan.extras)
+    for one in used:
+        engine_extras.ensure(one, lambda text: None)
     batch = {"configs": [str(folder / "config.json") for folder in folders.values()], "jobs": 2, "seconds": 400,
              "events": str(tmp_path / "events.jsonl")}  # fmt: skip
     (tmp_path / "batch.json").write_text(json.dumps(batch))
@@ -106,8 +110,9 @@ def test_each_trains_two_steps(trainer: Trainer, train_python: Path, tmp_path: P
     assert decision is not None
     # what DeepSpeed compiles is kept where every run of this stack keeps it
     variables = {**decision.plan.environment, **environment()}
+    variables["PYTHONPATH"] += "".join(f":{one.folder}" for one in used)
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     faults = {name: wrong for name, folder in folders.items() if (wrong := fault(folder, name)) is not None}
     assert faults == {}
-    assert len([name for name in folders if name in TEXT]) == 32  # 26, and those refused for their model or remote data alone
+    assert len([name for name in folders if name in TEXT]) == 36  # 30, and those refused for their model or remote data alone

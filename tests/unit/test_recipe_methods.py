@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fl import resolve
+from fl import extras, matrix, resolve
 from fl.errors import RecipeError
 from fl.hardware import Cpu
 from fl.matrix import Base, Hosts, Stack
@@ -132,12 +132,12 @@ def test_keys_of_what_is_off_are_ignored_with_the_switch_named() -> None:
     ],
 )
 def test_a_missing_package_is_named_before_anything_starts(lines: str, package: str) -> None:
-    made = config("finetuning_type: full\n" + lines)
-    with pytest.raises(RecipeError, match=f"needs the package {package}, which row does not have") as caught:
-        adapt(made, STACK, Precision(), packages={"torch"})
+    made, rows = config("finetuning_type: full\n" + lines), matrix.load()
+    row = rows.stack("xpu-torch212")  # its own lock is partial
+    with pytest.raises(RecipeError, match=f"{lines} needs the package {package}, which is not locked for xpu-torch212") as caught:
+        extras.choose(rows, row, "linux/amd64", made)
     assert package in caught.value.remedy
-    assert adapt(made, STACK, Precision(), packages={"torch", package})[1] == ()
-    assert adapt(made, STACK, Precision(), packages=None)[1] == ()  # an environment of the user's: the trainer looks
+    assert len(extras.choose(rows, rows.stack("cuda130-torch214"), "linux/arm64", made)) == 1
 
 
 def test_muon_needs_a_torch_that_has_it() -> None:
