@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fl import builtin, paths, ui, wheel
+from fl import builtin, modelscope, paths, ui, wheel
 from fl.errors import EngineError, FlError, RecipeError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def look(decision: Decision, rows: int, report: Callable[[str], None]) -> dict[s
     if "PYTHONPATH" in decision.plan.environment:
         wheel.unpack_code(paths.cache_home())
     builtin.fetch(decision.config.model.name, report)
+    modelscope.fetch(modelscope.asked(decision.config), report, lambda: None)
     with tempfile.TemporaryDirectory(prefix="fl-data-") as work:
         folder = Path(work)
         run = decision.config.run.model_copy(update={"events": str(folder / "events.jsonl")})
