@@ -129,7 +129,8 @@ def _settings() -> dict[str, Any]:
         loaded = settings.load()
     except FlError as error:
         return {"error": error.message}
-    mirrors = [name for name in ("registry", "index", "hub") if getattr(loaded.mirrors, name)]
+    mirrors = [name for name in ("registry", "index", "hub", "modelscope") if getattr(loaded.mirrors, name)]
+    mirrors += ["hub is ModelScope"] if loaded.mirrors.modelscope_hub else []
     return {
         "registry": loaded.registry or "not set", "ledger": loaded.ledger or "not set", "mirrors": ", ".join(mirrors) or "none",
     }  # fmt: skip
