@@ -40,6 +40,8 @@ class Inputs:
     """Hashes, one a platform."""
     row_sha256: str
     packages: Mapping[str, str]
+    extras: frozenset[str] = frozenset()
+    """Hashes of the locks of optional packages, one a platform."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,12 @@ class Now:
     """Stack id → its inputs."""
 
 
-def now(matrix: Matrix, trainer_sha256: str, locks: Callable[[Stack], frozenset[str]]) -> Now:
+def now(
+    matrix: Matrix, trainer_sha256: str, locks: Callable[[Stack], frozenset[str]],
+    extras: Callable[[Stack], frozenset[str]] = lambda stack: frozenset(),
+) -> Now:  # fmt: skip
     """The inputs of every stack of a matrix."""
-    stacks = {s.id: Inputs(locks(s), row_sha256(matrix, s), matrix.packages(s)) for s in matrix.stacks}
+    stacks = {s.id: Inputs(locks(s), row_sha256(matrix, s), matrix.packages(s), extras(s)) for s in matrix.stacks}
     return Now(matrix, matrix.sha256, trainer_sha256, stacks)
 
 
@@ -147,6 +152,7 @@ def changed(entry: Entry, stack: Stack, now: Now) -> list[str]:
     inputs = now.stacks[stack.id]
     found = [] if entry.trainer_sha256 == now.trainer_sha256 else ["trainer"]
     found += [] if entry.lock_sha256 in inputs.locks else ["lock"]
+    found += [] if inputs.extras.issuperset(entry.extras.split()) else ["lock of its extras"]
     if entry.row_sha256 == inputs.row_sha256 or entry.matrix_sha256 == now.matrix_sha256:
         return found
     had = dict(pair.split("==", 1) for pair in entry.versions.split() if "==" in pair)

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from fl import ledger, paths
 from fl.ui import clean
 
-_VERSION: Final = 4
+_VERSION: Final = 5
 
 
 class Entry(NamedTuple):
@@ -44,6 +44,8 @@ class Entry(NamedTuple):
     failure: str
     versions: str
     """`name==version` of what the environment had, separated by spaces."""
+    extras: str
+    """Hashes of the locks of optional packages that stood beside, separated by spaces."""
 
 
 def entry_of(record: Mapping[str, Any]) -> Entry:
@@ -53,6 +55,7 @@ def entry_of(record: Mapping[str, Any]) -> Entry:
     last = _number(losses[-1]) if isinstance(losses, list) and losses else None
     failure = _part(record, "failure")
     versions = environment.get("versions")
+    extras = environment["extras"] if isinstance(environment.get("extras"), list) else []
     return Entry(
         id=record["id"], time=record["time"], outcome=record["outcome"], lane=record["lane"], stack=_text(record.get("stack")),
         model=_text(model.get("name")) or "(no name)", model_type=_text(model.get("model_type")),
@@ -65,6 +68,7 @@ def entry_of(record: Mapping[str, Any]) -> Entry:
         digest=_text(image.get("digest") or image.get("id")), loss=last,
         failure=": ".join(_text(failure.get(key)) for key in ("type", "message")) if failure else "",
         versions=" ".join(f"{_text(k)}=={_text(v)}" for k, v in sorted(versions.items())) if isinstance(versions, dict) else "",
+        extras=" ".join(sorted({_text(one.get("lock_sha256")) for one in extras if isinstance(one, dict)})),
     )  # fmt: skip
 
 

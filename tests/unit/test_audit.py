@@ -17,11 +17,11 @@ from fl.ledger_index import entry_of
 from fl.matrix import Matrix, load
 
 ROWS = load()
-LOCK, TRAINER = "l" * 64, "t" * 64
+LOCK, TRAINER, EXTRAS = "l" * 64, "t" * 64, "e" * 64
 
 
 def now(**more: Any) -> audit.Now:
-    return audit.now(more.get("matrix", ROWS), TRAINER, lambda stack: frozenset({LOCK}))
+    return audit.now(more.get("matrix", ROWS), TRAINER, lambda stack: frozenset({LOCK}), lambda stack: frozenset({EXTRAS}))
 
 
 def of(*records: dict[str, Any], current: audit.Now | None = None, types: tuple[str, ...] = ("llama",)) -> audit.Cell:
@@ -49,6 +49,9 @@ LATER = {"time": "2026-11-25T00:00:00Z"}
         ([record(environment={"matches_lock": False})], "declared", "not the lock's"),
         ([record(row_sha256=ROW, environment={"versions": {"torch": "2.12.0"}})], "proven", "loss 1.5"),
         ([record(row_sha256="x" * 64)], "stale", "changed since: matrix row"),
+        ([record(environment={"extras": [{"name": "galore", "lock_sha256": "x"}]})], "stale", "changed since: lock of its extras"),
+        ([record(environment={"extras": [{"name": "galore", "lock_sha256": EXTRAS}]})], "proven", "loss 1.5"),
+        ([record(environment={"extras": "odd"}), record(environment={"extras": ["odd"]}, **LATER)], "proven", "loss 1.5"),
         ([record(), record(outcome="failed", recipe_sha256="o", failure=BROKE, **LATER)], "proven", "another recipe: NaN"),
         ([record(), record(outcome="failed", failure={"type": "Interrupted", "message": "x"}, **LATER)], "proven", "loss 1.5"),
         ([record(outcome="failed", failure={"type": "EngineError", "message": "x"})], "declared", "llama"),

@@ -123,13 +123,17 @@ def now_of(rows: Matrix) -> Now:
     """What the records are compared with: the matrix, the locks and the trainer of this fl."""
     from fl import audit as audits
     from fl import wheel
-    from fl.images import lock
+    from fl.images import extras, lock
 
     def hashes(stack: Stack) -> frozenset[str]:
         files = [lock.path(stack.id, "train", platform) for platform in stack.hosts.platforms]
         return frozenset(lock.sha256(file) for file in files if file is not None)
 
-    return audits.now(rows, wheel.code_sha256(), hashes)
+    def beside(stack: Stack) -> frozenset[str]:
+        files = [extras.place(stack, platform) for platform in stack.hosts.platforms]
+        return frozenset(lock.sha256(file) for file in files if file.is_file())
+
+    return audits.now(rows, wheel.code_sha256(), hashes, beside)
 
 
 def _known(lane: str | None, stack: str | None, rows: Matrix) -> None:
