@@ -131,6 +131,7 @@ def build_loop(session: Session, kind: Any = None, *, apart: bool = False, **mor
         raise AssertionError("rows are tokenized before the loop is built")
     if str(session.arguments.eval_strategy.value) != "no" and not prepared.eval:
         raise InputError("eval_strategy is set, but there are no rows to evaluate on", "`val_size:` or `eval_dataset:` in the recipe")
+    _enough(session, prepared)
     session.follow = Follow(session.events, session.device, session.folder)
     pad = session.tokenizer.pad_token_id
     filler = IGNORE if session.config.data.ignore_pad_token_for_loss else pad
@@ -150,6 +151,17 @@ def build_loop(session: Session, kind: Any = None, *, apart: bool = False, **mor
         session.judge = predict.Judge(session.config, session.tokenizer, session.items[1], loop=loop)
         loop.judge = session.judge if session.config.training.do_eval else None
     return loop
+
+
+def _enough(session: Session, prepared: pipeline.Prepared) -> None:
+    """Refuses rows of which dataloader_drop_last leaves no batch."""
+    arguments, config = session.arguments, session.config
+    size = arguments.per_device_train_batch_size * world_size()
+    if not (config.training.do_train and arguments.dataloader_drop_last) or config.data.streaming:
+        return
+    if len(prepared.train) < size:
+        raise InputError(f"dataloader_drop_last: {len(prepared.train)} sequences make no whole batch of {size}",
+                         "a smaller per_device_train_batch_size, or leave dataloader_drop_last out")  # fmt: skip
 
 
 def _fast(session: Session) -> Any:
@@ -308,11 +320,9 @@ def _draw(session: Session, loop: Any) -> None:
     from fl_trainers import plot
 
     method = session.config.method
-    plot.draw(
-        loop.state.log_history,
-        session.folder / "training_loss.png",
-        f"{session.config.model.name}, {method.stage}, {method.finetuning_type}",
-    )
+    title = f"{session.config.model.name}, {method.stage}, {method.finetuning_type}"
+    if not plot.draw(loop.state.log_history, session.folder / "training_loss.png", title):
+        session.events.warn("plot", f"plot_loss: no loss was logged in {loop.state.max_steps} steps; smaller `logging_steps` give a curve")
 
 
 def _compare(session: Session) -> None:
