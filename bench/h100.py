@@ -1,7 +1,8 @@
 """Training steps on an NVIDIA card: tokens a second of a real run, beside LLaMA-Factory on the same model, rows and recipe.
 
     python bench/h100.py make DIR [8b|1.7b]                    a model of random weights of that shape, a tokenizer, 999 rows
-    python bench/h100.py ours DIR OUT [KEY=VALUE …]            one run of this trainer: KEY of packing, speed, full, steps, batch
+    python bench/h100.py ours DIR OUT [KEY=VALUE …]            one run of this trainer: KEY of packing, speed, full, steps, batch,
+                                                               bits, rank, accumulate
     PYTHONPATH=… python bench/h100.py peer DIR OUT [KEY=VALUE …]   the same by LLaMA-Factory 0.9.5, from an environment of its own
 
 Prints one JSON line: steps, seconds of training, real tokens, tokens a second (whole run, second half), peak GiB, losses.
@@ -74,13 +75,16 @@ def recipe(folder: Path, out: Path, options: dict[str, str]) -> dict[str, Any]:
     """LLaMA-Factory's keys of the run."""
     full = options.get("full") == "true"
     return {
-        "model_name_or_path": str(folder), "stage": "sft", "do_train": True, "finetuning_type": "full" if full else "lora", "lora_rank": 16,
-        "lora_alpha": 32, "lora_target": "all", "dataset": "rows", "dataset_dir": str(folder), "template": "llama3", "cutoff_len": 2048,
+        "model_name_or_path": str(folder), "stage": "sft", "do_train": True, "finetuning_type": "full" if full else "lora",
+        "lora_rank": int(options.get("rank", "16")), "lora_alpha": 32, "lora_target": "all",
+        "dataset": "rows", "dataset_dir": str(folder), "template": "llama3", "cutoff_len": 2048,
         "output_dir": str(out), "overwrite_output_dir": True, "per_device_train_batch_size": int(options.get("batch", "4")),
-        "gradient_accumulation_steps": 1, "learning_rate": 1.0e-5 if full else 1.0e-4, "max_steps": int(options.get("steps", "100")),
+        "gradient_accumulation_steps": int(options.get("accumulate", "1")),
+        "learning_rate": 1.0e-5 if full else 1.0e-4, "max_steps": int(options.get("steps", "100")),
         "bf16": True, "optim": "adamw_torch_fused", "logging_steps": 10, "save_strategy": "no", "plot_loss": False, "report_to": "none",
         "packing": options.get("packing") in ("true", "neat"), "neat_packing": options.get("packing") == "neat", "flash_attn": "sdpa",
         "dataloader_num_workers": 4, "preprocessing_num_workers": 16, "warmup_ratio": 0.1,
+        **({"quantization_bit": int(options["bits"])} if "bits" in options else {}),
     }  # fmt: skip
 
 

@@ -67,9 +67,10 @@ class _Prepared:
 
 
 def conform(
-    cases: Sequence[Case], options: Options, hardware: Hardware, place: Path, view: View, plan: Callable[[Decision], None]
-) -> Report:
-    """Runs the cases on one stack. `place`: the ledger; `plan` is shown what will run before it does.
+    cases: Sequence[Case], options: Options, hardware: Hardware, place: Path, view: View, plan: Callable[[Decision], None],
+    jobs: int | None = None,
+) -> Report:  # fmt: skip
+    """Runs the cases on one stack. `place`: the ledger; `plan` is shown what will run before it does; `jobs`: cases at a time.
 
     Raises the FlError of a machine, stack or engine that cannot run anything; cases that fail are results, with evidence.
     """
@@ -87,7 +88,7 @@ def conform(
     claimed = {case.name: conform_set.declared(case, first.stack) for case in cases}
     state = runs.create(run)
     wanted = [_prepare(case, run, folder, options, hardware) for case in cases if claimed[case.name] is not False]
-    carrier = _batch(first, folder, [one for one in wanted if one.decision is not None])
+    carrier = _batch(first, folder, [one for one in wanted if one.decision is not None], jobs)
     try:
         seconds = _run(carrier, state, view)
     except FlError as error:
@@ -155,9 +156,9 @@ def _prepare(case: Case, run: str, folder: Path, options: Options, hardware: Har
     return _Prepared(case, place, read.sha256, decision)
 
 
-def _batch(first: Decision, folder: Path, cases: Sequence[_Prepared]) -> Decision:
-    """The first case's plan with the batch in place of one config."""
-    jobs = 1 if first.chosen else min(2, first.hardware.cpu.cores)
+def _batch(first: Decision, folder: Path, cases: Sequence[_Prepared], jobs: int | None) -> Decision:
+    """The first case's plan with the batch in place of one config. An accelerator may allow only one process at a time."""
+    jobs = jobs or (1 if first.chosen else min(2, first.hardware.cpu.cores))
     content = {
         "configs": [str(one.folder / "config.json") for one in cases], "jobs": jobs, "seconds": SECONDS,
         "events": str(folder / "events.jsonl"),

@@ -190,6 +190,16 @@ def qlora_4() -> dict[str, Any]:
 
 
 @check
+def qlora_without_padding() -> dict[str, Any]:
+    from fl_trainers.fast import lora
+
+    model = {"quantization": {"bits": 4}}
+    padded, flat = (Done(config(f"q4{speed}", model=model, training={"speed": speed})) for speed in ("off", "memory"))
+    layers = [module for module in flat.model.modules() if hasattr(module, "lora_A")]
+    return {"padded": padded.losses, "flat": flat.losses, "layers": len(layers), "fused": sum(lora.fits(layer) for layer in layers)}
+
+
+@check
 def qlora_fp4_single() -> dict[str, Any]:
     return quantized("fp4", 4, quantization={"type": "fp4", "double": False})[1]
 

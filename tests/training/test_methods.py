@@ -99,6 +99,12 @@ def test_qlora_4(facts: Facts) -> None:
     assert (facts["type"], facts["nested"]) == ("nf4", True)
 
 
+def test_qlora_without_padding(facts: Facts) -> None:
+    assert facts["fused"] == facts["layers"] == 14
+    assert len(facts["flat"]) > 1
+    assert facts["flat"] == pytest.approx(facts["padded"], abs=2e-3)
+
+
 def test_qlora_fp4_single(facts: Facts) -> None:
     packed(facts, "Linear4bit", "torch.uint8")
     assert (facts["type"], facts["nested"]) == ("fp4", False)

@@ -204,18 +204,6 @@ def test_a_checkpoint_cut_off_while_saving_is_passed_over(trainer: Trainer, conf
     assert complete.losses == [] and "nothing is left to train" in complete.of("warning")[0]["message"]
 
 
-def test_going_on_without_the_optimizers_state_is_told_and_so_is_a_curve_without_points(trainer: Trainer, config: Config) -> None:
-    arguments = {"save_strategy": "steps", "save_steps": 4, "save_only_model": True, "logging_steps": 500}
-    first = trainer.train(config(arguments={**arguments, "max_steps": 4}, training={"plot_loss": True}))
-    assert [event["message"].split(":")[0] for event in first.of("warning")] == ["plot_loss"]
-    (first.folder / "events.jsonl").unlink()
-    again = trainer.train(config(arguments={**arguments, "max_steps": 8}))
-    assert again.code == 0, again.output
-    assert [event["message"] for event in again.of("warning")] == [
-        "checkpoint-4 was saved with save_only_model: weights go on, the optimizer begins anew"
-    ]
-
-
 def test_overwrite_starts_anew(trainer: Trainer, config: Config) -> None:
     first = trainer.train(config(arguments={"save_strategy": "steps", "save_steps": 4}))
     (first.folder / "events.jsonl").unlink()
@@ -249,9 +237,6 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no such module": ({"method": {"lora": {"target": ["q_porj"]}}}, "the model has no module q_porj"),
     "output not writable": ({"training": {"output_dir": "/proc/fl-out"}}, "output_dir /proc/fl-out cannot be written"),
     "nothing to evaluate": ({"arguments": {"eval_strategy": "steps", "eval_steps": 2}}, "no rows to evaluate on"),
-    "no whole batch": (
-        {"arguments": {"dataloader_drop_last": True, "per_device_train_batch_size": 64}}, "36 sequences make no whole batch of 64",
-    ),
     "arguments that do not fit": (
         {"arguments": {"load_best_model_at_end": True, "save_strategy": "steps"}},
         "the training arguments do not fit together",

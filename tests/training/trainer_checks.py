@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -211,8 +212,6 @@ def packed_gradients() -> dict[str, Any]:
 
 def _tiny_rows() -> tuple[Any, list[dict[str, Any]], Any]:
     """A small Qwen3 in float32, three rows of different lengths, and torch."""
-    from array import array
-
     import torch
     from transformers import AutoModelForCausalLM, Qwen3Config
 
@@ -247,9 +246,8 @@ def flat_and_padded() -> dict[str, float]:
     differences = [float((gradients[name] - weight.grad).abs().max()) for name, weight in made.named_parameters()]
     seen: dict[str, Any] = {}
     handle = made.get_input_embeddings().register_forward_hook(lambda module, given, out: seen.update(out=out) or out.retain_grad())
-    alone = Flat()(rows)
-    alone["labels"][0, :5] = alone["labels"][0, 14:] = -100  # only the second document counts
-    step.run(alone, 1)
+    blind = [{**row, "labels": array("i", [-100] * len(row["labels"]))} for row in rows]
+    step.run(Flat()([blind[0], rows[1], *blind[2:]]), 1)  # only the second document counts
     handle.remove()
     others = torch.cat([seen["out"].grad[0, :5], seen["out"].grad[0, 14:]])
     return {

@@ -11,7 +11,7 @@ import pytest
 from fl_trainers.config import Config
 from fl_trainers.fast.choice import Fast, Load, Machine, activations, choose
 
-LLAMA = SimpleNamespace(model_type="llama", hidden_size=4096, intermediate_size=14336, num_hidden_layers=32)
+LLAMA = SimpleNamespace(model_type="llama", hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, vocab_size=128256)
 H100 = Machine("cuda", False, (9, 0), 60 << 30, 1, True)
 SHORT, LONG = Load(1500, 100), Load(8192, 100)
 
@@ -40,8 +40,19 @@ def test_layers_are_recomputed_where_memory_asks_for_it() -> None:
     found = choose(made(), LLAMA, small, LONG)
     assert found.recompute
     assert not found.graphs
-    assert choose(made("memory"), LLAMA, H100, SHORT).recompute
+    some = choose(made(), LLAMA, dataclasses.replace(small, free_bytes=40 << 30), LONG)
+    assert (some.recompute, some.keep, some.graphs) == (True, 24, False)
+    assert "8 of 32 layers recomputed" in some.why
+
+
+def test_mode_memory_spends_what_the_logits_would_have_taken_on_layers_that_are_kept() -> None:
+    found = choose(made("memory", data={"packing": True}), LLAMA, H100, LONG)
+    assert (found.recompute, found.keep) == (True, 7)
+    width = SimpleNamespace(**{**vars(LLAMA), "vocab_size": 32000})
+    assert choose(made("memory", data={"packing": True}), width, H100, LONG).keep == 1
     assert not choose(made("memory", model={"gradient_checkpointing": False}), LLAMA, H100, SHORT).recompute
+    whole = SimpleNamespace(**{**vars(LLAMA), "num_hidden_layers": 2})
+    assert not choose(made("memory", data={"packing": True}), whole, H100, LONG).recompute
 
 
 def test_several_processes_take_the_same_steps() -> None:
@@ -89,7 +100,7 @@ def test_what_keeps_a_run_on_padded_batches_is_said(config: Config, settings: An
     [
         {"method": {"lora": {"dora": True}}},
         {"method": {"finetuning_type": "oft"}},
-        {"model": {"quantization": {}}},
+        {"model": {"quantization": {"bits": 8}}},
         {"arguments": {"bf16": False, "fp16": True}},
     ],
 )
@@ -97,6 +108,14 @@ def test_no_graph_over_what_a_graph_cannot_hold(parts: dict[str, Any]) -> None:
     found = choose(made(**parts), LLAMA, H100, SHORT)
     assert found.padding_free
     assert not found.graphs
+
+
+def test_weights_of_4_bits_are_unpacked_inside_a_graph() -> None:
+    assert choose(made(model={"quantization": {"bits": 4}}), LLAMA, H100, SHORT).graphs
+    saved = SimpleNamespace(**vars(LLAMA), quantization_config={"quant_method": "gptq"})
+    assert not choose(made(), saved, H100, SHORT).graphs
+    ours = SimpleNamespace(**vars(LLAMA), quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    assert choose(made(), ours, H100, SHORT).graphs
 
 
 def test_the_bound_of_activations_lies_above_what_was_measured() -> None:

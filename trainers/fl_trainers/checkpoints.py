@@ -63,14 +63,6 @@ def must_fit(checkpoint: Path, kind: str, model: Any) -> None:
                          "another output_dir, the recipe as it was, or `overwrite_output_dir: true`, which starts anew")  # fmt: skip
 
 
-def _told(path: Path, events: Events) -> str:
-    """The checkpoint; one without the optimizer's state gives other losses than a run that was never stopped."""
-    if not any(path.glob("optimizer*")) and not any(entry.is_dir() for entry in path.iterdir()):
-        message = f"{path.name} was saved with save_only_model: weights go on, the optimizer begins anew"
-        events.warn("checkpoint", message, checkpoint=path.name)
-    return str(path)
-
-
 def _misfit(checkpoint: Path, kind: str, model: Any) -> str | None:
     settings, beside = checkpoint / "adapter_config.json", kind in ("lora", "oft")
     found = str(json.loads(settings.read_text(encoding="utf-8")).get("peft_type", "")).lower() if settings.is_file() else "whole"
@@ -135,12 +127,12 @@ def resume_from(config: Config, events: Events) -> str | None:
         if why:
             near = ", ".join(entry.name for entry in checkpoints(path.parent)) or "none"
             raise InputError(f"resume_from_checkpoint: {path}: {why}", f"checkpoints there: {near}")
-        return _told(path, events)
+        return str(path)
     for path in checkpoints(folder):
         why = fault(path)
         if why is None:
             log.info("resuming from %s", path)
-            return _told(path, events)
+            return str(path)
         events.warn("checkpoint", f"{path.name} is incomplete ({why}); trying the one before", checkpoint=path.name)
     if wanted is True:
         raise InputError(f"resume_from_checkpoint: true, but {folder} holds no usable checkpoint", "leave it out to start at the beginning")

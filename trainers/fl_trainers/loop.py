@@ -33,6 +33,8 @@ def arguments_of(config: Config, device: Device) -> TrainingArguments:
     given.setdefault("report_to", "none")
     if config.data.streaming:  # every process reads the stream and takes its rows; batches are not sent around
         given["accelerator_config"] = {**(given.get("accelerator_config") or {}), "dispatch_batches": False}
+    if device.type == "cuda" and not isinstance(given.get("accelerator_config"), str):  # copying a batch waits for the step before, else
+        given["accelerator_config"] = {"non_blocking": True} | (given.get("accelerator_config") or {})
     if config.method.early_stopping_steps is not None:
         given.setdefault("metric_for_best_model", "loss")
     given.setdefault("disable_tqdm", True)

@@ -131,7 +131,6 @@ def build_loop(session: Session, kind: Any = None, *, apart: bool = False, **mor
         raise AssertionError("rows are tokenized before the loop is built")
     if str(session.arguments.eval_strategy.value) != "no" and not prepared.eval:
         raise InputError("eval_strategy is set, but there are no rows to evaluate on", "`val_size:` or `eval_dataset:` in the recipe")
-    _enough(session, prepared)
     session.follow = Follow(session.events, session.device, session.folder)
     pad = session.tokenizer.pad_token_id
     filler = IGNORE if session.config.data.ignore_pad_token_for_loss else pad
@@ -153,25 +152,15 @@ def build_loop(session: Session, kind: Any = None, *, apart: bool = False, **mor
     return loop
 
 
-def _enough(session: Session, prepared: pipeline.Prepared) -> None:
-    """Refuses rows of which dataloader_drop_last leaves no batch."""
-    arguments, config = session.arguments, session.config
-    size = arguments.per_device_train_batch_size * world_size()
-    if not (config.training.do_train and arguments.dataloader_drop_last) or config.data.streaming:
-        return
-    if len(prepared.train) < size:
-        raise InputError(f"dataloader_drop_last: {len(prepared.train)} sequences make no whole batch of {size}",
-                         "a smaller per_device_train_batch_size, or leave dataloader_drop_last out")  # fmt: skip
-
-
 def _fast(session: Session) -> Any:
     """How steps are computed; layers that need not be recomputed are not. Said in the log and the events."""
-    from fl_trainers.fast import choice
-    from fl_trainers.fast.load import load_of, machine_of
+    from fl_trainers.fast import choice, load
 
-    made = choice.choose(session.config, session.model.config, machine_of(session.device, session.model), load_of(session))
+    made = choice.choose(session.config, session.model.config, load.machine_of(session.device, session.model), load.load_of(session))
     if session.config.model.gradient_checkpointing and not made.recompute:
         session.model.gradient_checkpointing_disable()
+    elif made.keep:
+        load.keep_last(session.model, made.keep)
     if made.liger:
         session.arguments.use_liger_kernel = True
         session.arguments.liger_kernel_config = LIGER
@@ -260,7 +249,7 @@ def _fused(session: Session, loop: Any) -> Any:
         if session.adapter:
             stack.enter_context(lora.fused(session.model))
         if session.device.type == "cuda":
-            stack.enter_context(norms.fused(session.model))
+            stack.enter_context(norms.fused(session.model, compiled=loop.fast.liger))
     return stack
 
 
@@ -320,9 +309,11 @@ def _draw(session: Session, loop: Any) -> None:
     from fl_trainers import plot
 
     method = session.config.method
-    title = f"{session.config.model.name}, {method.stage}, {method.finetuning_type}"
-    if not plot.draw(loop.state.log_history, session.folder / "training_loss.png", title):
-        session.events.warn("plot", f"plot_loss: no loss was logged in {loop.state.max_steps} steps; smaller `logging_steps` give a curve")
+    plot.draw(
+        loop.state.log_history,
+        session.folder / "training_loss.png",
+        f"{session.config.model.name}, {method.stage}, {method.finetuning_type}",
+    )
 
 
 def _compare(session: Session) -> None:

@@ -30,13 +30,14 @@ if TYPE_CHECKING:
 @click.option("--devices", metavar="D", help="The device to use; one is enough, and one is taken.")
 @click.option("--only", metavar="PATTERN", help="Only cases whose name holds this, or matches it with `*`.")
 @click.option("--quick", is_flag=True, help="A fifth of the set, for a first answer.")
+@click.option("--jobs", type=click.IntRange(1, 64), metavar="N", help="Cases at a time; by default 1 on an accelerator, 2 on a processor.")
 @click.option("--list", "listed", is_flag=True, help="Print the cases; run nothing.")
 @click.option("--ledger", type=click.Path(path_type=Path), default=Path("evidence"), help="Where records go; ./evidence by default.")
 @click.option("--write-references", is_flag=True, help="For maintainers: these curves become the stack's references.")
 @click.option("--json", "as_json", is_flag=True, help="The results as one JSON document.")
 def conform(
     hw: str | None, engine: str | None, python: Path | None, stack: str | None, image: str | None, devices: str | None, only: str | None,
-    quick: bool, listed: bool, ledger: Path, write_references: bool, as_json: bool,
+    quick: bool, jobs: int | None, listed: bool, ledger: Path, write_references: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Try on this machine whether a stack does what the matrix says: every stage, finetuning type, precision and feature.
 
@@ -65,7 +66,7 @@ def conform(
             _show_plan(decision, len(cases))
 
     with _View(len(cases), quiet=as_json) as view:
-        report = conforming.conform(cases, options, hardware, ledger, view, plan)
+        report = conforming.conform(cases, options, hardware, ledger, view, plan, jobs)
     seconds = time.monotonic() - begin
     if write_references:
         _write_references(report)

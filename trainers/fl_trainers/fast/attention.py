@@ -29,7 +29,9 @@ def _flash(query: Any, key: Any, value: Any, borders: Any, longest: int, scaling
     """torch's flash kernel; its varlen module calls the same one and costs 30 ms of launching a step (reference: an 8B model)."""
     import torch
 
-    packed = (part[0].transpose(0, 1) for part in (query, key, value))
+    # trained weights are float32: rotary positions then leave query and key in float32, and the kernel takes 16 bits only
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
+    packed = (part.to(dtype).squeeze(0).transpose(0, 1) for part in (query, key, value))
     found = torch.ops.aten._flash_attention_forward(*packed, borders, borders, longest, longest, 0.0, True, False, scale=scaling)
     return found[0].unsqueeze(0)
 

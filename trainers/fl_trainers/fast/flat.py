@@ -17,7 +17,9 @@ class Flat:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """input_ids, labels, position_ids: int64 [1, tokens]; borders: int32 [documents + 1]; longest and num_tokens: numbers.
 
-        The first label of each document is IGNORE: it does not follow from the document before. A row not kept apart is one document.
+        targets: int64 [tokens], what each token must foretell; kept: the places where that counts. Both are made here, not on the device,
+        which would have to be waited for. The first label of each document is IGNORE: it does not follow from the document before.
+        A row not kept apart is one document.
         """
         import torch
 
@@ -30,7 +32,8 @@ class Flat:
         borders[1:] = torch.tensor(lengths).cumsum(0)
         labels[borders[:-1].long()] = IGNORE
         positions = torch.cat([torch.arange(length) for length in lengths])
+        targets = torch.cat([labels[1:], labels.new_full((1,), IGNORE)])
         return {
             "input_ids": ids[None], "labels": labels[None], "position_ids": positions[None], "borders": borders,
-            "longest": max(lengths), "num_tokens": len(ids),
+            "targets": targets, "kept": torch.nonzero(targets != IGNORE).squeeze(1), "longest": max(lengths), "num_tokens": len(ids),
         }  # fmt: skip

@@ -12,7 +12,8 @@ import torch
 
 from fl_trainers.data.encode import IGNORE
 from fl_trainers.fast import attention
-from fl_trainers.fast.step import Step, _next
+from fl_trainers.fast.step import Step
+from fl_trainers.progress import log
 
 SMALLEST = 128
 BUNCH = 2**26
@@ -37,13 +38,13 @@ class _Captured:
 
 
 class Graphs:
-    """Steps by graph, captured when a length comes for the second time; before that, and where a batch is too long, launched singly."""
+    """Steps by graph, captured when a length first comes. Launched singly: the first batch of all, and what is too long."""
 
     def __init__(self, step: Step, documents: int, longest: int) -> None:
         """documents: rows of a full batch; longest: tokens from which a batch is not captured."""
         self.step, self.documents, self.longest = step, documents, longest
         self.held: dict[int, _Captured] = {}
-        self.seen: set[int] = set()
+        self.warm = False
         self.pool: Any = None
         self.weights = [parameter for parameter in step.whole.parameters() if parameter.requires_grad]
 
@@ -51,11 +52,15 @@ class Graphs:
         """As Step.run."""
         length = bucket(batch["num_tokens"])
         if length not in self.held:
-            fresh = length not in self.seen
-            self.seen.add(length)
-            if fresh or length > self.longest or len(batch["borders"]) - 1 > self.documents:
+            cold, self.warm = not self.warm, True  # libraries set themselves up at their first call, which no graph can hold
+            if cold or length > self.longest or len(batch["borders"]) - 1 > self.documents:
                 return self.step.run(batch, count, backward)
-            self.held[length] = self._capture(length, batch, count)
+            try:
+                self.held[length] = self._capture(length, batch, count)
+            except RuntimeError as error:
+                self.longest = 0  # whatever stands in the way now will the next time
+                log.warning("no graphs from here on: %s", str(error).strip().splitlines()[0])
+                return self.step.run(batch, count, backward)
         captured = self.held[length]
         self._fill(captured, batch, count)
         captured.graph.replay()
@@ -108,19 +113,26 @@ class Graphs:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
         before = [weight.grad.clone() for weight in self.weights]  # of earlier batches of this step
-        with attention.switched(self.step.causal.config):
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self.step.loss(made.batch, made.targets, made.scale, None).backward()
-            torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(made.graph, pool=self.pool):
-                value = self.step.loss(made.batch, made.targets, made.scale, None)
-                value.backward()
-                made.loss = value.detach()
+        try:
+            with attention.switched(self.step.causal.config):
+                if not self.held:
+                    self._rehearse(made)
+                with torch.cuda.graph(made.graph, pool=self.pool):
+                    value = self.step.loss(made.batch, made.targets, made.scale, None)
+                    value.backward()
+                    made.loss = value.detach()
+        finally:
+            torch._foreach_copy_([weight.grad for weight in self.weights], before)
         self.pool = made.graph.pool()
-        torch._foreach_copy_([weight.grad for weight in self.weights], before)
         return made
+
+    def _rehearse(self, made: _Captured) -> None:
+        """Once on a stream beside, as torch.cuda.graph wants it of what is captured first."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self.step.loss(made.batch, made.targets, made.scale, None).backward()
+        torch.cuda.current_stream().wait_stream(side)
 
     def _fill(self, captured: _Captured, batch: dict[str, Any], count: Any) -> None:
         tokens = batch["num_tokens"]
@@ -130,7 +142,7 @@ class Graphs:
         captured.batch["position_ids"].zero_()
         captured.batch["position_ids"][:, :tokens].copy_(batch["position_ids"])
         captured.targets.fill_(IGNORE)
-        captured.targets[:tokens].copy_(_next(batch["labels"])[0])
+        captured.targets[:tokens].copy_(batch["targets"])
         documents = len(batch["borders"])
         captured.batch["borders"].fill_(length)
         captured.batch["borders"][:documents].copy_(batch["borders"])

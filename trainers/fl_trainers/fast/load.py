@@ -47,6 +47,15 @@ def load_of(session: Any) -> Load:
     return Load(sum(longest), arguments.max_steps if arguments.max_steps > 0 else int(steps))
 
 
+def keep_last(model: Any, count: int) -> None:
+    """The last `count` layers keep their activations; what recomputes the others was switched on before."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers[-count:]:
+        layer.gradient_checkpointing = False
+
+
 def steps(loop: Any, model: Any) -> Any:
     """What runs batches without padding. model: as the Trainer has wrapped it."""
     import torch
@@ -59,7 +68,7 @@ def steps(loop: Any, model: Any) -> Any:
     spread = loop.is_deepspeed_enabled  # its engine holds the weights in what it computes in
     step = Step(
         inner, None if spread else kinds.get(loop.accelerator.mixed_precision), ranks=world_size(),
-        outer=None if model is inner or loop.fast.graphs else model,
+        outer=None if model is inner or loop.fast.graphs else model, compiled=loop.fast.liger and loop.device_of_run.type == "cuda",
     )  # fmt: skip
     if not loop.fast.graphs:
         return step

@@ -1,4 +1,7 @@
-"""A linear layer and its LoRA as one function: two products added in place where peft launches seven kernels and keeps three results."""
+"""A linear layer and its LoRA as one function: two products added in place where peft launches seven kernels and keeps three results.
+
+Weights of 4 bits are unpacked twice, in the forward and in the backward pass, and never kept.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +13,41 @@ import torch
 
 
 class _Linear(torch.autograd.Function):  # type: ignore[misc]
-    """x [rows, in] → [rows, out]; weight and bias are frozen, down [rank, in] and up [out, rank] are trained."""
+    """x [rows, in] → [rows, out]; base is frozen, down [rank, in] and up [out, rank] are trained."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any, down: Any, up: Any, scale: float) -> Any:
+    def forward(ctx: Any, x: Any, base: Any, down: Any, up: Any, scale: float) -> Any:
         small, large = down.to(x.dtype), up.to(x.dtype)
         inner = x @ small.T
-        result = torch.nn.functional.linear(x, weight, bias)
+        bias = None if base.bias is None else base.bias.to(x.dtype)
+        result = torch.nn.functional.linear(x, _weight(base, x.dtype), bias)
         result.addmm_(inner, large.T, alpha=scale)
-        ctx.save_for_backward(x, weight, small, large, inner)
-        ctx.scale, ctx.kinds = scale, (down.dtype, up.dtype)
+        ctx.save_for_backward(x, small, large, inner)
+        ctx.base, ctx.scale, ctx.kinds = base, scale, (down.dtype, up.dtype)
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        x, weight, small, large, inner = ctx.saved_tensors
+        x, small, large, inner = ctx.saved_tensors
         grad = grads[0]
         narrow = grad @ large
-        down = (narrow.T @ x).mul_(ctx.scale).to(ctx.kinds[0])
-        up = (grad.T @ inner).mul_(ctx.scale).to(ctx.kinds[1])
+        down = torch.empty_like(small).addmm_(narrow.T, x, beta=0, alpha=ctx.scale).to(ctx.kinds[0])
+        up = torch.empty_like(large).addmm_(grad.T, inner, beta=0, alpha=ctx.scale).to(ctx.kinds[1])
         before = None
         if ctx.needs_input_grad[0]:
-            before = grad @ weight
+            before = grad @ _weight(ctx.base, x.dtype)
             before.addmm_(narrow, small, alpha=ctx.scale)
-        return before, None, None, down, up, None
+        return before, None, down, up, None
+
+
+def _weight(base: Any, dtype: Any) -> Any:
+    """The frozen weight [out, in] as it is multiplied."""
+    state = getattr(base.weight, "quant_state", None)
+    if state is None:
+        return base.weight.to(dtype)
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(base.weight.data, state).to(dtype)
 
 
 def _forward(layer: Any, plain: Any, name: str) -> Any:
@@ -46,24 +60,33 @@ def _forward(layer: Any, plain: Any, name: str) -> Any:
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         with torch.autocast(device, enabled=False):
             flat = x.reshape(-1, x.shape[-1]).to(dtype)
-            bias = None if base.bias is None else base.bias.to(dtype)
             down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-            return _Linear.apply(flat, base.weight.to(dtype), bias, down, up, layer.scaling[name]).reshape(*x.shape[:-1], -1)
+            return _Linear.apply(flat, base, down, up, layer.scaling[name]).reshape(*x.shape[:-1], -1)
 
     return forward
 
 
 def fits(layer: Any) -> bool:
-    """Whether a peft layer is one plain LoRA on one frozen plain linear layer: no dropout, no DoRA, no bias of its own."""
+    """Whether a peft layer is one plain LoRA on one frozen linear layer, plain or of 4 bits: no dropout, no DoRA, no bias of its own."""
     from peft.tuners.lora import Linear
 
-    if type(layer) is not Linear or type(layer.base_layer) is not torch.nn.Linear or len(layer.active_adapters) != 1:
+    plain = type(layer) is Linear and type(layer.base_layer) is torch.nn.Linear
+    if not (plain or _four_bits(layer)) or len(layer.active_adapters) != 1:
         return False
     name = layer.active_adapters[0]
     return (
         name in layer.lora_A and not layer.lora_variant and type(layer.lora_dropout[name]) is torch.nn.Identity
         and layer.lora_A[name].bias is None and layer.lora_B[name].bias is None and not layer.base_layer.weight.requires_grad
     )  # fmt: skip
+
+
+def _four_bits(layer: Any) -> bool:
+    """Whether peft's layer stands around one of bitsandbytes whose weights lie as they were quantized."""
+    base = layer.base_layer
+    kinds = type(layer).__name__, type(base).__name__, type(base).__module__.partition(".")[0]
+    if kinds != ("Linear4bit", "Linear4bit", "bitsandbytes") or base.weight.quant_state is None:
+        return False
+    return not getattr(base.weight.quant_state, "packing_format_for_cpu", False)
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""RMS norms by torch's one kernel: transformers writes them as six operations, two of which keep float32 copies of the row."""
+"""RMS norms by torch's one kernel: transformers writes them as six operations, two of which keep float32 copies of the row.
+
+Under autocast what a norm gives is in the precision in which the next product takes it: cast once, not once for each product.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,18 @@ from typing import Any
 import torch
 
 
-def _forward(layer: Any, plain: Any) -> Any:
+def _forward(layer: Any, plain: Any, compiled: bool) -> Any:
     def forward(x: Any) -> Any:
-        if x.dtype != layer.weight.dtype:
+        weight, device = layer.weight, x.device.type
+        if x.dtype != weight.dtype and weight.dtype != torch.float32:
             return plain(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return torch.nn.functional.rms_norm(x, (x.shape[-1],), layer.weight, layer.variance_epsilon)
+        if compiled and x.dtype != weight.dtype:
+            from liger_kernel.ops import LigerRMSNormFunction
+
+            return LigerRMSNormFunction.apply(x, weight, layer.variance_epsilon, 0.0, "llama", False)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.promote_types(x.dtype, weight.dtype)
+        with torch.autocast(device, enabled=False):
+            return torch.nn.functional.rms_norm(x.to(weight.dtype), (x.shape[-1],), weight, layer.variance_epsilon).to(dtype)
 
     return forward
 
@@ -24,11 +33,11 @@ TYPES = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "Smol
 
 
 @contextmanager
-def fused(model: Any) -> Iterator[int]:
-    """While training lasts; the value is how many layers do."""
+def fused(model: Any, *, compiled: bool = False) -> Iterator[int]:
+    """While training lasts; the value is how many layers do. compiled: Liger's kernel where the row is in 16 bits and the weight is not."""
     layers = [module for module in model.modules() if type(module).__name__ in TYPES]
     for layer in layers:
-        layer.forward = _forward(layer, layer.forward)
+        layer.forward = _forward(layer, layer.forward, compiled)
     try:
         yield len(layers)
     finally:

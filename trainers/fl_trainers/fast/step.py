@@ -7,24 +7,23 @@ from typing import Any
 
 import torch
 
-from fl_trainers.data.encode import IGNORE
 from fl_trainers.fast import attention, head
 
 
 class Step:
     """Loss and gradients of flat batches."""
 
-    def __init__(self, model: Any, dtype: Any | None, *, outer: Any = None, ranks: int = 1) -> None:
+    def __init__(self, model: Any, dtype: Any | None, *, outer: Any = None, ranks: int = 1, compiled: bool = False) -> None:
         """model: perhaps with an adapter; dtype: of autocast, None: none.
 
         outer: what stands around the model and brings the gradients of all processes together (DDP, DeepSpeed's engine), None: nothing.
-        ranks: processes over which gradients are averaged and labels are counted.
+        ranks: processes over which gradients are averaged and labels are counted; compiled: the loss by a Triton kernel.
         """
         self.whole, self.outer, self.ranks = model, outer, ranks
         self.causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.body = getattr(self.causal, self.causal.base_model_prefix)
         self.head = self.causal.get_output_embeddings()
-        self.dtype = dtype
+        self.dtype, self.compiled = dtype, compiled
         attention.register()
 
     def fits(self) -> bool:
@@ -36,10 +35,9 @@ class Step:
 
         A batch without labels gives 0, and gradients of 0 for every weight, so that no other process waits for them.
         """
-        targets = _next(batch["labels"])
-        kept = torch.nonzero(targets[0] != IGNORE).squeeze(1)
+        targets, kept = batch["targets"], batch["kept"]
         with attention.switched(self.causal.config):
-            value = self._through(batch, targets[0][kept], self.scale(count, targets.device), kept)
+            value = self._through(batch, targets[kept], self.scale(count, targets.device), kept)
             (backward or torch.Tensor.backward)(value)
         return value.detach()
 
@@ -67,8 +65,8 @@ class Step:
                 input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False,
                 cu_seq_lens_q=batch["borders"], cu_seq_lens_k=batch["borders"],
                 max_length_q=batch["longest"], max_length_k=batch["longest"],
-            ).last_hidden_state[0]  # fmt: skip
-            return head.loss(hidden if kept is None else hidden[kept], self.head.weight, targets, scale)
+            ).last_hidden_state.squeeze(0)  # fmt: skip
+            return head.loss(hidden if kept is None else hidden[kept], self.head.weight, targets, scale, compiled=self.compiled)
 
     def _autocast(self) -> Any:
         if self.dtype is None:
@@ -78,8 +76,3 @@ class Step:
 
 def _capturing() -> bool:
     return bool(torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
-
-
-def _next(labels: Any) -> Any:
-    """What each token must foretell: the label after it. The first label of a document is IGNORE already."""
-    return torch.cat([labels[:, 1:], labels.new_full((labels.shape[0], 1), IGNORE)], dim=1)
