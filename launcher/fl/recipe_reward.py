@@ -36,8 +36,6 @@ def rule(get: Get) -> Iterator[tuple[str, str]]:
     stage = get("stage")
     if stage in _REFERRING:
         yield from _references(get)
-    if stage == "ppo" and get("fsdp"):
-        yield "fsdp", "not with stage ppo, which steps several times on the same answers"
     if stage == "ppo":
         yield from _ppo(get)
 
@@ -45,8 +43,6 @@ def rule(get: Get) -> Iterator[tuple[str, str]]:
 def _references(get: Get) -> Iterator[tuple[str, str]]:
     if get("ref_model") and get("stage") == "dpo" and get("pref_loss") in ("orpo", "simpo"):
         yield "ref_model", f"pref_loss: {get('pref_loss')} compares with no reference"
-    if get("ref_model") and get("fsdp"):
-        yield "ref_model", "not together with fsdp, which spreads the weights of every model that is loaded"
     for key in ("ref_model_adapters", "ref_model_quantization_bit"):
         if get(key) and not get("ref_model"):
             yield key, "only with ref_model, on which it acts"
@@ -60,14 +56,9 @@ def _ppo(get: Get) -> Iterator[tuple[str, str]]:
         yield "do_sample", "stage ppo learns from answers that differ, so it samples them"
     if not get("temperature"):
         yield "temperature", "above 0: stage ppo learns from answers that differ"
-    if get("deepspeed"):
-        yield "deepspeed", "not with stage ppo, which steps several times on the same answers"
     for key in ("packing", "neat_packing", "compute_accuracy"):
         if get(key):
             yield key, "not with stage ppo: its rows are questions"
-    for key, on in (*((key, get(key)) for key in ("val_size", "eval_dataset", "do_eval")), ("eval_strategy", get("eval_strategy") != "no")):
-        if on:
-            yield key, "not with stage ppo: it has no evaluation; rewards are told at every step"
 
 
 def _judge(get: Get) -> Iterator[tuple[str, str]]:

@@ -135,6 +135,21 @@ def test_a_run_goes_on_from_its_checkpoint(ppo: Callable[..., Done]) -> None:
     assert again.losses == pytest.approx(whole.losses[3:], abs=1e-5)
 
 
+def test_held_out_questions_are_answered_and_judged(ppo: Callable[..., Done]) -> None:
+    """Every evaluation with the same random numbers; training goes on as if there had been none; the best policy is kept."""
+    common: dict[str, Any] = {"functions": ("vowels",), "data": {"val_size": 8}}
+    arguments = {"max_steps": 12, "per_device_train_batch_size": 28}
+    without = ppo(folder="without", arguments=arguments, **common)
+    best = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 3, "save_only_model": True}
+    done = ppo(folder="with", arguments={**arguments, "eval_strategy": "steps", "eval_steps": 3, "eval_on_start": True, **best}, **common)
+    assert rewards_of(done) == pytest.approx(rewards_of(without), abs=1e-6)
+    found = [event["eval_reward"] for event in done.of("eval")]
+    assert len(found) == 6 and found[4] > found[0] + 3, found
+    assert found[5] == pytest.approx(max(found[1:5]), abs=1e-5)  # of the policy that is kept
+    assert [event["eval_reward"] for event in without.of("eval")] == pytest.approx([found[4]], abs=1e-5)
+    assert json.loads((done.folder / "out" / "eval_results.json").read_text())["eval_reward"] == found[5]
+
+
 def test_half_precision(ppo: Callable[..., Done]) -> None:
     """Policy, generation and reference compute in bf16 beside an adapter in float32."""
     done = ppo(functions=("vowels",), arguments={"bf16": True, "max_steps": 2})

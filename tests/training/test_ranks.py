@@ -59,16 +59,16 @@ def zero(stage: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_deepspeed_without_padding(trainer_of_shards: Trainer, config: Config, stage: int) -> None:
+def test_deepspeed_without_padding(trainer_of_shards: Trainer, config: Config) -> None:
     def losses(folder: str, speed: str, **arguments: Any) -> list[float]:
         given = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 4, **arguments}
         done = trainer_of_shards.train(config(folder, UNEVEN, arguments=given, training={"speed": speed}), 2)
         return passed(done, padding_free=speed == "memory")
 
     alike = losses("ddp", "off")
-    assert losses("padded", "off", deepspeed=zero(stage)) == pytest.approx(alike, abs=2e-3)
-    assert losses("flat", "memory", deepspeed=zero(stage)) == pytest.approx(alike, abs=2e-3)
+    assert losses("padded", "off", deepspeed=zero(2)) == pytest.approx(alike, abs=2e-3)
+    for stage in (1, 2):
+        assert losses(f"flat{stage}", "memory", deepspeed=zero(stage)) == pytest.approx(alike, abs=2e-3)
 
 
 FSDP = {"fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
@@ -101,7 +101,7 @@ def test_reward_models_under_sharding(trainer_of_shards: Trainer, config: Config
         return list(found["scores"])
 
     plain = run("ddp")
-    for name, again in (("ZeRO-3", kind == "full"), ("FSDP2", kind == "lora")):
+    for name, again in (("ZeRO-3", True), ("FSDP2", False)) if kind == "full" else (("FSDP2", True),):
         saving = {"save_strategy": "steps", "save_steps": 4} if again else {}
         done = run(name, **WAYS[name], **saving)
         assert done.losses == pytest.approx(plain.losses, abs=2e-3), name
@@ -109,3 +109,50 @@ def test_reward_models_under_sharding(trainer_of_shards: Trainer, config: Config
         assert scores(done) == pytest.approx(scores(plain), abs=2e-2), name
         if again:
             assert run("again", done.folder / "out" / "checkpoint-4", **WAYS[name]).losses == pytest.approx(done.losses[4:], abs=1e-4)
+
+
+VOWELS = """
+def vowels(completions, **_):
+    return [20 * sum(c[0]["content"].count(v) for v in "aeiou") / max(len(c[0]["content"]), 1) for c in completions]
+"""
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_ppo_under_sharding(trainer_of_shards: Trainer, config: Config, tmp_path: Path, kind: str) -> None:
+    """Answers, scores and losses are those of DDP. lora: judged by a function; full: by a whole reward model, which is spread as well,
+    and so is the reference, a copy or one by name.
+    """
+    (tmp_path / "rewards.py").write_text(VOWELS)
+    texts = [{"instruction": f"{row['instruction']} {row['output']}", "output": "aeiou nothing"} for row in SUMS]
+    made = trainer_of_shards.train(config("base", texts, method={"finetuning_type": "full"}, arguments={"max_steps": 1}))
+    base = {"name": "base", "path": str(made.folder / "out"), "kind": "folder"}
+    method: dict[str, Any] = {"grpo": {"reward_funcs": [f"{tmp_path}/rewards.py:vowels"]}, "ppo": {"epochs": 2, "score_norm": True}}
+    if kind == "full":
+        given = {"max_steps": 10, "learning_rate": 0.01}
+        judge = trainer_of_shards.train(
+            config("rm", PAIRS, dataset=PAIR_SET, model=base, method={"stage": "rm", "finetuning_type": "full"}, arguments=given)
+        )
+        assert judge.code == 0, judge.output
+        method = {"ppo": {"epochs": 2, "reward_model": {"name": "rm", "path": str(judge.folder / "out"), "kind": "folder"}}}
+
+    def run(folder: str, reference: Any = None, **more: Any) -> list[tuple[float, ...]]:
+        arguments = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 3, "lr_scheduler_type": "constant",
+                     "learning_rate": 0.01 if kind == "lora" else 0.002, **more}  # fmt: skip
+        chosen = {"stage": "ppo", "finetuning_type": kind, **method, **({"reference": reference} if reference else {})}
+        path = config(folder, model=base, method=chosen, arguments=arguments, data={"val_size": 4})
+        written = json.loads(path.read_text())
+        written["generation"] = {"max_new_tokens": 8, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        path.write_text(json.dumps(written))
+        done = trainer_of_shards.train(path, 2)
+        assert done.code == 0, done.output
+        assert (done.folder / "out" / "value_head.safetensors").is_file()
+        found = [(step["reward"], step["kl"], step["loss"]) for step in done.of("step") if "reward" in step]
+        return [*found, (done.of("eval")[-1]["eval_reward"],)]
+
+    plain = run("ddp")
+    assert abs(plain[0][1]) < 1e-3 < abs(plain[2][1])
+    for name in ("ZeRO-2", "ZeRO-3") if kind == "lora" else ("ZeRO-3", "FSDP2"):
+        found = run(name, base if name == "FSDP2" else None, **WAYS[name])
+        assert found[0] == pytest.approx(plain[0], abs=2e-3), name
+        for before, after in zip(plain[1:], found[1:], strict=True):
+            assert after == pytest.approx(before, abs=2e-2), name

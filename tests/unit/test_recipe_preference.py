@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Callable
@@ -83,17 +84,13 @@ def test_every_key_of_ppo_reaches_the_config() -> None:
         ("stage: ppo\nreward_model: a/b\nreward_model_adapters: c/d", "reward_model_adapters", "reward_model_type: full"),
         ("stage: ppo\nreward_model: a/b\npissa_init: true", "pissa_init", "reward_model_type: full"),
         (PPO + "reward_weights: [1.0, 2.0]", "reward_weights", "2 weights for 1"),
-        (PPO + "val_size: 0.1", "val_size", "no evaluation"),
         (PPO + "do_sample: false", "do_sample", "samples"),
         (PPO + "temperature: 0", "temperature", "above 0"),
         (PPO + "packing: true", "packing", "questions"),
-        (PPO + "deepspeed: ds.json", "deepspeed", "same answers"),
         (PPO + "ppo_epochs: 0", "ppo_epochs", "at least 1"),
         (PPO + "ppo_target: 0", "ppo_target", "above 0"),
-        (PPO + "fsdp: full_shard", "fsdp", "same answers"),
         ("stage: rm\npacking: true", "packing", "one by one"),
         ("stage: rm\nlabel_smoothing_factor: 0.1", "label_smoothing_factor", "of stage sft"),
-        ("stage: dpo\nref_model: a/b\nfsdp: full_shard", "ref_model", "fsdp"),
         ("stage: dpo\nref_model_adapters: c/d", "ref_model_adapters", "only with ref_model"),
         ("stage: kto\nref_model_quantization_bit: 4", "ref_model_quantization_bit", "only with ref_model"),
         ("stage: dpo\nref_model: a/b\nref_model_quantization_bit: 3", "ref_model_quantization_bit", "one of 4, 8"),
@@ -202,8 +199,20 @@ def test_spread_weights_are_refused_by_the_trainer() -> None:
     from fl_trainers import adapters
     from fl_trainers.errors import InputError
 
-    made = config("stage: dpo\nref_model: a/b\ndeepspeed: {zero_optimization: {stage: 3}}")
-    with pytest.raises(InputError, match="ref_model needs whole weights"):
+    made = config("stage: dpo\nref_model: a/b\nref_model_adapters: c/d\ndeepspeed: {zero_optimization: {stage: 3}}")
+    with pytest.raises(InputError, match="ref_model_adapters needs whole weights"):
+        adapters.check(made)
+
+
+@pytest.mark.parametrize(
+    ("lines", "refused"), [("finetuning_type: full", True), ("finetuning_type: lora", False), ("ref_model: a/b", True)]
+)
+def test_a_reference_has_weights_in_every_process(lines: str, refused: bool) -> None:
+    from fl_trainers import adapters
+    from fl_trainers.errors import InputError
+
+    made = config(f"stage: dpo\nfsdp: full_shard\nfsdp_config: {{cpu_ram_efficient_loading: true}}\n{lines}")
+    with pytest.raises(InputError, match="one process reads the weights") if refused else contextlib.nullcontext():
         adapters.check(made)
 
 

@@ -19,22 +19,26 @@ def check(config: Config) -> None:
         raise InputError(f"adapter_name_or_path with finetuning_type: {kind}", "adapters are continued by lora or oft")
     quantization.check(config)
     precision.check(config)
+    sharding.check_beside(config)
     if sharding.zero_stage(config) == 3:
         _check_spread(config)
 
 
 def _check_spread(config: Config) -> None:
     """What needs whole weights, which ZeRO-3 never has in one place."""
-    lora, adapters = config.method.lora, config.model.adapters
-    asked = {
-        "pissa_init": lora.pissa_init and config.method.finetuning_type == "lora",
-        "pure_bf16": config.method.pure_bf16,
-        "use_asft_loss": config.method.use_asft_loss and config.method.finetuning_type not in ("lora", "oft"),
-        f"stage {config.method.stage}": config.method.stage in ("dpo", "kto") and config.method.finetuning_type not in ("lora", "oft"),
-        "ref_model": config.method.reference is not None,
+    method, lora, adapters = config.method, config.method.lora, config.model.adapters
+    beside = method.finetuning_type in ("lora", "oft")
+    asked: dict[str, Any] = {
+        "pissa_init": lora.pissa_init and method.finetuning_type == "lora",
+        "pure_bf16": method.pure_bf16,
+        "use_asft_loss": method.use_asft_loss and not beside,
+        "train_from_scratch with a reference": config.model.train_from_scratch and method.stage in ("dpo", "kto", "ppo") and not beside,
         "several adapters": len(adapters) > 1 or bool(adapters and lora.create_new_adapter),
         "quantization_bit: 8": config.model.quantization is not None and config.model.quantization.bits == 8,
     }
+    for key, other in (("ref_model", method.reference), ("reward_model", method.ppo.reward_model)):
+        if other is not None:
+            asked |= {f"{key}_adapters": other.adapters, f"{key}_quantization_bit": other.quantization}
     for name, wanted in asked.items():
         if wanted:
             raise InputError(f"{name} needs whole weights: not with ZeRO-3", "a deepspeed file with stage 2, or leave it out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fl_trainers import lean, optimizers
+from fl_trainers import lean, optimizers, sharding
 from fl_trainers.config import Config
 from fl_trainers.device import Device
 from fl_trainers.errors import InputError, TrainingError
@@ -45,6 +45,7 @@ class GrpoLoop(optimizers.Chosen, GRPOTrainer):  # type: ignore[misc]
 
     def __init__(self, *, config: Config, device: Device, **kwargs: Any) -> None:
         self.config_of_run, self.device_of_run = config, device
+        sharding.take_fsdp(config)
         super().__init__(**kwargs)
 
     @property

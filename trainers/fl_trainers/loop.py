@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from fl_trainers import losses, optimizers, trackers
+from fl_trainers import losses, optimizers, sharding, trackers
 from fl_trainers.config import Config
 from fl_trainers.data.encode import IGNORE
 from fl_trainers.device import BACKENDS, Device, memory_mib
@@ -35,8 +35,8 @@ def arguments_of(config: Config, device: Device) -> TrainingArguments:
         given["accelerator_config"] = {**(given.get("accelerator_config") or {}), "dispatch_batches": False}
     if device.type == "cuda" and not isinstance(given.get("accelerator_config"), str):  # copying a batch waits for the step before, else
         given["accelerator_config"] = {"non_blocking": True} | (given.get("accelerator_config") or {})
-    if config.method.early_stopping_steps is not None:
-        given.setdefault("metric_for_best_model", "loss")
+    if config.method.early_stopping_steps is not None or given.get("load_best_model_at_end"):
+        given.setdefault("metric_for_best_model", "reward" if config.method.stage == "ppo" else "loss")
     given.setdefault("disable_tqdm", True)
     given.setdefault("dataloader_pin_memory", device.type != "cpu")
     if not config.data.shuffle:
@@ -86,7 +86,9 @@ class Loop(optimizers.Chosen, Trainer):  # type: ignore[misc]
         method = config.method
         if method.stage == "sft":
             kwargs.setdefault("compute_loss_func", losses.chosen(config))
+        sharding.take_fsdp(config)
         super().__init__(**kwargs)
+        sharding.check_taken(config, deepspeed=self.is_deepspeed_enabled, fsdp=self.is_fsdp_enabled)
         self.anchor: Any = None
         if method.use_asft_loss and method.stage == "sft":
             beside = method.finetuning_type in ("lora", "oft") and not method.lora.pissa_init
@@ -246,8 +248,10 @@ class Follow(TrainerCallback):  # type: ignore[misc]
         elif "eval_loss" in logs or any(key.startswith("eval_") for key in logs):
             kept = {key: value for key, value in logs.items() if key.startswith("eval_")}
             self.events.emit("eval", step=state.global_step, **{**kept, "loss": logs.get("eval_loss")})
-            self._trainer_log(state, {"eval_loss": logs.get("eval_loss"), **{k: v for k, v in kept.items() if "accuracy" in k}})
-            log.info("step %d/%d  eval loss %s", state.global_step, state.max_steps, _short(logs.get("eval_loss")))
+            shown = {key: value for key, value in kept.items() if "accuracy" in key or key.endswith("_reward")}
+            self._trainer_log(state, {"eval_loss": logs.get("eval_loss"), **shown})
+            told = next((key for key in ("eval_loss", *shown) if key in kept), "eval_loss")
+            log.info("step %d/%d  %s %s", state.global_step, state.max_steps, told.replace("_", " "), _short(logs.get(told)))
 
     def _step(self, state: Any, logs: dict[str, Any]) -> None:
         now, tokens = time.monotonic(), self.loop.tokens_seen

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fl_trainers import quantization, tiny, weight_files
+from fl_trainers import quantization, sharding, tiny, weight_files
 from fl_trainers.config import Config
 from fl_trainers.data import templates
 from fl_trainers.device import Device
@@ -104,6 +104,7 @@ def load_model(config: Config, source: str, tokenizer: Any, device: Device) -> t
     """The weights in the dtype that device.py chose, not yet frozen or wrapped, and the digest of their config as it was found."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    sharding.meet(config)
     model = config.model
     if model.kind == "tiny":
         made = tiny.model(model.path, len(tokenizer), int(config.training.arguments.get("seed", 42)))

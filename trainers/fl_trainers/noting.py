@@ -21,6 +21,14 @@ class Noting:
             pair = torch.stack([value.sum().float(), torch.tensor(float(value.numel()), device=value.device)])
             self._noted.setdefault(name if training else f"eval_{name}", []).append(pair)
 
+    def noted(self, training: bool) -> dict[str, float]:
+        """The means of what was noted since the last time, over all processes; all of them must ask."""
+        noted, found = getattr(self, "_noted", {}), {}
+        for name in [name for name in sorted(noted) if name.startswith("eval_") != training]:
+            total, count = self.accelerator.reduce(torch.stack(noted.pop(name)).sum(0), "sum").tolist()
+            found[name.removeprefix("eval_")] = total / count if count else math.nan
+        return found
+
     def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """The loss alone: what else is wanted of an evaluation was noted."""
         loop: Any = self
@@ -31,12 +39,9 @@ class Noting:
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """The means of what was noted since the last time, over all processes."""
-        noted = getattr(self, "_noted", {})
         held = next((key[: -len("loss")] for key in logs if key.startswith("eval_") and key.endswith("loss")), "")
         if held or "loss" in logs:
-            for name in [name for name in sorted(noted) if name.startswith("eval_") == bool(held)]:
-                total, count = self.accelerator.reduce(torch.stack(noted.pop(name)).sum(0), "sum").tolist()
-                logs[held + name.removeprefix("eval_")] = total / count if count else math.nan
+            logs.update({held + name: value for name, value in self.noted(not held).items()})
             chosen, rejected = held + "rewards/chosen", held + "rewards/rejected"
             if chosen in logs and rejected in logs:
                 logs[held + "rewards/margins"] = logs[chosen] - logs[rejected]

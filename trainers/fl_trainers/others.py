@@ -7,7 +7,7 @@ import inspect
 import os
 from typing import Any
 
-from fl_trainers import adapters, value_head
+from fl_trainers import adapters, sharding, value_head
 from fl_trainers import model as models
 from fl_trainers.config import Config, Model, Other
 from fl_trainers.device import Device
@@ -83,9 +83,22 @@ class Reference(Anchor):
         return super().logits({name: value for name, value in inputs.items() if name in self._takes or name in ("input_ids",)})
 
 
-def reference(config: Config, tokenizer: Any, device: Device) -> Reference:
-    """The recipe's `ref_model`."""
-    other = config.method.reference
-    if other is None:
-        raise AssertionError("the recipe names no reference")
-    return Reference(load(config, other, "ref_model", tokenizer, device))
+def reference(config: Config, model: Any, tokenizer: Any, device: Device) -> Anchor:
+    """What the model is compared with: the recipe's `ref_model`, itself without its adapter, or itself as it was.
+
+    A model of its own is spread over the devices where the trained weights will be.
+    """
+    method, other = config.method, config.method.reference
+    made: Anchor
+    if other is None and method.finetuning_type in ("lora", "oft") and not method.lora.pissa_init:
+        return Anchor(model, adapter=True)
+    if other is not None:
+        made = Reference(load(config, other, "ref_model", tokenizer, device))
+    elif sharding.zero_stage(config) == 3:  # weights are spread from the start: there is nothing whole to copy
+        again, _ = models.load_model(config, models.folder_of(config), tokenizer, device)
+        made = Reference(again.eval().requires_grad_(False))
+    else:
+        made = Anchor(model, adapter=False)
+        made.model.to(device.dtype)
+    made.model = sharding.still(config, made.model)
+    return made

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 BELOW = (
-    {"reward": "reward"},
+    {"eval_reward": "the same in evaluation", "reward": "reward"},
     {"rewards/accuracies": "accuracy, as logged", "eval_accuracy": "evaluation accuracy"},
     {"rewards/margins": "margin of the better answers", "eval_rewards/margins": "the same in evaluation"},
 )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from fl_trainers import others, rewards, value_head
+from fl_trainers import others, rewards, sharding, value_head
 from fl_trainers.config import Config
 from fl_trainers.device import Device
 from fl_trainers.errors import InputError
@@ -38,9 +38,11 @@ def _model(config: Config, tokenizer: Any, device: Device) -> Judge:
     if other is None:
         raise AssertionError("asked for a reward model that the config has not")
     key = "reward_model_adapters" if other.adapters else "reward_model"
-    inner = others.load(config, other, "reward_model", tokenizer, device)
-    head = _head(inner, key, other.adapters[-1] if other.adapters else other.path)
-    return lambda texts, rows: _scores(inner, head, texts, tokenizer.pad_token_id)
+    whole = value_head.Scorer(others.load(config, other, "reward_model", tokenizer, device), dropout=0.0)
+    _fill(whole.v_head, key, other.adapters[-1] if other.adapters else other.path)
+    place = whole.v_head.summary.weight.device
+    whole = sharding.still(config, whole.eval().requires_grad_(False))
+    return lambda texts, rows: whole(*_batch(texts, tokenizer.pad_token_id, place)).tolist()
 
 
 def _adapter(config: Config, model: Any, folder: str, tokenizer: Any) -> Judge:
@@ -53,37 +55,34 @@ def _adapter(config: Config, model: Any, folder: str, tokenizer: Any) -> Judge:
         raise InputError(f"reward_model: adapter {folder} does not fit {config.model.name}: {found}",
                          "an adapter that stage rm has trained on the same base") from error  # fmt: skip
     model.set_adapter("default")
-    head = _head(model, "reward_model", folder)
+    head = value_head.Head(value_head.width_of(model), dropout=0.0).eval().requires_grad_(False)
+    _fill(head, "reward_model", folder)
     log.info("reward_model: adapter %s on the same base", folder)
 
     def judge(texts: list[Any], rows: list[Row]) -> list[float | None]:
         model.set_adapter(ADAPTER, inference_mode=True)
         try:
-            return _scores(model, head, texts, tokenizer.pad_token_id)
+            ids, mask = _batch(texts, tokenizer.pad_token_id, texts[0].device)
+            found: list[float | None] = value_head.score(model, head.to(ids.device), ids, mask).tolist()
+            return found
         finally:
             model.set_adapter("default")
 
     return judge
 
 
-def _head(model: Any, key: str, source: str) -> value_head.Head:
-    """The value head that lies in a folder."""
-    head = value_head.Head(value_head.width_of(model), dropout=0.0)
-    head.to(model.device).eval().requires_grad_(False)
+def _fill(head: value_head.Head, key: str, source: str) -> None:
+    """With the value head that lies in a folder."""
     if not value_head.load(head, source, key):
         raise InputError(
             f"{key}: {source} has no {value_head.FILE}: it is no reward model", f"{key}: the output folder of a run of stage rm"
         )
-    return head
 
 
-def _scores(model: Any, head: value_head.Head, texts: Sequence[Any], pad: int) -> list[float | None]:
-    """On the model's device, to which the Trainer may have brought it since."""
-    place = model.device
+def _batch(texts: Sequence[Any], pad: int, place: Any) -> tuple[Any, Any]:
+    """Padded on the right, with its mask."""
     ids = pad_sequence([text.to(place) for text in texts], batch_first=True, padding_value=pad)
-    mask = pad_sequence([torch.ones_like(text, device=place) for text in texts], batch_first=True)
-    found: list[float | None] = value_head.score(model, head.to(place), ids, mask).tolist()
-    return found
+    return ids, pad_sequence([torch.ones_like(text, device=place) for text in texts], batch_first=True)
 
 
 def _functions(functions: Sequence[rewards.Reward], weights: Sequence[float]) -> Judge:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fl_trainers import others, ppo_math, value_head
+from fl_trainers import others, ppo_math, sharding, value_head
 from fl_trainers.config import Config
 from fl_trainers.errors import TrainingError
 from fl_trainers.loop import bad_loss
@@ -39,8 +39,14 @@ STATE = "ppo_state.json"
 class Actor(value_head.WithValueHead):
     """Policy and values."""
 
-    def forward(self, keep: int, **given: Any) -> tuple[Any, Any]:
-        """Logits and values of the last `keep` places. The head's own input is what the values are made of."""
+    def forward(self, keep: int = 0, *, ask: Callable[[Any], Any] | None = None, **given: Any) -> Any:
+        """Logits and values of the last `keep` places. The head's own input is what the values are made of.
+
+        ask: something else that is wanted of the model inside (answers, what it said before); it comes this way since spread weights
+        are brought together around this call only.
+        """
+        if ask is not None:
+            return ask(self.pretrained_model)
         head, caught = self.pretrained_model.get_output_embeddings(), []
         handle = head.register_forward_pre_hook(lambda _module, inputs: caught.append(inputs[0]))
         try:
@@ -75,21 +81,15 @@ class PpoLoop(Noting, HeadLoop):
         kwargs["data_collator"] = Questions(kwargs["processing_class"].pad_token_id)
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = False
-        self.judge, self.size, self.accumulate = judge, size, accumulate
+        self.judging, self.size, self.accumulate = judge, size, accumulate
         config: Config = self.config_of_run
         self.settings = config.method.ppo
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        inner, method = self.model.pretrained_model, config.method
-        self.reference: Anchor
-        if method.reference is not None:
-            self.reference = others.reference(config, self.processing_class, self.device_of_run)
-        else:
-            beside = method.finetuning_type in ("lora", "oft") and not method.lora.pissa_init
-            self.reference = Anchor(inner, adapter=beside)
-            if not beside:
-                self.reference.model.to(self.device_of_run.dtype)
+        inner = self.model.pretrained_model
+        self.reference: Anchor = others.reference(config, inner, self.processing_class, self.device_of_run)
+        self.spread = sharding.spreads_weights(config) is not None
         takes = inspect.signature(value_head.plain(inner).forward).parameters
         self._positions, self._cuts = "position_ids" in takes, "logits_to_keep" in takes
         self.distance, self.moments = ppo_math.Distance(self.settings.target), ppo_math.Moments()
@@ -106,7 +106,9 @@ class PpoLoop(Noting, HeadLoop):
         updates = list(self._updates(len(made["ids"])))
         total = torch.zeros((), device=made["ids"].device)
         for number, batches in enumerate(updates):
-            for rows in batches:
+            for at, rows in enumerate(batches):
+                if self.is_deepspeed_enabled:  # its engine steps in the backward pass of an update's last batch
+                    self.accelerator.gradient_state._set_sync_gradients(at == len(batches) - 1)
                 total += self._learn(model, {name: part[rows] for name, part in made.items()}, len(batches))
             if number < len(updates) - 1:  # the Trainer does the last one, with the schedule's step
                 self._update(model)
@@ -114,6 +116,23 @@ class PpoLoop(Noting, HeadLoop):
         if not math.isfinite(loss.item()):
             raise TrainingError(*bad_loss(loss.item(), self.state.global_step + 1))
         return loss
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        """Held-out questions are answered and judged as in training; there is no loss."""
+        plain, inputs = self.accelerator.unwrap_model(model), self._prepare_inputs(inputs)
+        with torch.no_grad(), self.accelerator.autocast():
+            made, scores, kept = self._judged_answers(plain, inputs)
+        self.note(False, {"reward": scores[kept], "completions/mean_length": made["answered"].sum(-1).float()})
+        return None, None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """The same random numbers in every evaluation, and as if there had been none for the training that goes on."""
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.args.seed + 1000 * rank())
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self.noted(False).items()})
+        return output
 
     def _updates(self, answers: int) -> Iterator[list[Any]]:
         """The batches of each update, shuffled anew in each epoch."""
@@ -127,12 +146,14 @@ class PpoLoop(Noting, HeadLoop):
         with self.compute_loss_context_manager():
             logps, values = self._looked_at(model, part)
             policy, value, loss = ppo_math.loss(logps, values, part)
-        self.accelerator.backward(loss / share)
+        self._backward(loss / share)
         self.note(True, {"policy_loss": policy.reshape(1), "value_loss": value.reshape(1)})
         return loss.detach() / share
 
     def _update(self, model: Any) -> None:
-        """Clips and steps, as the Trainer does."""
+        """Clips and steps, as the Trainer does. DeepSpeed's engine has done so."""
+        if self.is_deepspeed_enabled:
+            return
         if self.args.max_grad_norm:
             self.accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
         self.optimizer.step()
@@ -141,16 +162,11 @@ class PpoLoop(Noting, HeadLoop):
     def _round(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         """Answers, what they were worth, and what is learned from them."""
         plain = self.accelerator.unwrap_model(model)
-        parts = [slice(at, at + self.size) for at in range(0, len(inputs["input_ids"]), self.size)]
-        answers = [row for part in parts for row in self._answers(plain, inputs, part)]
-        width = max(len(answer) for answer in answers)
-        answered = torch.zeros((len(answers), width), dtype=torch.bool, device=self.args.device)
-        made = torch.full((len(answers), width), int(self.processing_class.pad_token_id), device=self.args.device)
-        for number, answer in enumerate(answers):
-            made[number, : len(answer)], answered[number, : len(answer)] = answer, True
-        scores, kept = self._judged(inputs, answers)
+        parts = self._parts(inputs)
+        answers, scores, kept = self._judged_answers(plain, inputs)
+        answered = answers["answered"]
         round_ = {
-            "ids": torch.cat([inputs["input_ids"], made], 1), "mask": answered & kept[:, None],
+            "ids": torch.cat([inputs["input_ids"], answers["ids"]], 1), "mask": answered & kept[:, None],
             "attention": torch.cat([inputs["attention_mask"], answered.long()], 1),
         }  # fmt: skip
         looks = [self._looked_at(plain, {name: part[rows] for name, part in round_.items()}) for rows in parts]
@@ -164,15 +180,29 @@ class PpoLoop(Noting, HeadLoop):
             "reward": scores[kept], "kl": far, "completions/mean_length": answered.sum(-1).float(),
             "reward_std": (scores[kept].std() if kept.sum() > 1 else scores.new_zeros(())).reshape(1),
         })  # fmt: skip
-        self.distance.update(float(self.accelerator.reduce(far.mean(), "mean")), len(answers) * world_size())
+        self.distance.update(float(self.accelerator.reduce(far.mean(), "mean")), len(scores) * world_size())
         return {**round_, "logps": logps, "values": values, "advantages": gains, "returns": returns}
 
-    def _answers(self, plain: Any, inputs: dict[str, Any], part: slice) -> list[Any]:
+    def _parts(self, inputs: dict[str, Any]) -> list[slice]:
+        """The batches of a round."""
+        return [slice(at, at + self.size) for at in range(0, len(inputs["input_ids"]), self.size)]
+
+    def _judged_answers(self, plain: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], Any, Any]:
+        """Answers, padded on the right; their scores; which of them have one."""
+        answers = plain(ask=lambda inner: [row for part in self._parts(inputs) for row in self._answers(inner, inputs, part)])
+        width = max(len(answer) for answer in answers)
+        answered = torch.zeros((len(answers), width), dtype=torch.bool, device=self.args.device)
+        made = torch.full((len(answers), width), int(self.processing_class.pad_token_id), device=self.args.device)
+        for number, answer in enumerate(answers):
+            made[number, : len(answer)], answered[number, : len(answer)] = answer, True
+        return {"ids": made, "answered": answered}, *plain(ask=lambda _: self._judged(inputs, answers))
+
+    def _answers(self, inner: Any, inputs: dict[str, Any], part: slice) -> list[Any]:
         """Sampled answers with their end token, without padding."""
         from transformers import GenerationConfig
 
         sampling = self.config_of_run.generation
-        ends = plain.generation_config.eos_token_id
+        ends = inner.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends)
         settings = GenerationConfig(
             do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, num_beams=sampling.num_beams,
@@ -180,7 +210,10 @@ class PpoLoop(Noting, HeadLoop):
             eos_token_id=ends, pad_token_id=self.processing_class.pad_token_id, use_cache=True,
         )  # fmt: skip
         ids = inputs["input_ids"][part]
-        made = plain.generate(input_ids=ids, attention_mask=inputs["attention_mask"][part], generation_config=settings)[:, ids.shape[1] :]
+        made = inner.generate(
+            input_ids=ids, attention_mask=inputs["attention_mask"][part], generation_config=settings,
+            synced_gpus=self.spread and world_size() > 1,  # who has ended goes on, since the others need his share of the weights
+        )[:, ids.shape[1] :]  # fmt: skip
         over = torch.isin(made, torch.tensor(ends, device=made.device))
         lengths = torch.where(over.any(-1), over.float().argmax(-1) + 1, made.shape[1])
         return [answer[:length] for answer, length in zip(made, lengths.tolist(), strict=True)]
@@ -196,7 +229,7 @@ class PpoLoop(Noting, HeadLoop):
             {**row, "completion": text, "ids": answer.tolist()} for row, text, answer in zip(inputs["rows"], said, answers, strict=True)
         ]
         parts = [slice(at, at + self.size) for at in range(0, len(rows), self.size)]
-        found = [score for part in parts for score in self.judge(texts[part], rows[part])]
+        found = [score for part in parts for score in self.judging(texts[part], rows[part])]
         device = self.args.device
         kept = torch.tensor([score is not None for score in found], device=device)
         return torch.tensor([0.0 if score is None else score for score in found], device=device), kept
@@ -229,7 +262,10 @@ class PpoLoop(Noting, HeadLoop):
         given, keep = self._given(part)
         if self.reference.adapter:
             self.reference.model = plain.pretrained_model
-        found = chosen(self.reference.logits(given)[:, -keep:], given["input_ids"], keep)
+            logits = plain(ask=lambda _: self.reference.logits(given))
+        else:
+            logits = self.reference.logits(given)
+        found = chosen(logits[:, -keep:], given["input_ids"], keep)
         return functional.pad(found, (0, part["mask"].shape[1] + 1 - keep))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -238,10 +274,12 @@ class PpoLoop(Noting, HeadLoop):
             path = Path(output_dir or self.args.output_dir) / STATE
             path.write_text(json.dumps(ppo_math.state(self.distance, self.moments)) + "\n", encoding="utf-8")
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        found = json.loads((Path(resume_from_checkpoint) / STATE).read_text(encoding="utf-8"))
-        self.distance.weight, self.moments = found["weight"], ppo_math.Moments(**found["moments"])
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        made = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint is not None:
+            found = json.loads((Path(resume_from_checkpoint) / STATE).read_text(encoding="utf-8"))
+            self.distance.weight, self.moments = found["weight"], ppo_math.Moments(**found["moments"])
+        return made
 
 
 def chosen(logits: Any, ids: Any, keep: int) -> Any:

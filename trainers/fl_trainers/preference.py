@@ -84,13 +84,8 @@ class PreferenceLoop(Noting, Loop):
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         self.reference: Anchor | None = None
-        if self.kind not in ("orpo", "simpo") and method.reference is not None:
-            self.reference = others.reference(self.config_of_run, self.processing_class, self.device_of_run)
-        elif self.kind not in ("orpo", "simpo"):
-            beside = method.finetuning_type in ("lora", "oft") and not method.lora.pissa_init
-            self.reference = Anchor(self.model, adapter=beside)
-            if not beside:
-                self.reference.model.to(self.device_of_run.dtype)
+        if self.kind not in ("orpo", "simpo"):
+            self.reference = others.reference(self.config_of_run, self.model, self.processing_class, self.device_of_run)
         inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self._cuts = "logits_to_keep" in inspect.signature(inner.forward).parameters
         self._running = (0, 0.0)

@@ -8,19 +8,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from fl_trainers import sharding, value_head
+from fl_trainers import value_head
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError
 from fl_trainers.loop import Loop
 from fl_trainers.noting import Noting
 from fl_trainers.progress import log
-
-
-def check(config: Config) -> None:
-    """What cannot keep a value head, found before the model is loaded."""
-    sharding.check_saving(config)
-    if config.method.stage == "ppo" and (config.training.arguments.get("deepspeed") or config.training.arguments.get("fsdp")):
-        raise InputError("stage ppo steps several times on the same answers: not with deepspeed or fsdp", "leave it out")
 
 
 def start_of(config: Config) -> str | None:

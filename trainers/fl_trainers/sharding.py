@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError
@@ -27,6 +27,42 @@ def join_alone(config: Config, environ: MutableMapping[str, str]) -> None:
     )  # fmt: skip
 
 
+def meet(config: Config) -> None:
+    """Before weights are read: ZeRO-3 spreads them while they are, and asks DeepSpeed's own account of the processes how many there are.
+
+    On the CPU nobody has opened that account yet: accelerate does for accelerators only.
+    """
+    if zero_stage(config) != 3:
+        return
+    import torch
+    from deepspeed import comm
+
+    if torch.distributed.is_initialized() and not comm.is_initialized():
+        comm.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def take_fsdp(config: Config) -> None:
+    """Before the Trainer is made: on the CPU accelerate leaves FSDP out without a word, and trains as DDP, though torch can do it there.
+
+    What is written here for a moment is read once, when accelerate decides, and becomes FSDP.
+    """
+    if not config.training.arguments.get("fsdp"):
+        return
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    state = PartialState._shared_state
+    if state.get("distributed_type") == DistributedType.MULTI_CPU:
+        state["distributed_type"] = DistributedType.MULTI_XPU
+
+
+def check_taken(config: Config, **taken: bool) -> None:
+    """InputError for what the recipe asks for and the libraries have left out in silence."""
+    for name, here in taken.items():
+        if config.training.arguments.get(name) and not here:
+            raise InputError(f"{name} is set, but the libraries take no part of it on this device", f"leave {name} out")
+
+
 def zero_stage(config: Config) -> int:
     """DeepSpeed's: 1 spreads the optimizer's state over the devices, 2 gradients too, 3 the weights too; 0: nothing, or no DeepSpeed."""
     settings = config.training.arguments.get("deepspeed")
@@ -39,12 +75,25 @@ def spreads_weights(config: Config) -> str | None:
     return "ZeRO-3" if zero_stage(config) == 3 else "fsdp" if config.training.arguments.get("fsdp") else None
 
 
+def check_beside(config: Config) -> None:
+    """InputError where models that stand beside the trained one would have no weights in all processes but one."""
+    method, settings = config.method, config.training.arguments.get("fsdp_config") or {}
+    sparing = settings.get("cpu_ram_efficient_loading", settings.get("fsdp_cpu_ram_efficient_loading", False))
+    copied = method.stage in ("dpo", "kto", "ppo") and method.finetuning_type not in ("lora", "oft")
+    if config.training.arguments.get("fsdp") and str(sparing).lower() == "true" and (copied or method.reference or method.ppo.reward_model):
+        raise InputError(f"stage {method.stage} with fsdp_config.cpu_ram_efficient_loading: one process reads the weights, "
+                         "but a reference or reward model needs them in each", "cpu_ram_efficient_loading: false")  # fmt: skip
+
+
 FULL: Final = "FULL_STATE_DICT"
 GATHER: Final = "stage3_gather_16bit_weights_on_model_save"
 
 
 def check_saving(config: Config) -> None:
-    """For stages whose value head has a file of its own: InputError where spread weights are never brought together."""
+    """For stages whose value head has a file of its own: InputError where spread weights are never brought together.
+
+    A round of stage ppo has several updates, each of which would move a schedule that DeepSpeed itself keeps.
+    """
     stage, settings = config.method.stage, config.training.arguments.get("fsdp_config") or {}
     kind = settings.get("state_dict_type", settings.get("fsdp_state_dict_type", FULL))
     why = "the value head's file is written from whole weights"
@@ -52,6 +101,40 @@ def check_saving(config: Config) -> None:
         raise InputError(f"stage {stage} with fsdp_config.state_dict_type: {kind}: {why}", f"state_dict_type: {FULL}")
     if zero_stage(config) == 3 and not config.training.arguments["deepspeed"]["zero_optimization"].get(GATHER):
         raise InputError(f"stage {stage} with ZeRO-3: {why}", f'"{GATHER}": true in the file\'s zero_optimization')
+    deepspeed = config.training.arguments.get("deepspeed")
+    if stage == "ppo" and isinstance(deepspeed, dict) and deepspeed.get("scheduler"):
+        raise InputError("stage ppo with a scheduler in the deepspeed file: it counts updates, of which a round has several",
+                         "leave it out; `lr_scheduler_type:` in the recipe counts rounds")  # fmt: skip
+
+
+def still(config: Config, model: Any) -> Any:
+    """A model that stands beside the trained one and learns nothing, spread over the devices as that one's weights are; else as it was.
+
+    Quantized weights stay whole on each device. The model given back is called as the one given.
+    """
+    if spreads_weights(config) is None or any(type(weight).__module__.startswith("bitsandbytes") for weight in model.parameters()):
+        return model
+    import torch
+
+    if zero_stage(config) == 3:
+        import deepspeed
+
+        dtype, zero = next(model.parameters()).dtype, config.training.arguments["deepspeed"]["zero_optimization"]
+        settings = {
+            "train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": dtype == torch.bfloat16}, "fp16": {"enabled": dtype == torch.float16},
+            "zero_optimization": {"stage": 3, **{key: zero[key] for key in ("offload_param",) if key in zero}},
+        }  # fmt: skip
+        engine = deepspeed.initialize(model=model, config=settings)[0]
+        engine.eval()
+        return engine
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+
+    offloaded = (config.training.arguments.get("fsdp_config") or {}).get("cpu_offload")
+    policy = CPUOffloadPolicy() if offloaded else OffloadPolicy()
+    names = getattr(model, "_no_split_modules", None) or ()
+    for layer in [module for module in model.modules() if type(module).__name__ in names]:
+        fully_shard(layer, offload_policy=policy)
+    return fully_shard(model, offload_policy=policy).eval()
 
 
 DEAD_AFTER: Final = 900

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 from fl_trainers import session as common
@@ -15,10 +16,10 @@ from fl_trainers.session import Session
 
 def load(session: Session) -> None:
     """Rows, tokenizer, model, and the value head on it."""
-    from fl_trainers import reward_model
+    from fl_trainers import reward_model, sharding
     from fl_trainers.ppo_loop import Actor
 
-    reward_model.check(session.config)
+    sharding.check_saving(session.config)
     common.read_rows(session)
     common.open_model(session)
     session.model = Actor(session.model, dropout=0.0)
@@ -30,9 +31,16 @@ def data(session: Session) -> None:
     rows = [row for item in session.items[0] if (row := _question(session, item)) is not None]
     if not rows:
         raise InputError("no row can be trained on: every question is longer than cutoff_len", "a larger cutoff_len, or other data")
+    held: dict[str, Sequence[dict[str, Any]]] = {
+        name: [row for item in items if (row := _question(session, item)) is not None] for name, items in session.items[1].items()
+    }
+    if empty := [name for name, kept in held.items() if not kept]:
+        raise InputError(f"no row of {empty[0] or 'val_size'} can be evaluated on: every question is longer than cutoff_len",
+                         "a larger cutoff_len, or other data")  # fmt: skip
     tokens = sum(len(row["input_ids"]) for row in rows)
-    session.prepared = Prepared(rows, {}, session.report, len(rows), tokens, preview=(rows[0]["text"], rows[0]["answer"]))
-    session.events.emit("data", rows=len(rows), sequences=len(rows), tokens=tokens, eval_rows=0, dropped_or_cut=session.report.counts)
+    session.prepared = Prepared(rows, held, session.report, len(rows), tokens, preview=(rows[0]["text"], rows[0]["answer"]))
+    session.events.emit("data", rows=len(rows), sequences=len(rows), tokens=tokens, eval_rows=sum(map(len, held.values())),
+                        dropped_or_cut=session.report.counts)  # fmt: skip
 
 
 def trainer(session: Session) -> Any:

@@ -10,9 +10,9 @@ from fl_trainers.session import Session
 
 def load(session: Session) -> None:
     """Rows, tokenizer, model, and the value head on it."""
-    from fl_trainers import reward_model, value_head
+    from fl_trainers import reward_model, sharding, value_head
 
-    reward_model.check(session.config)
+    sharding.check_saving(session.config)
     common.read_rows(session)
     common.open_model(session)
     value_head.leave_out_logits(session.model)
