@@ -96,7 +96,7 @@ def verify(name: str, flavor: Flavor, evidence: Path | None, record: Path | None
     """Check a built image from inside: versions, imports, user, labels, no caches, no secrets, a tiny training run."""
     from fl import __version__
     from fl import matrix as rows
-    from fl.images import built, proof
+    from fl.images import built, proof, publish
     from fl.images import verify as verifying
     from fl.images.ending import interruptible
 
@@ -112,7 +112,8 @@ def verify(name: str, flavor: Flavor, evidence: Path | None, record: Path | None
 
             ui.say(f"  evidence: {ledger.add(evidence, proof.record(matrix, stack, report))}")
     if record is not None and not report.problems:
-        ui.say(f"  record: {built.write(record, report, __version__)}")
+        labels = (publish.local(reference).get("Config") or {}).get("Labels") or {}
+        ui.say(f"  record: {built.write(record, report, __version__, labels.get('org.opencontainers.image.base.name'))}")
     if as_json:
         ui.document(report.document())
     else:

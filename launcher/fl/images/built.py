@@ -39,6 +39,8 @@ class Built:
     lock_sha256: str
     id: str
     """What docker calls it."""
+    base: str | None
+    """What it was built on, as its label says."""
     size: int
     """Bytes on the disk of the machine that built it."""
     digest: str | None
@@ -68,7 +70,7 @@ def read(folder: Path = FOLDER) -> dict[Key, Built]:
     return found
 
 
-def write(folder: Path, report: Report, version: str) -> Path:
+def write(folder: Path, report: Report, version: str, base: str | None) -> Path:
     """Adds or replaces the record of an image that passed. ImageError where it did not: such a one is no record."""
     if report.problems:
         raise ImageError(f"{report.reference} is not recorded: it is not what its lock and its row say", f"fl images build {report.stack}")
@@ -79,7 +81,7 @@ def write(folder: Path, report: Report, version: str) -> Path:
     same = before if before is not None and before.id == report.id else None
     return _save(folder, Built(
         stack=report.stack, flavor=report.flavor, platform=report.platform, version=version, time=report.time, size=size, id=report.id,
-        lock_sha256=report.lock_sha256, digest=same.digest if same else None,
+        base=base, lock_sha256=report.lock_sha256, digest=same.digest if same else None,
         download=same.download if same else None, packages=packages, changed=changes(before, packages, report, size),
     ))  # fmt: skip
 
@@ -135,16 +137,17 @@ def _line(matrix: Matrix, stack: Stack, flavor: Flavor, platform: str, record: B
     versions = [f"Python {stack.of(flavor).python}", *(f"{name} {packages[name]}" for name in told)]
     shown = f"`{locked[:12]}`" if locked else "partial" if lock.path(stack.id, flavor, platform, partial=True) else "none yet"
     name = tags.reference(stack.id, flavor)
-    cells = [f"`{name}`", platform, stack.status, ", ".join(versions), shown, *_recorded(record, locked)]
+    cells = [f"`{name}`", platform, stack.status, ", ".join(versions), shown, *_recorded(record, locked, stack.of(flavor).base.image)]
     return "| " + " | ".join(cells) + " |"
 
 
-def _recorded(record: Built | None, locked: str | None) -> tuple[str, str, str]:
+def _recorded(record: Built | None, locked: str | None, base: str) -> tuple[str, str, str]:
     """Digest, size, changes; `unknown` where nobody recorded them."""
     if record is None:
         return "unknown", "unknown", "unknown"
     size = f"{record.size / 1e9:.2f} GB" + (f", download {record.download / 1e9:.2f} GB" if record.download else "")
     old = "" if record.lock_sha256 == locked else f", with lock `{record.lock_sha256[:12]}`"
+    old += "" if record.base == base else f", on another base: {record.base or 'unknown'}"
     digest = f"`{record.digest[:19]}`" if record.digest else "not pushed"
     return digest, f"{size} ({record.time[:10]}{old})", _few(record.changed)
 
