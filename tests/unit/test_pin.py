@@ -175,6 +175,14 @@ def test_escape_sequences_do_not_reach_the_terminal(tmp_path: Path, fl: Fl) -> N
     (tmp_path / "fl.lock").write_text('{"schema": 1, "lanes": {"\\u001b[31mred": 1}}', encoding="utf-8")
     done = fl("pin", "--check", cwd=tmp_path)
     assert done.returncode == 9 and "\x1b" not in done.stderr
+    now = pin.today(ROWS, STACK)
+    sealed = pin.make(STACK, now, pin.PinnedImage(reference="x\x1b[31m", id="sha256:1"), []).model_dump()
+    other = pin.make(STACK.model_copy(update={"id": "y\x1b[31m"}), now, None, []).model_dump()
+    for entry in (sealed, other):
+        (tmp_path / "fl.lock").write_text(json.dumps({"schema": 1, "lanes": {"cpu": entry}}), encoding="utf-8")
+        for flag in ("--check", "--upgrade"):
+            done = fl("pin", flag, cwd=tmp_path)
+            assert "\x1b" not in done.stdout + done.stderr and "Traceback" not in done.stderr, done
 
 
 def test_a_run_that_asks_for_another_stack_or_image(project: Path, fl: Fl) -> None:

@@ -226,7 +226,7 @@ def _write_page(page: Path, found: list[Cell], folder: Path | None, stacks: list
             ledger.write(page.resolve(), text.encode())
     except OSError as error:
         raise EvidenceError(f"{page} cannot be written: {error.strerror}", "another file: --html FILE") from error
-    ui.say(f"wrote {page}")
+    ui.say(ui.clean(f"wrote {page}"))
 
 
 def _about(count: int) -> str:
@@ -282,7 +282,7 @@ def add(context: click.Context, sources: tuple[str, ...], target: Path | None) -
     for record in records:
         ledger.add(place, record)
     new = len({f"{record['id']}.json" for record in records} - before)
-    ui.say(f"{new} of {len(records)} records are new in {place}")
+    ui.say(ui.clean(f"{new} of {len(records)} records are new in {place}"))
 
 
 @audit.command()
@@ -300,7 +300,7 @@ def merge(context: click.Context, other: Path) -> None:
     records = list(ledger.read(other))
     for record in records:
         ledger.add(place, record)
-    ui.say(f"{len(records)} records of {other} are in {place}")
+    ui.say(ui.clean(f"{len(records)} records of {other} are in {place}"))
     if faults:
         lines = "\n".join(f"  {fault.path}: {fault.message}" for fault in faults)
         raise EvidenceError(
@@ -341,7 +341,7 @@ def verify(context: click.Context, signers: Path | None, as_json: bool) -> None:
         signatures = [{"signer": one.signer, "records": len(one.ids)} for one in lists]
         ui.document({"schema": 1, "ledger": str(place), "records": good, "signatures": signatures})
         return
-    ui.out(f"{place}: {good} records, every id holds: none was changed since it was written")
+    ui.out(ui.clean(f"{place}: {good} records, every id holds: none was changed since it was written"))
     if signers is None:
         ui.out("  who wrote them a hash cannot tell: `fl audit verify --signers FILE`")
     for one in lists:
@@ -356,4 +356,4 @@ def sign(context: click.Context, key: Path) -> None:
     from fl import audit_sign, ledger
 
     file, count = audit_sign.sign(context.obj or ledger.default(), key)
-    ui.say(f"signed {count} records: {file}")
+    ui.say(ui.clean(f"signed {count} records: {file}"))

@@ -89,8 +89,9 @@ def _write(rows: Matrix, stack: Stack, image: str | None, unproven: bool, folder
     if as_json:
         ui.document(pins.as_json(path, pins.read(path), {}))
         return
-    ui.out(f"{path}: the {stack.lane} lane is pinned to {stack.id}" + (f", image {entry.image.reference}" if entry.image else ""))
-    ui.out(f"  rests on {len(found)} records of {place}" if found else "  rests on no evidence (--unproven)")
+    shown = f", image {entry.image.reference}" if entry.image else ""
+    ui.out(ui.clean(f"{path}: the {stack.lane} lane is pinned to {stack.id}{shown}"))
+    ui.out(ui.clean(f"  rests on {len(found)} records of {place}") if found else "  rests on no evidence (--unproven)")
     ui.out("  commit it; `fl run` obeys it here and in every folder below, `fl pin --check` is for CI")
 
 
@@ -144,7 +145,8 @@ def _check(rows: Matrix, folder: Path | None, as_json: bool) -> None:
     if not as_json:
         for lane, entry in lanes.items():
             rests = f"{len(entry.evidence)} records" if entry.evidence else "no evidence (--unproven)"
-            ui.out(f"{lane}: {entry.stack} holds; rests on {rests}" + (f"; image {entry.image.reference}" if entry.image else ""))
+            shown = f"; image {entry.image.reference}" if entry.image else ""
+            ui.out(ui.clean(f"{lane}: {entry.stack} holds; rests on {rests}{shown}"))
 
 
 def _image_problems(image: PinnedImage | None) -> list[str]:
@@ -186,9 +188,9 @@ def _upgrade(rows: Matrix, folder: Path | None, as_json: bool) -> None:
         return
     for lane, entry in lanes.items():
         if all(p.lane != lane for p in proposals):
-            ui.out(f"{lane}: nothing newer than {entry.stack} was seen to work")
+            ui.out(ui.clean(f"{lane}: nothing newer than {entry.stack} was seen to work"))
     for proposal in proposals:
-        ui.out(f"{proposal.lane}: {proposal.before} → {proposal.after}, seen to work with {len(proposal.evidence)} models")
+        ui.out(ui.clean(f"{proposal.lane}: {proposal.before} → {proposal.after}, seen to work with {len(proposal.evidence)} models"))
         ui.table(("package", "pinned", "proposed"), [(n, a or "-", b or "-") for n, a, b in proposal.versions], indent="  ")
         for record in proposal.evidence:
             ui.out(ui.clean(f"  {record.time[:10]}  {record.model} on {record.device}: {record.stage} {record.method}, {record.id[:12]}"))
