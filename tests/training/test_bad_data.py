@@ -26,6 +26,9 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "odd turns": (
         {"rows": ODD, "dataset": SHAREGPT}, "none of its 4 rows can be trained on: 1 no answer at the end, 2 wrong order of roles: as", "",
     ),
+    "roles of another kind": (
+        {"rows": [talk("user", "assistant")], "dataset": SHAREGPT}, "none of its 1 rows can be trained on: 1 unknown role user", "user_tag",
+    ),
     "one odd turn too many": (
         {"rows": [talk("human", "gpt"), *ODD], "dataset": SHAREGPT},
         "4 of 5 rows cannot be trained on, more than the share of 0.5",

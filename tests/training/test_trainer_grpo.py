@@ -53,6 +53,13 @@ def test_the_reward_rises(grpo: Callable[..., Done], kind: str, rate: float) -> 
     assert (out / "trainer_state.json").is_file()
 
 
+def test_weights_that_are_no_numbers_any_more_end_the_run_with_the_step(grpo: Callable[..., Done]) -> None:
+    done = grpo((":vowels",), "full", max_steps=6, learning_rate=1e30, max_grad_norm=0.0)
+    assert done.code == 10, done.output
+    error = done.of("error")[0]
+    assert "NaN at step 2" in error["message"] and "learning_rate" in error["remedy"] and "Traceback" not in done.output
+
+
 def test_built_in_rewards_find_nothing_in_noise(grpo: Callable[..., Done]) -> None:
     done = grpo(("exact", "think_format"), max_steps=2)
     assert done.code == 0, done.output

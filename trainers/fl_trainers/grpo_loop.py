@@ -54,7 +54,12 @@ class GrpoLoop(optimizers.Chosen, GRPOTrainer):  # type: ignore[misc]
         return int(self.state.num_input_tokens_seen)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        loss = super().training_step(*args, **kwargs)
+        try:
+            loss = super().training_step(*args, **kwargs)
+        except RuntimeError as error:  # torch draws the next token from what the weights say
+            if "probability tensor contains" not in str(error):
+                raise
+            raise TrainingError(*bad_loss(math.nan, self.state.global_step + 1, "chances of the next token are")) from error
         if not math.isfinite(loss.item()):
             raise TrainingError(*bad_loss(loss.item(), self.state.global_step + 1))
         return loss

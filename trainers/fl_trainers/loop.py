@@ -197,11 +197,12 @@ class Loop(optimizers.Chosen, Trainer):  # type: ignore[misc]
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **more)
 
 
-def bad_loss(value: float, step: int) -> tuple[str, str]:
+def bad_loss(value: float, step: int, what: str = "loss is") -> tuple[str, str]:
     """Message and remedy."""
+    first = "; at the first step it may be the model: its weights, or what its number format cannot hold" if step == 1 else ""
     return (
-        f"the loss is {'NaN' if math.isnan(value) else 'infinite'} at step {step}",
-        "a lower learning_rate, warmup_steps, or bf16 in place of fp16; nothing was saved after this step",
+        f"the {what} {'NaN' if math.isnan(value) else 'infinite'} at step {step}",
+        f"a lower learning_rate, warmup_steps, or bf16 in place of fp16{first}; nothing was saved after this step",
     )
 
 

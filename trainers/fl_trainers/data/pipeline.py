@@ -51,7 +51,7 @@ def read(config: Config, dataset: Dataset, report: Report) -> list[Item]:
     report.read += len(numbered)
     items = list(convert(config, dataset, ((number, rows[number]) for number in numbered), report))
     if not items:
-        raise InputError(none_left(dataset, len(numbered), report))
+        raise InputError(none_left(dataset, len(numbered), report), remedy_of(report))
     lost = len(numbered) - len(items)
     if lost > config.data.max_dropped * len(numbered):
         message, remedy = too_many(lost, len(numbered), report, config.data.max_dropped)
@@ -64,6 +64,12 @@ def none_left(dataset: Dataset, count: int, report: Report) -> str:
     said = ((reason.removeprefix(report.prefix), number) for reason, number in report.counts.items() if reason.startswith(report.prefix))
     reasons = ", ".join(f"{number} {reason}" for reason, number in said)
     return f"data set {dataset.name}: none of its {count} rows can be trained on: {reasons}"
+
+
+def remedy_of(report: Report) -> str:
+    """What to do about rows of which none is of use, where it can be told."""
+    named = any("unknown role" in reason for reason in report.counts)
+    return "name the roles by `tags: {user_tag: …, assistant_tag: …}` in its dataset_info.json entry" if named else ""
 
 
 def too_many(lost: int, count: int, report: Report, most: float) -> tuple[str, str]:

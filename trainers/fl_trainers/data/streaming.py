@@ -69,7 +69,7 @@ def _one(config: Config, dataset: Dataset, report: Report) -> Iterator[pipeline.
         used = True
         yield item
     if not used:
-        raise InputError(pipeline.none_left(dataset, report.read, report))
+        raise InputError(pipeline.none_left(dataset, report.read, report), pipeline.remedy_of(report))
 
 
 def look(config: Config, report: Report) -> tuple[list[pipeline.Item], dict[str, list[pipeline.Item]]]:
