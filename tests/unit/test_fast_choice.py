@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from fl_trainers.config import Config
 from fl_trainers.fast.choice import Fast, Load, Machine, activations, choose
+from fl_trainers.fast.load import compiles
 
 LLAMA = SimpleNamespace(model_type="llama", hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, vocab_size=128256)
 H100 = Machine("cuda", False, (9, 0), 60 << 30, 1, True)
@@ -108,6 +110,17 @@ def test_no_graph_over_what_a_graph_cannot_hold(parts: dict[str, Any]) -> None:
     found = choose(made(**parts), LLAMA, H100, SHORT)
     assert found.padding_free
     assert not found.graphs
+
+
+def test_kernels_are_compiled_only_where_there_is_a_compiler_and_pythons_headers(tmp_path: Path) -> None:
+    def nothing(name: str) -> str | None:
+        return None
+
+    assert not compiles({"CC": "cc"}, nothing, tmp_path)
+    (tmp_path / "Python.h").touch()
+    assert not compiles({}, nothing, tmp_path)
+    assert compiles({"CC": "cc"}, nothing, tmp_path)
+    assert compiles({}, lambda name: "/usr/bin/gcc" if name == "gcc" else None, tmp_path)
 
 
 def test_weights_of_4_bits_are_unpacked_inside_a_graph() -> None:

@@ -35,7 +35,7 @@ class Machine:
     """Of the device, less weights, gradients and the optimizer's state."""
     processes: int = 1
     liger: bool = False
-    """Whether liger-kernel is installed."""
+    """Whether liger-kernel is installed and Triton can compile."""
     head: bool = True
     """Whether the model's head is one plain matrix, with no adapter on it or in its place."""
 

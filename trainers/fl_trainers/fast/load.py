@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from fl_trainers.device import Device
@@ -31,7 +36,13 @@ def machine_of(device: Device, model: Any) -> Machine:
     from transformers.utils import is_liger_kernel_available
 
     hip = torch.version.hip is not None
-    return Machine("cuda", hip, torch.cuda.get_device_capability(), free, ranks, bool(is_liger_kernel_available()), plain)
+    kernels = bool(is_liger_kernel_available()) and compiles(os.environ, shutil.which, Path(sysconfig.get_path("include")))
+    return Machine("cuda", hip, torch.cuda.get_device_capability(), free, ranks, kernels, plain)
+
+
+def compiles(environment: Mapping[str, str], which: Callable[[str], str | None], headers: Path) -> bool:
+    """Whether Triton can build what launches its kernels: a C compiler, and Python's headers. Images have both, a plain host may not."""
+    return bool(environment.get("CC") or which("gcc") or which("clang")) and (headers / "Python.h").is_file()
 
 
 def load_of(session: Any) -> Load:
