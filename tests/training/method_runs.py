@@ -619,6 +619,7 @@ def special_optimizers() -> dict[str, Any]:
     facts["accumulated"] = _refused(
         "s-acc", method={"finetuning_type": "full", **SPECIAL["galore_layerwise"]}, arguments={"gradient_accumulation_steps": 2}
     )
+    facts["eight"] = _refused("s-8", method={"finetuning_type": "full", **SPECIAL["galore"]}, arguments={"optim": "adamw_8bit"})
     return facts
 
 

@@ -265,6 +265,7 @@ def test_ordinary_optimizers(facts: Facts) -> None:
         assert made.get("moved") == 21 and made["last"] < made["first"], (name, made)
 
 
+IMPOSSIBLE = {"accumulated": "galore_layerwise steps inside the backward pass", "eight": "GaLore's 8-bit AdamW calls torch.cuda"}
 SPECIAL = ("galore", "galore_layerwise", "apollo", "apollo_layerwise", "badam", "badam_ratio", "adam_mini")
 
 
@@ -277,6 +278,12 @@ def test_special_optimizers(facts: Facts, name: str) -> None:
     assert len(made["moved"]) == made["all"] or name.startswith("badam")
     if "smallest" in made:
         assert made["smallest"] == 4  # moments of rank 4
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_special_optimizers_refused(name: str, runs: Facts) -> None:
+    made = runs["special_optimizers"][name]
+    assert made["exit"] == 5 and IMPOSSIBLE[name] in made["message"]
 
 
 def test_precisions(facts: Facts) -> None:

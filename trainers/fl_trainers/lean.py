@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_trainers.config import Config
+from fl_trainers.optimizers import BITSANDBYTES
 
 OPTIONAL = ("bitsandbytes", "datasets", "deepspeed", "liger_kernel", "pandas", "scipy", "sklearn", "torchvision", "torchaudio")
 
@@ -21,14 +22,14 @@ def needed(config: Config) -> set[str]:
     names: set[str] = set()
     arguments = config.training.arguments
     optimizer = str(arguments.get("optim", ""))
-    if config.model.quantization is not None or "8bit" in optimizer or "paged" in optimizer or "bnb" in optimizer:
+    if config.model.quantization is not None or any(part in optimizer for part in (*BITSANDBYTES, "bnb", "galore", "apollo")):
         names |= {"bitsandbytes", "scipy"}
     if _saved_quantized(config):
         names |= {"bitsandbytes", "scipy"}
     others = (config.method.reference, config.method.ppo.reward_model)
     if any(other is not None and other.quantization is not None for other in others):
         names |= {"bitsandbytes", "scipy"}
-    if config.method.low_rank is not None:  # its package imports it
+    if config.method.low_rank is not None:  # its package imports it, as for optim: galore_adamw
         names |= {"bitsandbytes", "scipy"}
     if arguments.get("deepspeed"):
         names.add("deepspeed")

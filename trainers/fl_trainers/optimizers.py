@@ -38,7 +38,13 @@ def name_of(config: Config) -> str | None:
 def check(config: Config) -> None:
     """Before the model is loaded: the package is there, and torch has the optimizer. This imports torch."""
     name = name_of(config)
-    _check_optim(str(config.training.arguments.get("optim", "")))
+    optim = str(config.training.arguments.get("optim", ""))
+    _check_optim(optim)
+    if "8bit" in optim and (name == "galore" or optim.startswith("galore_")):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError(f"optim: {optim}: GaLore's 8-bit AdamW calls torch.cuda, which is not here", "optim: adamw_torch")
     if name in PACKAGES:
         module, package = PACKAGES[name]
         if importlib.util.find_spec(module) is None:
