@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl import __version__, paths, plan, select
-from fl.errors import EngineError, ImageError, MatrixError
+from fl import __version__, paths, pin, plan, select
+from fl.errors import EngineError, ImageError, MatrixError, UsageError
 from fl.grants import EngineFacts, EngineName
 from fl.images import lock, tags
 
@@ -109,8 +109,6 @@ def choose_engine(
     )
     name = options.engine or recipe.launcher.engine or "auto"
     if options.python is not None and name in CONTAINERS:
-        from fl.errors import UsageError
-
         raise UsageError(f"--python names an interpreter of this machine, --engine {name} uses its image's", "use `--engine host`")
     if name in CONTAINERS:
         return _container(question, name, (f"docker: asked for, although {_ESCAPES}",) if name == "docker" and _in_slurm() else ())
@@ -175,6 +173,8 @@ def _reasons(choice: select.Choice, notes: tuple[str, ...]) -> tuple[plan.Reason
 def _container(question: Question, name: EngineName, notes: tuple[str, ...], facts: EngineFacts | None = None) -> Chosen:
     choice = question.choose(name)
     reference = question.image or tags.reference(choice.stack.id, "train", __version__, question.registry)
+    if not pin.REFERENCE.fullmatch(reference):  # it would be read as an option of the engine
+        raise UsageError(f"the image {reference!r} is no reference", "--image NAME:TAG, NAME@sha256:…, or a file for apptainer")
     pinned = None if question.pinned is None else question.pinned.entry.image
     unpushed = pinned is not None and pinned.digest is None
     remote = not unpushed and (question.image is not None or question.registry is not None)

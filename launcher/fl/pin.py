@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from fl.errors import EvidenceError
 from fl.evidence import canonical, row_sha256
@@ -25,6 +26,10 @@ LARGEST: Final = 2**20
 """Bytes; one lane takes two thousand."""
 
 
+REFERENCE: Final = re.compile(r"[^\s\x00-\x1f\x7f-][^\x00-\x1f\x7f]*")
+"""What an image's reference may be made of: an engine is called with it."""
+
+
 class PinnedImage(BaseModel):
     """An image, by its digest in a registry, or by its id where it was never pushed."""
 
@@ -33,6 +38,13 @@ class PinnedImage(BaseModel):
     reference: str
     digest: str | None = None
     id: str | None = None
+
+    @field_validator("reference")
+    @classmethod
+    def _no_option(cls, reference: str) -> str:
+        if not REFERENCE.fullmatch(reference):
+            raise ValueError("is no reference of an image")
+        return reference
 
 
 class Entry(BaseModel):

@@ -176,7 +176,7 @@ def test_escape_sequences_do_not_reach_the_terminal(tmp_path: Path, fl: Fl) -> N
     done = fl("pin", "--check", cwd=tmp_path)
     assert done.returncode == 9 and "\x1b" not in done.stderr
     now = pin.today(ROWS, STACK)
-    sealed = pin.make(STACK, now, pin.PinnedImage(reference="x\x1b[31m", id="sha256:1"), []).model_dump()
+    sealed = pin.make(STACK, now, pin.PinnedImage.model_construct(reference="x\x1b[31m", id="sha256:1"), []).model_dump()
     other = pin.make(STACK.model_copy(update={"id": "y\x1b[31m"}), now, None, []).model_dump()
     for entry in (sealed, other):
         (tmp_path / "fl.lock").write_text(json.dumps({"schema": 1, "lanes": {"cpu": entry}}), encoding="utf-8")
@@ -209,6 +209,18 @@ def test_check_looks_for_the_evidence(project: Path, fl: Fl) -> None:
     done = fl("pin", "--check", cwd=project)
     assert done.returncode == 9 and "the ledger has no such record" in done.stderr
     assert fl("pin", "--check", cwd=project.parent).returncode == 9  # no fl.lock there
+
+
+def test_an_image_whose_name_an_engine_would_read_as_an_option(project: Path, fl: Fl) -> None:
+    """A project that somebody else made brings its fl.lock, and its recipe."""
+    entry = pin.make(STACK, pin.today(ROWS, STACK), pin.PinnedImage.model_construct(reference="--privileged"), [])
+    (project / "fl.lock").write_text(json.dumps({"schema": 1, "lanes": {"cpu": entry.model_dump()}}), encoding="utf-8")
+    done = fl(*DRY, cwd=project)
+    assert done.returncode == 9 and "is no reference of an image" in done.stderr
+    (project / "fl.lock").unlink()
+    for words in (("pin", "cpu-torch213", "--unproven"), ("run", "--hw", "cpu", "--engine", "docker", "--dry-run", "tiny-sft")):
+        done = fl(*words, "--image=--privileged", cwd=project)
+        assert done.returncode in (2, 6) and "--privileged:" not in done.stdout, done.stderr
 
 
 def test_other_lanes_stay_as_they_were(project: Path, fl: Fl) -> None:

@@ -99,8 +99,10 @@ def _image(rows: Matrix, stack: Stack, reference: str) -> PinnedImage:
     """The image as the first engine that has it knows it. ImageError where none has, or where it is another stack's or lock's."""
     from fl import engines
     from fl import pin as pins
-    from fl.errors import EngineError, ImageError
+    from fl.errors import EngineError, ImageError, UsageError
 
+    if not pins.REFERENCE.fullmatch(reference):
+        raise UsageError(f"the image {reference!r} is no reference", "fl pin STACK --image NAME:TAG")
     asked = []
     for name in ("docker", "podman"):
         if isinstance(engines.ask(name), EngineError):
