@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl import builtin, extras, inputs, matrix, memory, modelscope, paths, pin, plan, portability, refused, resolve, settings, wheel
+from fl import builtin, extras, inputs, matrix, memory_check, modelscope, paths, pin, plan, portability, refused, resolve, settings, wheel
 from fl.choose_engine import Chosen, choose_engine
 from fl.detect import detect, open_host
 from fl.devices import choose_devices, choose_lane, restrict
@@ -112,7 +112,7 @@ def decide_recipe(recipe: Recipe, options: Options, place: Place | None = None) 
         extra = extras.choose(rows, engine.stack, hardware.platform, config) if _ours(engine, options, recipe) else ()
         if options.strict:
             portability.strict_check(adaptations)
-        check_memory(config, facts, hardware, chosen, force=options.force)
+        memory_check.check(config, facts, hardware, chosen, force=options.force)
     check_trust(config, engine.facts.name, trust=options.trust)  # of what is left of it: code that is not run needs no trust
     resolve.check_output(config.training.output_dir)
     return _assemble(
@@ -211,28 +211,6 @@ def _converted(name: str, gguf: Path) -> Path:
         facts = gguf.stat() if gguf.is_file() else None
         mark = hashlib.sha256(f"{gguf} {facts.st_size if facts else 0} {facts.st_mtime_ns if facts else 0}".encode()).hexdigest()
     return paths.cache_home() / "converted" / f"{gguf.stem}-{mark[:12]}"
-
-
-def check_memory(config: Config, facts: ModelFacts, hardware: Hardware, chosen: tuple[Accelerator, ...], *, force: bool) -> None:
-    """RecipeError where one device certainly has too little memory, with what would fit."""
-    sizes = [a.memory_mib for a in chosen if a.memory_mib] if chosen else [hardware.cpu.memory_mib or 0]
-    if force or not sizes or not min(sizes) or facts.parameters is None or memory.sharded(config):
-        return
-    shape = memory.Shape(
-        parameters=facts.parameters, hidden_size=facts.hidden_size or 0, layers=facts.layers or 0, vocabulary=facts.vocab_size or 0
-    )
-    available = min(sizes) * 1024**2
-    needed = memory.estimate(config, shape).gigabytes
-    if needed * 1e9 <= available:
-        return
-    cheaper = memory.cheaper(config, shape, available)
-    what = "each of the chosen devices" if len(chosen) > 1 else "this device" if chosen else "this machine"
-    remedy = "\n".join(f"fl run … {text}" for text in cheaper) or "use a smaller model, or shard it: deepspeed=ZERO3.json"
-    which = f"{config.model.name}, {config.method.finetuning_type}"
-    raise RecipeError(
-        f"this needs about {needed:.0f} GB of memory, {what} has {available / 1e9:.0f} ({which})",
-        remedy + "\nfl run … --force   (the estimate is crude)",
-    )
 
 
 def compile_cache(stack: str, mark: str | None, chosen: tuple[Accelerator, ...]) -> Path:

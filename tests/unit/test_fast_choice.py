@@ -59,7 +59,12 @@ def test_mode_memory_spends_what_the_logits_would_have_taken_on_layers_that_are_
 
 def test_several_processes_take_the_same_steps() -> None:
     two = dataclasses.replace(H100, processes=2)
-    assert choose(made(), LLAMA, two, SHORT) == choose(made(), LLAMA, H100, SHORT)
+    packed = made(data={"packing": True})
+    assert choose(packed, LLAMA, two, LONG) == choose(packed, LLAMA, H100, LONG)
+    assert choose(made("speed"), LLAMA, two, SHORT) == choose(made("speed"), LLAMA, H100, SHORT)
+    plain = choose(made(), LLAMA, two, SHORT)
+    assert (plain.padding_free, plain.graphs) == (True, False)
+    assert "several processes nobody has measured" in plain.why
     spread = choose(made(arguments={"deepspeed": {"zero_optimization": {"stage": 2}}}), LLAMA, two, SHORT)
     assert (spread.padding_free, spread.graphs) == (True, False)
 

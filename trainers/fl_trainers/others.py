@@ -29,6 +29,8 @@ def load(config: Config, other: Other, key: str, tokenizer: Any, device: Device)
         trust_remote_code=kept.trust_remote_code, attention=kept.attention, rope_scaling=kept.rope_scaling,
     )  # fmt: skip
     its_own = config.model_copy(update={"model": settings})
+    if key == "reward_model":  # which does without a head for logits, as a sequence classifier has none
+        its_own = its_own.model_copy(update={"method": config.method.model_copy(update={"stage": "rm"})})
     try:
         source = models.folder_of(its_own)
         _check_vocabulary(its_own, source, key, tokenizer)

@@ -13,6 +13,8 @@ TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 Others may mix tokens of one row in ways that know no borders of documents (windows, convolutions, linear attention).
 """
+PAIRS = ("dpo", "orpo", "simpo")
+"""Stages whose loss compares rows, each without its padding."""
 GRAPH_STEPS = 40
 """Steps from which capturing graphs pays for itself (about 0.8 s a length on an H100, 0.15 s gained a step)."""
 GRAPH_COMPILE_STEPS = 300
@@ -71,6 +73,8 @@ def choose(config: Config, settings: Any, machine: Machine, load: Load) -> Fast:
         return Fast(recompute=asked, why="off: the recipe says so")
     if (reason := _obstacle(config, settings, machine)) is not None:
         return Fast(recompute=asked, why=f"padded batches: {reason}")
+    if config.method.stage in PAIRS:
+        return Fast(True, recompute=asked, why=f"no padding, logits where answers count, {'layers recomputed' if asked else NOTHING}")
     if wanted == "memory" or machine.type == "cpu":
         keep, said = _kept(settings, int(SPENT * freed(config, settings, load.tokens)), config, load) if asked else (0, NOTHING)
         liger = _liger(machine, load)
@@ -115,7 +119,7 @@ def _obstacle(config: Config, settings: Any, machine: Machine) -> str | None:
 
 
 def _of_model(config: Config, settings: Any) -> str | None:
-    if config.method.stage not in ("sft", "pt"):
+    if config.method.stage not in ("sft", "pt", *PAIRS):
         return f"stage {config.method.stage} has a loop of its own"
     if settings.model_type not in TYPES:
         return f"{settings.model_type} is not among {', '.join(TYPES)}"
@@ -125,6 +129,8 @@ def _of_model(config: Config, settings: Any) -> str | None:
 
 
 def _of_recipe(config: Config, machine: Machine) -> str | None:
+    if config.method.stage in PAIRS and (machine.type != "cpu" or machine.processes > 1 or config.method.reference is not None):
+        return f"stage {config.method.stage} does without padding on one CPU only, and with the model as its own reference"
     if config.model.attention not in ("auto", "sdpa"):
         return f"flash_attn: {config.model.attention} is asked for"
     if config.model.liger:
@@ -179,6 +185,8 @@ def _graphs(config: Config, settings: Any, machine: Machine, load: Load, asked_f
         return False, "no graphs with DeepSpeed"
     if config.data.packing or config.data.neat_packing or load.tokens > 2 * GRAPH_TOKENS:
         return False, "no graphs: long batches keep the device busy"
+    if not asked_for and machine.processes > 1:
+        return False, "no graphs: with several processes nobody has measured them (fl: {speed: speed} takes them)"
     if not asked_for and load.steps < GRAPH_STEPS:
         return False, f"no graphs: they pay from {GRAPH_STEPS} steps"
     return True, "steps replayed as graphs"

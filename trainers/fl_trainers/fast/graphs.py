@@ -117,7 +117,8 @@ class Graphs:
             with attention.switched(self.step.causal.config):
                 if not self.held:
                     self._rehearse(made)
-                with torch.cuda.graph(made.graph, pool=self.pool):
+                mode = "global" if self.step.ranks == 1 else "thread_local"  # NCCL's own thread asks the device how it is
+            with torch.cuda.graph(made.graph, pool=self.pool, capture_error_mode=mode):
                     value = self.step.loss(made.batch, made.targets, made.scale, None)
                     value.backward()
                     made.loss = value.detach()
