@@ -9,7 +9,7 @@ from typing import Final, cast
 import click
 
 from fl import __version__, ui
-from fl.errors import FlError
+from fl.errors import FlError, UsageError
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("fl.commands.run:run", "Train what a recipe says on this machine."),
@@ -75,8 +75,26 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         group.main(arguments, prog_name="fl", standalone_mode=True)
     except FlError as error:
-        if "--json" in arguments:
-            ui.document({"error": {"exit": error.exit_code, "message": error.message, "remedy": error.remedy}})
-        else:
-            ui.error(error.message, error.remedy)
-        sys.exit(error.exit_code)
+        _end(error, as_json="--json" in arguments)
+    except FileNotFoundError:
+        if _is_somewhere():
+            raise
+        _end(UsageError("the folder that you are in is gone: it was removed or made anew", "cd ~"), as_json="--json" in arguments)
+
+
+def _end(error: FlError, *, as_json: bool) -> None:
+    if as_json:
+        ui.document({"error": {"exit": error.exit_code, "message": error.message, "remedy": error.remedy}})
+    else:
+        ui.error(error.message, error.remedy)
+    sys.exit(error.exit_code)
+
+
+def _is_somewhere() -> bool:
+    from pathlib import Path
+
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True

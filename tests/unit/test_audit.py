@@ -220,6 +220,13 @@ def test_a_full_disk_leaves_the_page_as_it_was(place: Path) -> None:
     assert not list(place.glob(".*.part"))
 
 
+def test_a_model_that_nobody_knows_is_to_be_tried(place: Path) -> None:
+    (place / "new").mkdir()
+    (place / "new" / "config.json").write_text('{"model_type": "brandnew"}')
+    assert "nobody knows before it is tried" in fl(place, "--model", "new").stderr
+    assert "nobody knows" not in fl(place, "--model", "acme/one").stderr
+
+
 def test_what_is_asked_wrongly_is_told(place: Path) -> None:
     assert "neither a folder of records nor a matrix file" in fl(place, "--diff", "nowhere", "evidence").stderr
     assert fl(place, "--model", " ").returncode == 2

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +58,9 @@ def test_control_characters_never_reach_the_terminal(fl: Fl) -> None:
     done = fl("run", "--dry-run", "evil\x1b[31m.yaml")
     assert done.returncode == 5
     assert "\x1b" not in done.stderr
+
+
+def test_a_folder_that_was_removed_under_the_caller(tmp_path: Path) -> None:
+    script = f"cd {tmp_path} && mkdir gone && cd gone && rmdir ../gone && exec {sys.executable} -m fl audit"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, "is gone" in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr

@@ -178,6 +178,8 @@ def _show(found: list[Cell], everything: bool, *, by_stack: bool) -> None:
     shown = _tried(found, everything)
     if by_stack:
         ui.table(("model", "stack", "state", "why"), [(_name(c.model), c.stack, c.state, c.why) for c in shown])
+        if shown and all(cell.state == "unknown" for cell in shown):
+            ui.say("nobody knows before it is tried: `fl run quickstart model_name_or_path=MODEL max_steps=2`, then `fl audit add RUN`")
     else:
         names = list(dict.fromkeys(cell.lane for cell in found))
         best = audits.lanes(shown)
