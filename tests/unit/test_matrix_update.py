@@ -216,6 +216,21 @@ def test_a_new_row_is_written_with_its_lock_and_the_old_one_stays(project: Path,
     assert lock.path("cpu-torch214", "train", "linux/amd64") is not None
 
 
+def test_a_torch_that_no_row_has_is_told_with_the_command_that_proposes_one(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert json.loads(update(capsys, "--json")[1])["torch"] == [], "there is a row for the newest"
+    text = TEXT[: TEXT.index("- id: cpu-torch214")] + TEXT[TEXT.index("models:") :]
+    (project / "matrix.yaml").write_text(text, encoding="utf-8")
+    code, out, _ = update(capsys)
+    assert code == 0
+    assert "cpu: torch 2.14.0 is there, the newest row has 2.13.0: a row for it: fl matrix update cpu-torch213 --torch 2.14.0" in out
+    rule = '- {id: x, when: {torch: ">=2.14"}, requires: {gguf: "<0.1"}, why: "no gguf there", source: "tried"}\n'
+    (project / "matrix.yaml").write_text(text + rule, encoding="utf-8")
+    (told,) = json.loads(update(capsys, "--json")[1])["torch"]
+    assert (told["torch"], told["command"]) == ("2.14.0", None)
+    assert "no gguf there" in told["refused"][0]
+    assert json.loads(update(capsys, "cpu-torch213", "--json")[1])["torch"] == [], "a named row is asked for itself only"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -33,6 +33,9 @@ def update(
 
     All rows without STACK. Ends with 8 when a row cannot be resolved.
     """
+    from dataclasses import asdict
+
+    from fl import matrix_newer
     from fl import matrix_update as updating
     from fl.errors import MatrixError, UsageError
     from fl.matrix import load
@@ -54,12 +57,17 @@ def update(
         ui.step(f"{stack.id}: looking for newer versions")
         found.append(updating.of_row(matrix, stack, flavor, resolve, make))
     written = updating.write(found) if writing else []
+    newer = [] if layer or stacks or flavor != "train" else matrix_newer.torches(matrix, resolve)
     if as_json:
-        ui.document({"schema": 1, "proposals": [_json(one) for one in found], "written": written})
+        told = [{**asdict(one), "command": None if one.refused else one.command} for one in newer]
+        ui.document({"schema": 1, "proposals": [_json(one) for one in found], "written": written, "torch": told})
     else:
         for one in found:
             _print(one)
         _print_end(found, written, writing)
+        for row in newer:
+            allowed = "; ".join(row.refused) if row.refused else f"a row for it: {row.command}"
+            ui.out(f"{row.lane}: torch {row.torch} is there, the newest row has {row.before}: {ui.clean(allowed)}")
     refused = [f"{one.title}: {one.refused}" for one in found if one.refused]
     if refused and not as_json:
         raise MatrixError("\n".join(refused), "fl images lock STACK   says the same with the versions of now")
