@@ -123,6 +123,27 @@ def test_a_vocabulary_smaller_than_the_token_ids_is_refused_unless_it_may_grow(t
     assert grown.code == 0 and grown.losses[-1] < grown.losses[0], grown.output
 
 
+def test_an_adapter_that_is_broken_or_of_another_model_is_told(trainer: Trainer, config: Config, model: Path, tmp_path: Path) -> None:
+    given = {"kind": "folder", "path": str(model), "name": str(model)}
+    first = trainer.train(config("first", model=given))
+    adapter = first.folder / "out"
+    other = Path(shutil.copytree(model, tmp_path / "another"))
+    onto = {"kind": "folder", "path": str(other), "name": str(other), "adapters": [str(adapter)]}
+    told = trainer.train(config("onto", model=onto))
+    assert told.code == 0, told.output
+    assert [event["message"] for event in told.of("warning")] == [
+        f"adapter {adapter} was trained on {model}, the recipe's model is {other}"
+    ]
+    assert not trainer.train(config("again", model={**given, "adapters": [str(adapter)]})).of("warning")
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    cut = trainer.train(config("cut", model={**given, "adapters": [str(adapter)]}))
+    assert cut.code == 5 and f"adapter {adapter}: adapter_model.safetensors: it is cut off" in cut.of("error")[0]["message"]
+    weights.unlink()
+    gone = trainer.train(config("gone", model={**given, "adapters": [str(adapter)]}))
+    assert gone.code == 5 and "adapter_model.safetensors: it is missing" in gone.of("error")[0]["message"]
+
+
 def test_a_trained_model_is_not_overwritten_unasked(trainer: Trainer, config: Config) -> None:
     first = trainer.train(config())
     kept = (first.folder / "out" / "adapter_model.safetensors").read_bytes()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
+from pathlib import Path
 from typing import Any
 
-from fl_trainers import freeze, precision, quantization, sharding
+from fl_trainers import freeze, precision, quantization, sharding, weight_files
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError
 from fl_trainers.model import checkpoint_activations
@@ -42,6 +44,26 @@ def _check_spread(config: Config) -> None:
     for name, wanted in asked.items():
         if wanted:
             raise InputError(f"{name} needs whole weights: not with ZeRO-3", "a deepspeed file with stage 2, or leave it out")
+
+
+def strangers(config: Config) -> list[str]:
+    """One line for each adapter that was trained on a model of another name: it may fit by its shapes, and be of no use."""
+    found = []
+    for path in config.model.adapters if config.model.kind in ("folder", "hub") else ():
+        try:
+            base = str(json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"] or "")
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # of the hub, or broken: loading it tells
+        known = {config.model.name, config.model.path}
+        if base and not {base, _plain(base)} & (known | {_plain(name) for name in known}):
+            found.append(f"adapter {path} was trained on {base}, the recipe's model is {config.model.name}")
+    return found
+
+
+def _plain(name: str) -> str:
+    """The last part of a model's name or folder; a snapshot in the hub's cache by its repository."""
+    inside = next((part for part in Path(name).parts if part.startswith("models--")), name)
+    return inside.rsplit("--", 1)[-1].rstrip("/").rsplit("/", 1)[-1]
 
 
 def apply(config: Config, model: Any) -> Any:
@@ -140,6 +162,9 @@ def _load(config: Config, model: Any, path: str, *, trainable: bool) -> Any:
     from peft.utils import load_peft_weights
 
     remedy = "a folder with adapter_config.json, trained on this base"
+    broken = weight_files.fault_of_adapter(Path(path))
+    if broken:
+        raise InputError(f"adapter {path}: {broken}", "copy the adapter again")
     try:
         settings = PeftConfig.from_pretrained(path)
         kind = str(getattr(settings.peft_type, "value", settings.peft_type)).lower()

@@ -75,6 +75,8 @@ def open_model(session: Session) -> None:
     plain, digest = model.load_model(config, source, session.tokenizer, session.device)
     if config.model.kind == "tiny" and config.method.finetuning_type in ("lora", "oft"):
         _keep_base(session, plain)
+    for stranger in adapters.strangers(config):
+        session.events.warn("adapter", stranger)
     whole, _ = adapters.count(plain)
     session.model = adapters.apply(config, plain)
     if pissa.converts(config):

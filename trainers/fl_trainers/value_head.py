@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fl_trainers import weight_files
 from fl_trainers.errors import InputError
 
 FILE, OLD_FILE = "value_head.safetensors", "value_head.bin"
@@ -129,6 +130,8 @@ def read(source: str, revision: str = "main") -> dict[str, Any] | None:
         with contextlib.suppress(OSError):
             path = cached_file(source, name, revision=revision)
             if path is not None:
+                if name == FILE and (why := weight_files.fault(Path(path))):
+                    raise InputError(f"{path}: {why}", "copy the reward model again")
                 found = load_file(path) if name == FILE else torch.load(path, map_location="cpu", weights_only=True)
                 return {name: found[key] for name, key in NAMES.items() if key in found}
     return _classifier(source, revision)

@@ -39,6 +39,15 @@ def fault(path: Path) -> str | None:
     return None
 
 
+def fault_of_adapter(folder: Path) -> str | None:
+    """Why the adapter in a local folder cannot be loaded, or None."""
+    if not folder.is_dir() or (folder / "adapter_model.bin").is_file():
+        return None
+    weights = folder / "adapter_model.safetensors"
+    why = fault(weights) if weights.is_file() else "it is missing"
+    return f"{weights.name}: {why}" if why else None
+
+
 def fault_of_folder(folder: Path) -> tuple[str, str] | None:
     """The file of a model's folder that is missing or broken, and why; None where all are whole or the folder has none."""
     index = folder / "model.safetensors.index.json"
