@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from trainer_harness import Trainer
+from trainer_harness import SUMS, Trainer
 
 
 def test_a_batch_without_padding_has_the_same_loss_and_gradients_and_documents_see_nothing_of_each_other(trainer: Trainer) -> None:
@@ -55,6 +55,40 @@ def test_the_same_losses_without_padding(trainer: Trainer, config: Callable[...,
     assert len(flat) == len(padded) > 1
     assert flat == pytest.approx(padded, abs=2e-3)
     assert flat[:2] == pytest.approx(padded[:2], abs=2e-5)
+
+
+PAIRS = [{**row, "worse": f"It is {number}."} for number, row in enumerate(SUMS)]
+ANSWERS = {"ranking": True, "columns": {"prompt": "instruction", "chosen": "output", "rejected": "worse"}}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"method": {"stage": "dpo"}},
+        {"method": {"stage": "dpo", "finetuning_type": "full"}, "model": {"gradient_checkpointing": True}},
+        {"method": {"stage": "dpo", "preference": {"loss": "ipo", "ftx": 0.5}}, "arguments": {"gradient_accumulation_steps": 3}},
+        {"method": {"stage": "dpo", "preference": {"ld_alpha": 0.3}}},
+        {"method": {"stage": "orpo", "finetuning_type": "full"}},
+        {"method": {"stage": "simpo"}, "model": {"gradient_checkpointing": True}},
+    ],
+    ids=["lora", "full, recomputed", "ipo, accumulation", "ld_alpha", "orpo", "simpo, recomputed"],
+)
+def test_pairs_have_the_same_losses_without_padding(
+    trainer: Trainer, config: Callable[..., Path], parts: dict[str, dict[str, object]]
+) -> None:
+    def losses(speed: str) -> tuple[list[float], list[float], bool]:
+        more = {key: dict(value) for key, value in parts.items()}
+        more["arguments"] = {"learning_rate": 0.002, **more.get("arguments", {})}
+        done = trainer.train(config(speed, PAIRS, dataset=ANSWERS, training={"speed": speed}, **more))
+        assert done.code == 0, done.output
+        (said,) = done.of("speed")
+        return done.losses, [event["grad_norm"] for event in done.of("step")], said["padding_free"]
+
+    (padded, slopes, off), (flat, flat_slopes, on) = losses("off"), losses("auto")
+    assert (off, on) == (False, True)
+    assert len(flat) == len(padded) > 1
+    assert flat == pytest.approx(padded, abs=1e-3)
+    assert flat_slopes[0] == pytest.approx(slopes[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", ["sft", "pt"])

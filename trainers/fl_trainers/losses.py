@@ -78,7 +78,11 @@ class Anchor:
 
     def logits(self, inputs: dict[str, Any]) -> Any:
         """Of the batch, without gradients."""
-        device = inputs["input_ids"].device
+        given = {key: value for key, value in inputs.items() if key != "labels"}
+        return self.asked(inputs["input_ids"].device, lambda model: model(**given).logits)
+
+    def asked(self, device: Any, question: Callable[[Any], Any]) -> Any:
+        """What the model answers on the device, without gradients."""
         if not self.adapter and next(self.model.parameters()).device != device:
             self.model.to(device)
         off = self.model.disable_adapter() if self.adapter else contextlib.nullcontext()
@@ -86,6 +90,6 @@ class Anchor:
         self.model.eval()
         try:
             with torch.no_grad(), off:
-                return self.model(**{key: value for key, value in inputs.items() if key != "labels"}).logits
+                return question(self.model)
         finally:
             self.model.train(training)

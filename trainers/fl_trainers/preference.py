@@ -7,14 +7,19 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from transformers import Trainer
 
-from fl_trainers import others
+from fl_trainers import others, value_head
 from fl_trainers.config import Preference
 from fl_trainers.data.encode import IGNORE
+from fl_trainers.fast import attention
+from fl_trainers.fast.pairs import Pairs, flat
 from fl_trainers.loop import Loop
 from fl_trainers.losses import Anchor
 from fl_trainers.noting import Noting
 
+Measured = tuple[Any, Any]
+"""Of each row: the sum of log-probabilities over its labels, and how many there are."""
 AVERAGED = ("ipo", "orpo", "simpo")
 """Losses that look at the mean of an answer's log-probabilities; the others at their sum."""
 
@@ -89,6 +94,13 @@ class PreferenceLoop(Noting, Loop):
         inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self._cuts = "logits_to_keep" in inspect.signature(inner.forward).parameters
         self._running = (0, 0.0)
+        self.data_collator = self._padded  # pairs are made flat in the step: what is noted of them is by row
+
+    def _flat_step(self, model: Any, inputs: dict[str, Any], count: Any) -> Any:
+        """As any other step; layers are recomputed in its backward pass, which must see documents too."""
+        inputs.pop("num_tokens", None)
+        with attention.switched(value_head.plain(model).config):
+            return Trainer.training_step(self, model, inputs, count)
 
     def _inputs(self, inputs: dict[str, Any], rows: slice = slice(None)) -> dict[str, Any]:
         """What the model is given. Logits before the first answer are not computed where the model can leave them out."""
@@ -106,14 +118,14 @@ class PreferenceLoop(Noting, Loop):
         return (loss, None) if return_outputs else loss
 
     def _pairs(self, model: Any, inputs: dict[str, Any]) -> Any:
-        labels, given, training = inputs["labels"], self._inputs(inputs), model.training
-        sums, counts = log_probabilities(model(**given).logits, labels, self.settings.ld_alpha)
+        training = model.training
+        (sums, counts), compared = (self._without_padding if self.fast.padding_free and training else self._measured)(model, inputs)
         counts = counts.clamp(min=1)
         means = sums / counts
         values = means if self.kind in AVERAGED else sums
         better, worse = gains = values.chunk(2)
-        if self.reference is not None:
-            before, lengths = log_probabilities(self._before(model, given), labels)
+        if compared is not None:
+            before, lengths = compared
             before = before / lengths.clamp(min=1) if self.kind in AVERAGED else before
             gains = (values - before).chunk(2)
         losses = pair_loss(self.kind, self.settings, *gains)
@@ -127,6 +139,22 @@ class PreferenceLoop(Noting, Loop):
             "logps/chosen": better.detach(), "logps/rejected": worse.detach(),
         })  # fmt: skip
         return losses.mean()
+
+    def _measured(self, model: Any, inputs: dict[str, Any]) -> tuple[Measured, Measured | None]:
+        """Log-probabilities of the rows by the model, and by the one that it is compared with."""
+        given, labels = self._inputs(inputs), inputs["labels"]
+        now = log_probabilities(model(**given).logits, labels, self.settings.ld_alpha)
+        return now, None if self.reference is None else log_probabilities(self._before(model, given), labels)
+
+    def _without_padding(self, model: Any, inputs: dict[str, Any]) -> tuple[Measured, Measured | None]:
+        """The same, computed without the padding and with logits where answers count."""
+        batch, kind = flat(inputs), {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        now = Pairs(model, kind).log_probabilities(batch, self.settings.ld_alpha)
+        if self.reference is None:
+            return now, None
+        self._follow(model)
+        kind = kind if self.reference.adapter else None  # a copy is in the run's dtype already
+        return now, self.reference.asked(inputs["input_ids"].device, lambda before: Pairs(before, kind).log_probabilities(batch))
 
     def _bco(self, better: Any, worse: Any) -> Any:
         """Binary classification against the running mean of all rewards."""
@@ -159,6 +187,10 @@ class PreferenceLoop(Noting, Loop):
     def _before(self, model: Any, given: dict[str, Any]) -> Any:
         if self.reference is None:
             raise AssertionError(self.kind)
-        if self.reference.adapter:
-            self.reference.model = self.accelerator.unwrap_model(model)
+        self._follow(model)
         return self.reference.logits(given)
+
+    def _follow(self, model: Any) -> None:
+        """Without its adapter the model is its own reference: as the Trainer holds it now."""
+        if self.reference is not None and self.reference.adapter:
+            self.reference.model = self.accelerator.unwrap_model(model)
