@@ -41,7 +41,7 @@ def fault(path: Path) -> str | None:
 
 def fault_of_adapter(folder: Path) -> str | None:
     """Why the adapter in a local folder cannot be loaded, or None."""
-    if not folder.is_dir() or (folder / "adapter_model.bin").is_file():
+    if not (folder / "adapter_config.json").is_file() or (folder / "adapter_model.bin").is_file():
         return None
     weights = folder / "adapter_model.safetensors"
     why = fault(weights) if weights.is_file() else "it is missing"
