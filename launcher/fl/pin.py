@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -150,7 +151,20 @@ def read(path: Path) -> dict[str, Entry]:
         raise EvidenceError(f"{path}: {where}: {first['msg']}", remedy) from error
     if unknown := [lane for lane in lanes if lane not in LANES]:
         raise EvidenceError(f"{path}: lanes.{unknown[0]}: there is no such lane; there are {', '.join(LANES)}", remedy)
+    if any(entry.image for entry in lanes.values()) and _left_by_a_stranger(path):
+        raise EvidenceError(
+            f"{path} names an image to run, belongs to another user, and lies in a folder that everybody can write to",
+            f"look at it; if it is meant for you: chmod o-w {path.parent}",
+        )
     return lanes
+
+
+def _left_by_a_stranger(path: Path) -> bool:
+    """As a file in /tmp, above a project that somebody tries out there."""
+    try:
+        return bool(path.parent.stat().st_mode & stat.S_IWOTH) and path.stat().st_uid not in (0, os.geteuid())
+    except OSError:
+        return True
 
 
 def for_lane(start: Path, lane: str) -> Pinned | None:

@@ -223,6 +223,23 @@ def test_an_image_whose_name_an_engine_would_read_as_an_option(project: Path, fl
         assert done.returncode in (2, 6) and "--privileged:" not in done.stdout, done.stderr
 
 
+def test_a_file_with_an_image_that_a_stranger_left_where_everybody_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `/tmp/fl.lock`, found from a project below."""
+    path = tmp_path / "fl.lock"
+    image = pin.PinnedImage(reference="x:1", id="sha256:1")
+    pin.write(path, "cpu", pin.make(STACK, pin.today(ROWS, STACK), image, []))
+    owner = 65534 if os.geteuid() == 0 else os.geteuid()
+    os.chown(path, owner, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    tmp_path.chmod(0o755)
+    assert pin.read(path)
+    tmp_path.chmod(0o1777)
+    with pytest.raises(EvidenceError, match="belongs to another user"):
+        pin.read(path)
+    monkeypatch.setattr(os, "geteuid", lambda: owner)
+    assert pin.read(path)
+
+
 def test_other_lanes_stay_as_they_were(project: Path, fl: Fl) -> None:
     assert fl("pin", "cuda130-torch214", "--unproven", cwd=project).returncode == 0
     lanes = pin.read(project / "fl.lock")
