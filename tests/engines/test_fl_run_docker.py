@@ -216,3 +216,19 @@ def test_a_pinned_image_whose_tag_moved_is_refused(fl: Fl, place: Path, image: s
         assert fl("pin", STACK, "--image", "flpy:bookworm", "--unproven", cwd=place).returncode == 7
     finally:
         docker("image", "rm", "--force", mine)
+
+
+def test_extras_are_mounted_beside_the_image_s_packages(fl: Fl, place: Path, image: str) -> None:
+    words = ("--engine", "docker", "--json", "tiny-sft", f"output_dir={place}/out", "use_badam=true", "report_to=tensorboard")
+    planned = fl("run", "--dry-run", *words)
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    plan = json.loads(planned.stdout)
+    done = fl("run", *words, timeout=180)
+    assert done.returncode == 0, done.stderr
+    evidence = json.loads(done.stdout)
+    assert [one["name"] for one in evidence["environment"]["extras"]] == ["badam", "tensorboard"]
+    assert evidence["environment"]["matches_lock"] is True
+    folders = {one["folder"] for one in plan["extras"]}
+    assert folders <= {mount["target"] for mount in plan["mounts"] if mount["read_only"]} and plan["options"]["network"] == "none"
+    assert next((place / "out" / "runs").rglob("events.out.tfevents.*")).stat().st_size > 200
+    assert "badam" not in docker("run", "--rm", "--entrypoint", "", image, "/opt/venv/bin/python", "-m", "pip", "list").stdout
