@@ -83,7 +83,7 @@ def lock(
     if as_json and not problems:
         ui.document({"schema": 1, "locks": [one.document() for one in found]})
     if problems:
-        raise MatrixError("\n".join(problems), "fl images lock STACK   makes it again" if check else "")
+        raise MatrixError("\n".join(problems), "fl images lock [--extras] STACK   makes it again" if check else "")
 
 
 def _wanted(matrix: Matrix, ids: tuple[str, ...], flavor: Flavor | None, platforms: tuple[str, ...]) -> Iterator[Locked]:
