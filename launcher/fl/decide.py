@@ -114,7 +114,7 @@ def decide_recipe(recipe: Recipe, options: Options, place: Place | None = None) 
             portability.strict_check(adaptations)
         memory_check.check(config, facts, hardware, chosen, force=options.force)
     check_trust(config, engine.facts.name, trust=options.trust)  # of what is left of it: code that is not run needs no trust
-    resolve.check_output(config.training.output_dir)
+    resolve.check_output(config.training.output_dir, config.training)
     return _assemble(
         recipe, config, hardware, chosen, lane, engine, options, folder, adaptations, extra,
         (*restrictions, *device_notes, *(_unpinned(pinned, lane) if place is None else ())), rows.sha256,

@@ -20,7 +20,7 @@ from fl.resolve_method import method_fields
 from fl.resolve_model import absolute, check_adapters, check_model, locate, locate_adapters
 
 if TYPE_CHECKING:
-    from fl_trainers.config import Config, Data, Dataset, Generation, Method, Model
+    from fl_trainers.config import Config, Data, Dataset, Generation, Method, Model, Training
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 _JSON_FILES: Final = ("deepspeed", "fsdp_config", "accelerator_config", "lr_scheduler_kwargs", "liger_kernel_config")
@@ -138,9 +138,17 @@ def environment(recipe: Recipe, cwd: Path) -> dict[str, str]:
     return {**result, **recipe.launcher.env}
 
 
-def check_output(folder: str) -> None:
-    """Refuses an output folder that cannot be written. Nothing is created."""
+_TRAINED: Final = ("adapter_model.safetensors", "adapter_model.bin", "model.safetensors", "model.safetensors.index.json")
+
+
+def check_output(folder: str, training: Training | None = None) -> None:
+    """Refuses an output folder that cannot be written, and a model in it that the training would overwrite. Nothing is created."""
     path = Path(folder)
+    if training and training.do_train and not training.overwrite_output_dir and training.resume_from_checkpoint is None:
+        found = next((name for name in _TRAINED if (path / name).is_file()), None)
+        if found and not any(path.glob("checkpoint-*")):
+            raise RecipeError(f"The output folder {path} holds a trained model already ({found}), and no checkpoint to go on from.",
+                              "output_dir: another folder, or overwrite_output_dir: true, which replaces it")  # fmt: skip
     if path.exists() and not path.is_dir():
         raise RecipeError(f"The output folder {path} is a file.", "output_dir: a folder")
     existing = next(parent for parent in (path, *path.parents) if parent.exists())

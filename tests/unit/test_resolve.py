@@ -13,7 +13,7 @@ import pytest
 from fl import paths, resolve
 from fl.errors import RecipeError
 from fl.resolve_model import model_facts
-from fl_trainers.config import Config
+from fl_trainers.config import Config, Training
 
 RECIPES = Path(__file__).parents[1] / "data" / "recipes"
 BASE = "model_name_or_path: builtin/tiny-qwen3\ndo_train: true\noutput_dir: out\ndataset: greetings\n"
@@ -431,6 +431,19 @@ def test_output_folder(tmp_path: Path) -> None:
         resolve.check_output(str(tmp_path / "file"))
     with pytest.raises(RecipeError, match="not writable"):
         resolve.check_output(str(tmp_path / "file" / "b"))
+
+
+def test_a_trained_model_in_the_output_folder_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "adapter_model.safetensors").touch()
+    training = Training(output_dir=str(out))
+    with pytest.raises(RecipeError, match=r"holds a trained model already \(adapter_model.safetensors\)"):
+        resolve.check_output(str(out), training)
+    for allowed in ({"overwrite_output_dir": True}, {"do_train": False}, {"resume_from_checkpoint": "/x/checkpoint-1"}):
+        resolve.check_output(str(out), training.model_copy(update=allowed))
+    (out / "checkpoint-5").mkdir()
+    resolve.check_output(str(out), training)
 
 
 def test_output_folder_of_someone_else(tmp_path: Path) -> None:
