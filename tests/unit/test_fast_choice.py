@@ -104,6 +104,7 @@ def test_pairs_on_a_cpu_have_no_padding_and_their_layers_are_recomputed_as_the_r
         (made(method={"stage": "dpo"}), LLAMA, H100, "on one CPU only"),
         (made(method={"stage": "dpo"}), LLAMA, Machine("cpu", processes=2), "on one CPU only"),
         (made(method={"stage": "dpo", "reference": {"name": "o", "path": "o", "kind": "folder"}}), LLAMA, Machine("cpu"), "own reference"),
+        (made(method={"stage": "dpo"}, model={"quantization": {"bits": 4}}), LLAMA, Machine("cpu"), "must round alike"),
         (made(method={"stage": "kto"}), LLAMA, Machine("cpu"), "a loop of its own"),
     ],
 )
@@ -126,6 +127,19 @@ def test_no_graph_over_what_a_graph_cannot_hold(parts: dict[str, Any]) -> None:
     found = choose(made(**parts), LLAMA, H100, SHORT)
     assert found.padding_free
     assert not found.graphs
+
+
+def test_a_part_that_the_recipe_leaves_out_is_left_out() -> None:
+    def without(*parts: str) -> Fast:
+        config = made(data={"packing": True} if "kernels" in parts else {})
+        training = config.training.model_copy(update={"speed_without": parts})
+        return choose(config.model_copy(update={"training": training}), LLAMA, H100, LONG if "kernels" in parts else SHORT)
+
+    assert (without("graphs").graphs, without("lora").graphs) == (False, True)
+    assert not without("kernels").liger
+    kept = without("kept")
+    assert (kept.recompute, kept.keep, kept.graphs) == (True, 0, False)
+    assert kept.why.endswith("without kept")
 
 
 def test_kernels_are_compiled_only_where_there_is_a_compiler_and_pythons_headers(tmp_path: Path) -> None:

@@ -121,6 +121,8 @@ def _obstacle(config: Config, settings: Any, machine: Machine) -> str | None:
 def _of_model(config: Config, settings: Any) -> str | None:
     if config.method.stage not in ("sft", "pt", *PAIRS):
         return f"stage {config.method.stage} has a loop of its own"
+    if config.method.stage in PAIRS and (config.model.quantization or getattr(settings, "quantization_config", None)):
+        return f"stage {config.method.stage} with quantized weights: the model and its reference must round alike"
     if settings.model_type not in TYPES:
         return f"{settings.model_type} is not among {', '.join(TYPES)}"
     if getattr(settings, "sliding_window", None) and getattr(settings, "use_sliding_window", True):
