@@ -77,9 +77,11 @@ def test_the_plan_has_a_folder_an_extra_and_the_stack_s_lock_as_it_was(fl: Fl, r
 
 
 def test_a_container_sees_the_folder_at_its_place(fl: Fl, recipe: Callable[[str], str], tmp_path: Path) -> None:
-    record = Path(__file__).resolve().parents[1] / "data" / "hosts"
-    host = next(path for path in sorted(record.iterdir()) if path.name.startswith("h100") or "h100" in path.name)
-    found = plan(fl, "--engine", "docker", "--dry-run", "--json", recipe(ASKED["badam"]), cwd=tmp_path, env={"FL_REPLAY": str(host)})
+    words = ("--engine", "docker", "--dry-run", "--json", recipe(ASKED["badam"]))
+    replay = {"FL_REPLAY": str(Path(__file__).resolve().parents[1] / "data" / "hosts" / "h100x8-driver580")}
+    found = plan(fl, *words, cwd=tmp_path, env=replay)
+    other = plan(fl, "--image", "registry.example.org/mine:1", *words, cwd=tmp_path, env=replay)
+    assert "extras" not in other, "nobody knows what the caller's image holds"
     (one,) = found["extras"]
     assert {"source": one["folder"], "target": one["folder"], "read_only": True} in found["mounts"]
     assert one["folder"] in found["environment"]["PYTHONPATH"].split(":")

@@ -156,9 +156,17 @@ def test_damage_is_found_by_check(name: str, copy: Path, capsys: pytest.CaptureF
     change, told = DAMAGE[name]
     (copy / FILE).write_text(change((copy / FILE).read_text()))
     with pytest.raises(SystemExit) as ended:
-        main(["images", "lock", "--check"])
+        main(["images", "lock", "--extras", "--check", "cpu-torch213"])
     assert ended.value.code == 8
     assert told in capsys.readouterr().err
+
+
+def test_the_check_of_all_locks_looks_at_extras_too(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copy / FILE).unlink()
+    with pytest.raises(SystemExit) as ended:
+        main(["images", "lock", "--check"])
+    assert ended.value.code == 8
+    assert "cpu-torch213 extras linux/amd64: no lock of extras" in capsys.readouterr().err
 
 
 def test_a_stack_whose_own_lock_is_partial_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
