@@ -8,13 +8,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from shutil import rmtree
-from threading import Lock
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from fl.errors import RecipeError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from modelscope_hub import HubApi
 
 _AGAIN: Final = "the same command, again: what has arrived is kept"
+_LOOK: Final = 1.0
+"""Seconds between two looks at whether the launcher lives."""
 _EVERY: Final = 5.0
 """Seconds between two words of progress."""
 _WEIGHTS: Final = (".safetensors", ".bin")
@@ -40,6 +43,7 @@ def main(arguments: list[str]) -> int:
     """Returns the exit code: 0 done, 5 what was asked for cannot be had."""
     from modelscope_hub import HubApi
 
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     request = json.loads(Path(arguments[0]).read_bytes())
     api, address = HubApi(endpoint=request["endpoint"]), request["endpoint"] or "ModelScope"
     for one in request["repositories"]:
@@ -50,6 +54,13 @@ def main(arguments: list[str]) -> int:
             tell(error=error.message, remedy=error.remedy)
             return error.exit_code
     return 0
+
+
+def _end_with(launcher: int) -> None:
+    """A launcher that was killed cannot stop its child: it looks for itself whether there still is one."""
+    while os.getppid() == launcher:
+        time.sleep(_LOOK)
+    os._exit(1)
 
 
 def repository(api: HubApi, kind: str, name: str, revision: str, target: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.conftest import HOSTS
+from tests.conftest import HOSTS, ROOT
 from tests.training.stand_in_modelscope import ModelScope, modelscope
 
 from fl import modelscope as fl_modelscope
@@ -164,6 +166,25 @@ def test_it_can_be_stopped(served: ModelScope) -> None:
     with pytest.raises(Interrupted):
         fetch(repository("models", "someone/tiny"), check=stop)
     assert not repository("models", "someone/tiny").folder.exists()
+
+
+def test_it_ends_with_a_launcher_that_was_killed(served: ModelScope) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        program = "from fl.modelscope import *; fetch([repository('models', 'someone/tiny')], print, lambda: None)"
+        environment = {
+            **os.environ, "MODELSCOPE_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "PYTHONPATH": f"{ROOT / 'launcher'}:{ROOT / 'trainers'}",
+        }  # fmt: skip
+        launcher = subprocess.Popen([sys.executable, "-c", program], env=environment)
+        connection, _ = silent.accept()  # the child asks, and gets no answer
+        launcher.kill()
+        launcher.wait()
+        connection.settimeout(10)  # the client itself would be patient for 15 s
+        while connection.recv(4096):  # ends when the child does
+            pass
+        connection.close()
 
 
 def test_without_the_client_it_says_what_to_install(served: ModelScope, monkeypatch: pytest.MonkeyPatch) -> None:
