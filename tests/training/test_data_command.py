@@ -68,6 +68,7 @@ def test_pairs_and_packs_are_shown_too(fl: Fl, recipe: Callable[..., str]) -> No
     found = asked(fl, "--rows", "1", recipe(pairs, {"ranking": True, "columns": columns}, stage="dpo"))
     better, worse = found["rows"][0]["parts"]
     assert (better["name"], worse["name"]) == ("chosen", "rejected")
+    assert found["counts"]["longest"] >= len(worse["input_ids"]) > len(better["input_ids"])
     assert worse["spans"][-1] == {**worse["spans"][-1], "text": "I do not know.<|im_end|>\n", "trained": True}
 
 

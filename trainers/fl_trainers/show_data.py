@@ -71,9 +71,10 @@ def describe(config: Config, count: int) -> dict[str, Any]:
 
 
 def totals(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Sequences, tokens, and how many of them count."""
-    lengths = [len(row["input_ids"]) for row in rows]
-    trained = sum(sum(label != IGNORE for label in row["labels"]) for row in rows)
+    """Rows, their tokens, and how many of them count; of pairs both answers."""
+    shown = [(row[ids], row[labels]) for row in rows for name, (ids, labels) in PARTS.items() if _is_shown(row, name)]
+    lengths = [len(ids) for ids, _ in shown]
+    trained = sum(sum(label != IGNORE for label in labels) for _, labels in shown)
     return {"sequences": len(rows), "tokens": sum(lengths), "trained_tokens": trained, "longest": max(lengths, default=0)}
 
 
@@ -101,13 +102,18 @@ def shown(tokenizer: Any, where: str, row: dict[str, Any]) -> dict[str, Any]:
     """A row with its ids, labels and the text of each run of tokens that count, or that do not."""
     parts = []
     for name, (ids, labels) in PARTS.items():
-        if ids in row and not ("liked" in row and name):  # of kto the other answer is a neighbour's, for comparison only
+        if _is_shown(row, name):
             given, wanted = list(row[ids]), list(row[labels])
             parts.append({"name": name if name or "liked" in row or "other_ids" not in row else "chosen", "input_ids": given,
                           "labels": wanted, "spans": spans(tokenizer, given, wanted)})  # fmt: skip
     made: dict[str, Any] = {"where": where, "parts": parts}
     made |= {"liked": bool(row["liked"])} if "liked" in row else {}
     return made | ({"packed": list(row["parts"])} if row.get("parts") else {})
+
+
+def _is_shown(row: dict[str, Any], name: str) -> bool:
+    """Whether a part is the row's own: of kto the other answer is a neighbour's, for comparison only."""
+    return PARTS[name][0] in row and not ("liked" in row and name)
 
 
 def spans(tokenizer: Any, ids: list[int], labels: list[int]) -> list[dict[str, Any]]:
