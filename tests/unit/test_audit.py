@@ -12,6 +12,7 @@ import pytest
 from ledger_records import record
 
 from fl import audit, audit_pages, ledger
+from fl.commands.audit import STATES
 from fl.evidence import row_sha256
 from fl.ledger_index import entry_of
 from fl.matrix import Matrix, load
@@ -218,6 +219,15 @@ def test_a_full_disk_leaves_the_page_as_it_was(place: Path) -> None:
     assert (full.returncode, "cannot be written" in full.stderr) == (9, True), full.stderr
     assert (place / "page.html").read_text() == "before"
     assert not list(place.glob(".*.part"))
+
+
+def test_only_cells_of_a_state(place: Path) -> None:
+    found = json.loads(fl(place, "--json", "--state", "stale", "--state", "unknown").stdout)["cells"]
+    assert {cell["state"] for cell in found} == {"stale", "unknown"}
+    shown = fl(place, "--state", "stale").stdout
+    assert "acme/one" in shown and "declared" not in shown
+    assert fl(place, "--state", "good").returncode == 2
+    assert STATES == audit.ORDER
 
 
 def test_a_model_that_nobody_knows_is_to_be_tried(place: Path) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from fl.ledger_index import Entry
     from fl.matrix import Matrix, Stack
 
+STATES = ("proven", "failed", "stale", "declared", "impossible", "unknown")
+"""Those of `fl.audit`, which `--help` does not load."""
 _SHOWN = 3
 """Records of a cell that a page holds, the newest ones."""
 _MANY = 500
@@ -27,6 +29,7 @@ _ledger = click.option("--ledger", "folder", type=click.Path(path_type=Path), he
 @click.option("--model", metavar="NAME|DIR", help="Models whose name holds this, or a model folder: can it be trained here?")
 @click.option("--lane", metavar="LANE", help="Only this lane, stack by stack.")
 @click.option("--stack", "stack_id", metavar="ID", help="Only this stack.")
+@click.option("--state", "states", multiple=True, metavar="STATE", type=click.Choice(STATES), help="Only cells of this state; may be given again.")
 @click.option("--all", "everything", is_flag=True, help="Also models that nobody has run.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.option("--md", is_flag=True, help="Markdown on stdout.")
@@ -35,8 +38,8 @@ _ledger = click.option("--ledger", "folder", type=click.Path(path_type=Path), he
 @click.option("--needs", is_flag=True, help="What to run next to prove the most.")
 @click.pass_context
 def audit(
-    context: click.Context, folder: Path | None, model: str | None, lane: str | None, stack_id: str | None, everything: bool,
-    as_json: bool, md: bool, page: Path | None, diff: tuple[Path, Path] | None, needs: bool,
+    context: click.Context, folder: Path | None, model: str | None, lane: str | None, stack_id: str | None, states: tuple[str, ...],
+    everything: bool, as_json: bool, md: bool, page: Path | None, diff: tuple[Path, Path] | None, needs: bool,
 ) -> None:  # fmt: skip
     """Say which model works on which lane: proven, failed, stale, declared, impossible or unknown.
 
@@ -61,14 +64,17 @@ def audit(
 
     if diff:
         sides = [[c for c in _of_path(path, folder, rows) if wanted(c) and (model or "").lower() in c.model.lower()] for path in diff]
-        _show_difference(audits.difference(*sides), as_json)
+        pairs = audits.difference(*sides)
+        _show_difference([p for p in pairs if not states or any(c is not None and c.state in states for c in p)], as_json)
         return
     found, one = _cells(model, _entries(folder), rows)
     found = [cell for cell in found if wanted(cell)]
-    everything = everything or model is not None
+    everything = everything or model is not None or bool(states)
     if needs:
         _show_needs(found, rows, as_json)
-    elif as_json:
+        return
+    found = [cell for cell in found if not states or cell.state in states]
+    if as_json:
         ui.listing({"schema": 1, "cells": [_cell_json(c) for c in found]}, "cells")
     elif page is not None:
         _write_page(page, found, folder, [s.id for s in rows.stacks if any(c.stack == s.id for c in found)])
@@ -275,7 +281,7 @@ def _command(need: Need) -> str:
 @click.option("--ledger", "target", type=click.Path(path_type=Path), help="The ledger to add to: ./evidence, or the settings'.")
 @click.pass_context
 def add(context: click.Context, sources: tuple[str, ...], target: Path | None) -> None:
-    """Add the evidence of runs (by name), of a folder of records, or of a file."""
+    """Add evidence: of runs by name, of a folder of records, of a file."""
     from fl import ledger, ledger_sources
 
     place = target or context.obj or ledger.target()
@@ -291,7 +297,7 @@ def add(context: click.Context, sources: tuple[str, ...], target: Path | None) -
 @click.argument("other", type=click.Path(path_type=Path))
 @click.pass_context
 def merge(context: click.Context, other: Path) -> None:
-    """Take the records of another ledger into this one; broken ones are told and left."""
+    """Take another ledger's records. Broken ones are told and left."""
     from fl import ledger
     from fl.errors import EvidenceError
 
