@@ -105,6 +105,19 @@ def test_a_stack_whose_lock_is_partial_refuses_with_what_to_type(fl: Fl, recipe:
     assert "report_to: wandb needs the package wandb, which is not locked for xpu-torch212 on linux/amd64: its own lock is not" in note
 
 
+def test_matrix_show_tells_what_a_stack_has_and_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    from fl.cli import main
+
+    told = {}
+    for stack in ("cuda130-torch214", "xpu-torch212", "cann91-torch210"):
+        with pytest.raises(SystemExit):
+            main(["matrix", "show", stack])
+        told[stack] = next(line.strip() for line in capsys.readouterr().out.splitlines() if line.strip().startswith("extras"))
+    assert told["cuda130-torch214"].split(None, 1) == ["extras", ", ".join(MATRIX.extras)]
+    assert told["xpu-torch212"].endswith("none: its own lock is not complete")
+    assert told["cann91-torch210"].startswith("extras on linux/arm64") and "; without tensorboard: Because " in told["cann91-torch210"]
+
+
 def config(**arguments: Any) -> Config:
     made: dict[str, Any] = {
         "schema": 1, "run": {"name": "x", "lane": "cpu", "stack": "x", "events": "/x"},

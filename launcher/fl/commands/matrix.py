@@ -230,6 +230,7 @@ def _print_stack(loaded: Matrix, stack: Stack) -> None:
         "driver": _pairs(stack.hosts.driver) or "-", "python": stack.python, "base image": stack.base.image, "torch from": origin,
         **({"serving base": stack.serve_base.image} if stack.serve_base else {}),
         "packages": _pairs(loaded.packages(stack)), "serving": _pairs(loaded.packages(stack, "serve")) or "-",
+        **_extras(stack),
     }
     ui.out(ui.paint(stack.id, "bold"))
     _print_facts(facts)
@@ -240,6 +241,20 @@ def _print_stack(loaded: Matrix, stack: Stack) -> None:
     _print_facts(stack.sources)
     for note in stack.notes:
         ui.out(f"note: {note}")
+
+
+def _extras(stack: Stack) -> dict[str, str]:
+    """Optional packages that are locked, by platform; of those that do not fit the lock says why."""
+    from fl.images import extras
+
+    made = {platform: extras.read(stack, platform) for platform in stack.hosts.platforms}
+    found = {}
+    for platform, one in made.items():
+        if one is not None:
+            found[platform] = "; ".join([", ".join(one.needs), *(f"without {name}: {why}" for name, why in one.absent.items())])
+    if len(set(found.values())) == 1 and len(found) == len(made):
+        return {"extras": next(iter(found.values()))}
+    return {f"extras on {platform}": told for platform, told in found.items()} or {"extras": "none: its own lock is not complete"}
 
 
 def _print_facts(facts: dict[str, str]) -> None:

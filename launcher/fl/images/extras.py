@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from fl import paths
 from fl.errors import MatrixError
-from fl.images import lock, lock_header
+from fl.images import lock
 
 if TYPE_CHECKING:
     from fl.matrix import Matrix, Stack
@@ -69,6 +68,8 @@ def read(stack: Stack, platform: str) -> ExtrasLock | None:
 
 def render(made: ExtrasLock) -> str:
     """The file's whole text."""
+    import textwrap
+
     lines = [_TITLE, *(f"# {name}: {getattr(made, name)}" for name in _FIELDS)]
     lines += [f"# extra: {name}: {' '.join(needs)}".rstrip() for name, needs in made.needs.items()]
     lines += [f"# absent: {name}: {why}" for name, why in made.absent.items()]
@@ -128,6 +129,8 @@ def _belongs(stack: Stack, platform: str, made: ExtrasLock, locked: str) -> Iter
 
 
 def _touched(made: ExtrasLock, text: str) -> Iterator[str]:
+    from fl.images import lock_header
+
     now = lock_header.sums(made.entries)
     for name in sorted(made.sums.keys() | now.keys()):
         if made.sums.get(name) != now.get(name):
