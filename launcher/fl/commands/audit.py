@@ -29,7 +29,7 @@ _ledger = click.option("--ledger", "folder", type=click.Path(path_type=Path), he
 @click.option("--model", metavar="NAME|DIR", help="Models whose name holds this, or a model folder: can it be trained here?")
 @click.option("--lane", metavar="LANE", help="Only this lane, stack by stack.")
 @click.option("--stack", "stack_id", metavar="ID", help="Only this stack.")
-@click.option("--state", "states", multiple=True, metavar="STATE", type=click.Choice(STATES), help="Only cells of this state; may be given again.")
+@click.option("--state", "states", multiple=True, metavar="STATE", type=click.Choice(STATES), help="Only this state; may be given again.")
 @click.option("--all", "everything", is_flag=True, help="Also models that nobody has run.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.option("--md", is_flag=True, help="Markdown on stdout.")
