@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+LONGEST: Final = 4000
+"""Characters of a text that are kept: what a program wrote may be of any length and form, and each is looked at by every rule."""
 _HEX: Final = r"[0-9a-fA-F]{1,4}"
 _URL: Final = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>)\]]+", re.IGNORECASE)
 _SECRET: Final = re.compile(
@@ -71,7 +73,7 @@ def _texts(value: Any) -> Iterable[str]:
 
 def without(text: str, who: Owner) -> str:
     """The text with `(path)`, `(user)`, `(host)` and `(address)` where it named one; modules of packages keep their name."""
-    text = _URL.sub("(address)", text.encode("utf-8", "replace").decode())
+    text = _URL.sub("(address)", text[:LONGEST].encode("utf-8", "replace").decode())
     text = _DEVICE.sub("(device)", _SECRET.sub(lambda found: f"{found[1] or found[2] or ''}(secret)", text))
     for folder in sorted(who.folders, key=len, reverse=True):
         text = re.sub(re.escape(folder) + r"(?![\w-])", "/(path)", text) if len(folder) > 1 else text
