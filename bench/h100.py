@@ -2,7 +2,8 @@
 
     python bench/h100.py make DIR [8b|1.7b]                    a model of random weights of that shape, a tokenizer, 999 rows
     python bench/h100.py ours DIR OUT [KEY=VALUE …]            one run of this trainer: KEY of packing, speed, full, steps, batch,
-                                                               bits, rank, accumulate
+                                                               bits, rank, accumulate, without
+    python bench/h100.py parts DIR OUT [KEY=VALUE …]           the same with each part of the fast steps left out, beside all of them
     PYTHONPATH=… python bench/h100.py peer DIR OUT [KEY=VALUE …]   the same by LLaMA-Factory 0.9.5, from an environment of its own
 
 Prints one JSON line: steps, seconds of training, real tokens, tokens a second (whole run, second half), peak GiB, losses.
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {
@@ -92,7 +93,7 @@ def ours(folder: Path, out: Path, options: dict[str, str]) -> dict[str, Any]:
     """One run of `python -m fl_trainers`, as `fl run --engine host` starts it."""
     out.mkdir(parents=True, exist_ok=True)
     keys = recipe(folder, out / "run", options)
-    keys["fl"] = {"speed": options.get("speed", "auto")}
+    keys["fl"] = {"speed": options.get("speed", "auto"), "speed_without": [part for part in options.get("without", "").split("+") if part]}
     (out / "recipe.yaml").write_text(json.dumps(keys))
     begin = time.monotonic()
     python, lane = options.pop("python", sys.executable), options.pop("hw", "cuda")
@@ -104,6 +105,19 @@ def ours(folder: Path, out: Path, options: dict[str, str]) -> dict[str, Any]:
         sys.exit(done.stdout[-2000:] + done.stderr[-4000:])
     (events_file,) = (out / "state").glob("fl/runs/*/events.jsonl")
     return read(events_file, time.monotonic() - begin, options)
+
+
+def parts(folder: Path, out: Path, options: dict[str, str]) -> dict[str, Any]:
+    """How much longer a step takes without each part, of those that this run takes."""
+    from fl_trainers.config import SpeedPart
+
+    whole = ours(folder, out / "all", dict(options))
+    found = {"all": whole["step_s_second_half"], "why": whole["why"]}
+    for part in get_args(SpeedPart):
+        less = ours(folder, out / part, {**options, "without": part})
+        found[part] = f"{less['step_s_second_half'] / whole['step_s_second_half']:.2f} x, {less['peak_gib']} GiB"
+        print(json.dumps({part: found[part]}), file=sys.stderr)
+    return found
 
 
 def read(path: Path, wall: float, options: dict[str, str]) -> dict[str, Any]:
@@ -162,14 +176,15 @@ def peer(folder: Path, out: Path, options: dict[str, str]) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) < 2 or arguments[0] not in ("make", "ours", "peer"):
+    does: dict[str, Any] = {"ours": ours, "peer": peer, "parts": parts}
+    if len(arguments) < 2 or arguments[0] not in ("make", *does):
         sys.exit(__doc__)
     what, folder, *rest = arguments
     if what == "make":
         make(Path(folder).resolve(), rest[0] if rest else "8b")
         return 0
     options = dict(option.split("=", 1) for option in rest[1:])
-    print(json.dumps((ours if what == "ours" else peer)(Path(folder).resolve(), Path(rest[0]).resolve(), options)))
+    print(json.dumps(does[what](Path(folder).resolve(), Path(rest[0]).resolve(), options)))
     return 0
 
 

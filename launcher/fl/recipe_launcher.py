@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from fl.recipe_keys import Key
 from fl.recipe_values import WrongValueError, coerce
+from fl_trainers.config import SpeedPart
+
+PARTS: Final = get_args(SpeedPart)
 
 DIALECT: Final = "llamafactory-0.9"
 
@@ -31,6 +34,7 @@ LAUNCHER_KEYS: Final = {
         Key(name="network", kind="str", choices=("none", "bridge", "host"), about="Network of the container."),
         Key(name="dialect", kind="str", default=DIALECT, choices=(DIALECT,), about="Language of the recipe's other keys."),
         Key(name="speed", kind="str", default="auto", choices=("auto", "off", "memory", "speed"), about="How steps are computed."),
+        Key(name="speed_without", kind="names", about=f"Parts of the fast steps to leave out: {', '.join(PARTS)}."),
         Key(name="max_dropped", kind="float", default=0.5, low=0, high=1, about="Share of a data set's rows that may be left out."),
         Key(name="prompts", kind="any", about="Questions answered before and after training."),
     )
@@ -53,6 +57,7 @@ class Launcher:
     env: Mapping[str, str] = field(default_factory=dict)
     network: str | None = None
     speed: Literal["auto", "off", "memory", "speed"] = "auto"
+    speed_without: tuple[SpeedPart, ...] = ()
     max_dropped: float = 0.5
     dialect: str = DIALECT
     prompts: tuple[str, ...] = ()
@@ -62,6 +67,8 @@ def read_one(name: str, value: object) -> tuple[Any, str]:
     """The typed value of one subkey and a note, or WrongValueError. The name is known, the value is not null."""
     if name == "devices":
         return ",".join(coerce(LAUNCHER_KEYS[name], value)[0]) or None, ""
+    if name == "speed_without":
+        return _parts(coerce(LAUNCHER_KEYS[name], value)[0]), ""
     if name == "mounts":
         return tuple(_mount(item) for item in _list(value)), ""
     if name == "prompts":
@@ -81,8 +88,15 @@ def wanted(name: str) -> str:
         "mounts": "a list of paths, `:rw` behind those that are written to",
         "prompts": "a list of texts",
         "env": "a mapping of names to texts",
+        "speed_without": f"some of {', '.join(PARTS)}",
     }
     return words.get(name) or LAUNCHER_KEYS[name].wanted
+
+
+def _parts(names: tuple[str, ...]) -> tuple[str, ...]:
+    if strange := [name for name in names if name not in PARTS]:
+        raise WrongValueError(repr(strange[0]))
+    return names
 
 
 def _list(value: object) -> list[object]:

@@ -284,6 +284,7 @@ def _training(recipe: Recipe, files: Mapping[str, Mapping[str, Any]], cwd: Path,
         predict_with_generate=get("predict_with_generate"),
         plot_loss=get("plot_loss"),
         speed=recipe.launcher.speed,
+        speed_without=recipe.launcher.speed_without,
         arguments=arguments(recipe, files),
     )
 

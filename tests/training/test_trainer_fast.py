@@ -22,6 +22,18 @@ def test_the_chunked_head_is_torchs_cross_entropy(trainer: Trainer) -> None:
         assert max(found.values()) < 2e-5
 
 
+def test_parts_of_the_fast_steps_can_be_left_out(trainer: Trainer, config: Callable[..., Path]) -> None:
+    recomputed = {"gradient_checkpointing": True}
+    runs = [
+        trainer.train(config(f"without{len(left)}", model=recomputed, training={"speed": "memory", "speed_without": left}))
+        for left in ([], ["lora", "loss", "kept", "norms"])
+    ]
+    assert [run.code for run in runs] == [0, 0], runs
+    (less,) = runs[1].of("speed")
+    assert "without lora, loss, kept, norms" in less["why"]
+    assert runs[1].losses == pytest.approx(runs[0].losses, abs=2e-3)
+
+
 def test_a_fused_lora_layer_is_pefts(trainer: Trainer) -> None:
     found = trainer.check("lora_layers")
     assert (found["plain"], found["dora"], found["dropout"]) == (6, 0, 0)

@@ -129,6 +129,19 @@ def test_no_graph_over_what_a_graph_cannot_hold(parts: dict[str, Any]) -> None:
     assert not found.graphs
 
 
+def test_a_part_that_the_recipe_leaves_out_is_left_out() -> None:
+    def without(*parts: str) -> Fast:
+        config = made(data={"packing": True} if "kernels" in parts else {})
+        training = config.training.model_copy(update={"speed_without": parts})
+        return choose(config.model_copy(update={"training": training}), LLAMA, H100, LONG if "kernels" in parts else SHORT)
+
+    assert (without("graphs").graphs, without("lora").graphs) == (False, True)
+    assert not without("kernels").liger
+    kept = without("kept")
+    assert (kept.recompute, kept.keep, kept.graphs) == (True, 0, False)
+    assert kept.why.endswith("without kept")
+
+
 def test_kernels_are_compiled_only_where_there_is_a_compiler_and_pythons_headers(tmp_path: Path) -> None:
     def nothing(name: str) -> str | None:
         return None

@@ -277,6 +277,7 @@ RULES = [
     ("freeze_trainable_layers", "0 trains no layer", BASE, "finetuning_type: freeze\nfreeze_trainable_layers: 0"),
     ("fp16", "not both", BASE, "bf16: true\nfp16: true"),
     ("fp16", "pure_bf16", BASE, "pure_bf16: true\nfp16: true"),
+    ("fl.speed_without", "wanted some of graphs", BASE, "fl: {speed_without: [lora, nonsense]}"),
     ("fsdp", "not both", BASE, "deepspeed: a.json\nfsdp: full_shard"),
     ("eval_strategy", "val_size or eval_dataset", BASE, "eval_strategy: steps"),
     ("eval_strategy", "val_size or eval_dataset", BASE, "evaluation_strategy: steps"),

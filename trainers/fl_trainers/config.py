@@ -20,6 +20,11 @@ Attention = Literal["auto", "disabled", "sdpa", "fa2", "fa3"]
 Formatting = Literal["alpaca", "sharegpt", "openai"]
 
 
+SpeedPart = Literal["graphs", "kernels", "kept", "lora", "norms", "loss"]
+"""Steps as CUDA graphs; compiled kernels; layers that are not recomputed though the recipe recomputes them; LoRA layers as one function;
+norms as one; the loss by chunks of logits, where labels count."""
+
+
 class Part(BaseModel):
     """Base of every part of the config: frozen, no unknown fields."""
 
@@ -322,6 +327,8 @@ class Training(Part):
     speed: Literal["auto", "off", "memory", "speed"] = "auto"
     """How steps are computed: off: as transformers has it; memory: without padding; speed: with all of the device's memory;
     auto: speed where it is known to pay."""
+    speed_without: tuple[SpeedPart, ...] = ()
+    """Parts of the fast steps (fast/choice.py) that are left out."""
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -237,6 +237,8 @@ def _no_casts(session: Session) -> Any:
     """Under autocast peft's own casting of an adapter's inputs to float32 is undone at once: the same numbers, and a third of the time."""
     if session.config.method.finetuning_type != "lora" or not (session.arguments.bf16 or session.arguments.fp16):
         return contextlib.nullcontext()
+    if session.arguments.deepspeed:  # which has no autocast: with ZeRO-3 adapters are float32 beside weights in 16 bits
+        return contextlib.nullcontext()
     from peft.helpers import disable_input_dtype_casting
 
     return disable_input_dtype_casting(session.model)
@@ -248,9 +250,10 @@ def _fused(session: Session, loop: Any) -> Any:
     if loop.fast.padding_free:
         from fl_trainers.fast import lora, norms
 
-        if session.adapter:
+        left = session.config.training.speed_without
+        if session.adapter and "lora" not in left:
             stack.enter_context(lora.fused(session.model))
-        if session.device.type == "cuda":
+        if session.device.type == "cuda" and "norms" not in left:
             stack.enter_context(norms.fused(session.model, compiled=loop.fast.liger))
     return stack
 
@@ -263,7 +266,10 @@ def _complete(session: Session, loop: Any) -> bool:
     last = loop.set_initial_training_values(loop.args, loop.get_train_dataloader())[-1]
     if state.global_step < last:
         return False
-    loop._load_from_checkpoint(session.resume)
+    if session.arguments.deepspeed:  # only its engine reads, and writes, what is spread
+        loop._prepare_for_training(last, loop.get_train_dataloader(), session.resume)
+    else:
+        loop._load_from_checkpoint(session.resume)
     loop.state.global_step, loop.state.max_steps = state.global_step, last
     loop.state.epoch, loop.state.log_history = state.epoch, state.log_history
     session.follow.losses = [entry["loss"] for entry in state.log_history if "loss" in entry]

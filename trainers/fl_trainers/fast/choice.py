@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fl_trainers import sharding
@@ -67,6 +67,17 @@ class Fast:
 
 def choose(config: Config, settings: Any, machine: Machine, load: Load) -> Fast:
     """The parts for this run. settings: the model's own config."""
+    made = _choose(config, settings, machine, load)
+    left = config.training.speed_without
+    if not (made.padding_free and left):
+        return made
+    if "kept" in left:
+        made = replace(made, recompute=config.model.gradient_checkpointing, keep=0)
+    graphs = made.graphs and "graphs" not in left and not made.recompute
+    return replace(made, graphs=graphs, liger=made.liger and "kernels" not in left, why=f"{made.why}; without {', '.join(left)}")
+
+
+def _choose(config: Config, settings: Any, machine: Machine, load: Load) -> Fast:
     wanted = config.training.speed
     asked = config.model.gradient_checkpointing
     if wanted == "off":

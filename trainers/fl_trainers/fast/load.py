@@ -80,6 +80,7 @@ def steps(loop: Any, model: Any) -> Any:
     step = Step(
         inner, None if spread else kinds.get(loop.accelerator.mixed_precision), ranks=world_size(),
         outer=None if model is inner or loop.fast.graphs else model, compiled=loop.fast.liger and loop.device_of_run.type == "cuda",
+        whole="loss" in loop.config_of_run.training.speed_without,
     )  # fmt: skip
     if not loop.fast.graphs:
         return step

@@ -7,23 +7,27 @@ from typing import Any
 
 import torch
 
+from fl_trainers.data.encode import IGNORE
 from fl_trainers.fast import attention, head
 
 
 class Step:
     """Loss and gradients of flat batches."""
 
-    def __init__(self, model: Any, dtype: Any | None, *, outer: Any = None, ranks: int = 1, compiled: bool = False) -> None:
+    def __init__(
+        self, model: Any, dtype: Any | None, *, outer: Any = None, ranks: int = 1, compiled: bool = False, whole: bool = False
+    ) -> None:
         """model: perhaps with an adapter; dtype: of autocast, None: none.
 
         outer: what stands around the model and brings the gradients of all processes together (DDP, DeepSpeed's engine), None: nothing.
-        ranks: processes over which gradients are averaged and labels are counted; compiled: the loss by a Triton kernel.
+        ranks: processes over which gradients are averaged and labels are counted; compiled: the loss by a Triton kernel;
+        whole: all logits at once, also where no label counts.
         """
         self.whole, self.outer, self.ranks = model, outer, ranks
         self.causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.body = getattr(self.causal, self.causal.base_model_prefix)
         self.head = self.causal.get_output_embeddings()
-        self.dtype, self.compiled = dtype, compiled
+        self.dtype, self.compiled, self.whole_logits = dtype, compiled, whole
         attention.register()
 
     def fits(self) -> bool:
@@ -37,7 +41,8 @@ class Step:
         """
         targets, kept = batch["targets"], batch["kept"]
         with attention.switched(self.causal.config):
-            value = self._through(batch, targets[kept], self.scale(count, targets.device), kept)
+            given = (targets, None) if self.whole_logits else (targets[kept], kept)
+            value = self._through(batch, given[0], self.scale(count, targets.device), given[1])
             (backward or torch.Tensor.backward)(value)
         return value.detach()
 
@@ -66,6 +71,9 @@ class Step:
                 cu_seq_lens_q=batch["borders"], cu_seq_lens_k=batch["borders"],
                 max_length_q=batch["longest"], max_length_k=batch["longest"],
             ).last_hidden_state.squeeze(0)  # fmt: skip
+            if self.whole_logits:
+                logits = self.head(hidden).float()
+                return torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") * scale
             return head.loss(hidden if kept is None else hidden[kept], self.head.weight, targets, scale, compiled=self.compiled)
 
     def _autocast(self) -> Any:
