@@ -217,7 +217,8 @@ def _explained(config: Config, load: Any) -> Any:
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         if "out of memory" in str(error):
             raise
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+        first = next((line for line in lines if line.startswith("size mismatch")), lines[0])
         raise InputError(f"model {config.model.name} cannot be loaded: {first}", _hint(str(error))) from error
 
 
