@@ -156,3 +156,30 @@ def test_ppo_under_sharding(trainer_of_shards: Trainer, config: Config, tmp_path
         assert found[0] == pytest.approx(plain[0], abs=2e-3), name
         for before, after in zip(plain[1:], found[1:], strict=True):
             assert after == pytest.approx(before, abs=2e-2), name
+
+
+@pytest.mark.parametrize("stage", ["sft", "rm"])
+def test_zero_3_in_half_precision(trainer_of_shards: Trainer, config: Config, stage: str) -> None:
+    """An adapter is float32 beside spread weights in 16 bits; of a whole model the head is as the weights. A finished run is known."""
+    rows, dataset, kind = (SUMS, {}, "lora") if stage == "sft" else (PAIRS, PAIR_SET, "full")
+    made = trainer_of_shards.train(config("base", PAIRS, dataset=PAIR_SET, method={"stage": "rm", "finetuning_type": "full"},
+                                          arguments={"max_steps": 1}))  # fmt: skip
+    base = {"name": "base", "path": str(made.folder / "out"), "kind": "folder"}
+
+    def run(folder: str, resume: Path | None = None, **arguments: Any) -> Done:
+        given = {"per_device_train_batch_size": 2, "max_steps": 3, "bf16": True, "learning_rate": 0.005, **arguments}
+        method = {"stage": stage, "finetuning_type": kind}
+        training = {"speed": "off", **({"resume_from_checkpoint": str(resume)} if resume else {})}
+        done = trainer_of_shards.train(
+            config(folder, rows, dataset=dataset, model=base, method=method, arguments=given, training=training), 2
+        )
+        assert done.code == 0, done.output
+        return done
+
+    plain, spread = run("ddp"), run("zero", **WAYS["ZeRO-3"], save_strategy="steps", save_steps=3)
+    assert spread.losses == pytest.approx(plain.losses, abs=2e-2)
+    assert spread.of("model")[0]["parameters"] == plain.of("model")[0]["parameters"] > 100_000
+    again = run("again", spread.folder / "out" / "checkpoint-3", **WAYS["ZeRO-3"])
+    assert [warning["code"] for warning in again.of("warning")] == ["complete"]
+    name = "adapter_model.safetensors" if kind == "lora" else "value_head.safetensors"
+    assert (again.folder / "out" / name).read_bytes() == (spread.folder / "out" / name).read_bytes()

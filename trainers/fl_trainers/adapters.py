@@ -95,10 +95,10 @@ def standing(config: Config, model: Any) -> Any:
 
 
 def count(model: Any) -> tuple[int, int]:
-    """All parameters and the trained ones; a 4-bit weight holds two a byte."""
+    """All parameters and the trained ones; a 4-bit weight holds two a byte, and ZeRO-3 says how many there were."""
     total = trained = 0
     for parameter in model.parameters():
-        number = parameter.numel()
+        number = getattr(parameter, "ds_numel", None) or parameter.numel()
         if type(parameter).__name__ == "Params4bit":
             number *= 2 * parameter.element_size()
         total += number

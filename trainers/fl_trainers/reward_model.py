@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from fl_trainers import value_head
+from fl_trainers import sharding, value_head
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError
 from fl_trainers.loop import Loop
@@ -24,14 +24,19 @@ def start_of(config: Config) -> str | None:
     return model.path if model.kind in ("folder", "hub") else None
 
 
-def add_head(config: Config, model: value_head.WithValueHead) -> None:
-    """The head as it was saved with the model or adapter that the run starts from; else it stays random."""
+def add_head(config: Config, model: value_head.WithValueHead, dtype: Any) -> None:
+    """The head as it was saved with the model or adapter that the run starts from; else it stays random.
+
+    dtype: the model's. ZeRO-3 wants all that is trained in one: adapters are float32, whole models what they were loaded in.
+    """
     source = start_of(config)
     key = "adapter_name_or_path" if config.model.adapters else "model_name_or_path"
     if source is not None and value_head.load(model.v_head, source, key, config.model.revision):
         log.info("value head: from %s", source)
     else:
         log.info("value head: new, with random weights")
+    if sharding.zero_stage(config) == 3 and config.method.finetuning_type not in ("lora", "oft") and config.model.kind != "tiny":
+        model.v_head.to(dtype)
 
 
 class HeadLoop(Loop):

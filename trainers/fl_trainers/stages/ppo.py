@@ -23,7 +23,7 @@ def load(session: Session) -> None:
     common.read_rows(session)
     common.open_model(session)
     session.model = Actor(session.model, dropout=0.0)
-    reward_model.add_head(session.config, session.model)
+    reward_model.add_head(session.config, session.model, session.device.dtype)
 
 
 def data(session: Session) -> None:

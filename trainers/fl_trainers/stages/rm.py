@@ -17,7 +17,7 @@ def load(session: Session) -> None:
     common.open_model(session)
     value_head.leave_out_logits(session.model)
     session.model = value_head.Scorer(session.model)
-    reward_model.add_head(session.config, session.model)
+    reward_model.add_head(session.config, session.model, session.device.dtype)
 
 
 def data(session: Session) -> None:
