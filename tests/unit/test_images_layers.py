@@ -51,7 +51,7 @@ def test_every_package_of_a_lower_layer_is_in_the_whole_lock(tmp_path: Path) -> 
         pytest.skip("the CUDA stack of this test is looked at on linux/amd64")
     folder, _ = context.prepare(MATRIX, MATRIX.stack("cuda130-torch214"), "train", tmp_path, context.Site(base="mine:1"))
     steps = {one.name for one in folder.iterdir() if one.is_dir()}
-    assert steps == {"runtime", "torch", "full", "own"}
+    assert steps == {"runtime", "torch", "full", "jit", "own"}
     whole = lock.entries((folder / "full" / "lock.txt").read_text())
     for name in ("runtime", "torch"):
         part = lock.entries((folder / name / "lock.txt").read_text())
@@ -59,6 +59,25 @@ def test_every_package_of_a_lower_layer_is_in_the_whole_lock(tmp_path: Path) -> 
         assert all(whole[package] == entry for package, entry in part.items())
     for name in steps:
         assert {"trim.sh", "bytecode.py"} <= {one.name for one in (folder / name).iterdir()}
+
+
+def test_secrets_are_mounted_where_something_is_fetched_and_the_site_has_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a step with a secret BuildKit reads everything that lies below: for CUDA's last layer six gigabytes."""
+    if context.host_platform() != "linux/amd64":
+        pytest.skip("the CUDA stack of this test is looked at on linux/amd64")
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    row, ca = MATRIX.stack("cuda130-torch214"), tmp_path / "ca.pem"
+    ca.touch()
+    for certificates, expected in ((None, []), (ca, ["runtime", "torch", "full", "jit"])):
+        root = tmp_path / str(certificates is None)
+        folder, _ = context.prepare(MATRIX, row, "train", root, context.Site(base="mine:1", ca=certificates))
+        runs = (folder / "Dockerfile").read_text().split("\nRUN ")
+        bound = {name: run for run in runs for name in groups.folders(run)}
+        assert list(bound) == ["runtime", "torch", "full", "jit", "own"]
+        assert [name for name, run in bound.items() if "type=secret,id=index" in run and ". /run/secrets/index" in run] == expected
+        assert [name for name, run in bound.items() if "secret" in run] == expected
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from fl.engines import daemon
 from fl.errors import EngineError, ImageError, Interrupted, Terminated, UsageError
 from fl.images import build_log, inventory, jit, lock, render, tags
 from fl.images.archive import room
-from fl.images.context import Site, check_platform, need_lock, prepare
+from fl.images.context import SECRETS, Site, check_platform, need_lock, prepare
 from fl.images.publish import local, platform_of
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def argv(
         command += ["--build-arg", f"{name}={value}"]
     for name, value in labels.items():
         command += ["--label", f"{name}={value}"]
-    for secret in ("index", "ca"):
+    for secret in SECRETS:
         file = context.parent / secret
         if file.is_file():
             command += ["--secret", f"id={secret},src={file}"]

@@ -27,6 +27,8 @@ _WHEELS_OF: Final = {"linux/amd64": "x86_64-manylinux_2_28", "linux/arm64": "aar
 """uv's names of platforms."""
 _SCRIPTS: Final = (paths.IMAGES / "common" / "trim.sh", Path(bytecode.__file__))
 """What every step runs in the end. One folder a step, so that a step depends on nothing that another one needs."""
+SECRETS: Final = ("index", "ca")
+"""Files of the build's folder that travel as secrets, where the site has them."""
 _OF_THIS_MACHINE: Final = frozenset({"UV_FIND_LINKS", "SSL_CERT_FILE", "SSL_CLIENT_CERT", "UV_SYSTEM_CERTS"})
 
 
@@ -197,4 +199,7 @@ def prepare(
         told["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     certificates = site.ca or (Path(settings.cert) if settings.cert else None)
     site_secrets(settings, told, certificates, root)
+    if not any((root / name).exists() for name in SECRETS):
+        plain = render.dockerfile(matrix, stack, flavor, base, unlocked, secrets=False)
+        (context / "Dockerfile").write_text(plain, encoding="utf-8")
     return context, folders

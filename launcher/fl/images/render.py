@@ -46,9 +46,13 @@ def title(stack: Stack, packages: dict[str, str]) -> str:
 
 
 def dockerfile(
-    matrix: Matrix, stack: Stack, flavor: Flavor = "train", base_image: str | None = None, unlocked: tuple[str, ...] = ()
+    matrix: Matrix, stack: Stack, flavor: Flavor = "train", base_image: str | None = None, unlocked: tuple[str, ...] = (),
+    *, secrets: bool = True,
 ) -> str:
-    """The text of a Dockerfile; `base_image` replaces what FROM names, `unlocked` are requirements that are installed without a hash."""
+    """The text of a Dockerfile; `base_image` replaces what FROM names, `unlocked` are requirements that are installed without a hash.
+
+    `secrets`: whether steps that fetch something look for the site's own sources and certificates.
+    """
     packages = matrix.packages(stack, flavor)
     values = {
         "stack": stack.of(flavor),
@@ -58,6 +62,7 @@ def dockerfile(
         "title": title(stack, packages),
         "nvidia_require": nvidia_require(stack),
         "unlocked": unlocked,
+        "secrets": secrets,
     }
     return templates.render(paths.IMAGES, template(stack, flavor), values)
 

@@ -122,10 +122,9 @@ ARG SOURCE_DATE_EPOCH=315532800
 ARG UV_NO_CONFIG=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_CACHE_DIR=/srv UV_FIND_LINKS=/media \
     PYTHONHASHSEED=0 DS_BUILD_OPS=0
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
-    --mount=type=bind,source=own,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
+    --mount=type=bind,source=own,target=/usr/src \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
     touch /tmp/begin; \
-    if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     /mnt/uv pip install --no-deps --no-index /usr/src/*.whl; \
     /mnt/uv pip check; \
     echo "cuda130-torch213-rollout" > /opt/fl/stack; \

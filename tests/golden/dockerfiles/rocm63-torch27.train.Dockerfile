@@ -65,10 +65,9 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
     touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
     find /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
-    --mount=type=bind,source=own,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
+    --mount=type=bind,source=own,target=/usr/src \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
     touch /tmp/begin; \
-    if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     /mnt/uv pip install --no-deps --no-index /usr/src/*.whl; \
     /mnt/uv pip check; \
     echo "rocm63-torch27" > /opt/fl/stack; \
