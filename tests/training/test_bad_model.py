@@ -47,6 +47,11 @@ def pointer(folder: Path) -> None:
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
 
 
+def junk(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"no weights")
+
+
 def shard(folder: Path) -> None:
     names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (folder / "model.safetensors").rename(folder / names["a"])
@@ -62,6 +67,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "a shard is missing": (shard, ("model-00002-of-00002.safetensors: it is missing",)),
     "cut off": (cut, ("model.safetensors: it is cut off or broken",)),
     "a pointer of Git LFS": (pointer, ("model.safetensors: it is a pointer of Git LFS", "git lfs pull")),
+    "older weights that are none": (junk, ("mine cannot be loaded: ",)),
     "weights that the files lack": (
         lambda folder: settings(folder, num_hidden_layers=3, layer_types=None), ("its files lack model.layers.2.", "and 8 more"),
     ),

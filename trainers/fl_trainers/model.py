@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -212,9 +213,11 @@ def _scale_rope(config: Config, settings: Any) -> None:
 
 def _explained(config: Config, load: Any) -> Any:
     """transformers and the hub raise OSError, ValueError and classes of their own; the user needs the name and the first line."""
+    from safetensors import SafetensorError
+
     try:
         return load()
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         if "out of memory" in str(error):
             raise
         lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
