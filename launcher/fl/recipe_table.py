@@ -43,6 +43,8 @@ _MODEL: Final = (
     Key(name="split_special_tokens", kind="bool", default=False, about="Split special tokens that stand in the data."),
     Key(name="add_tokens", kind="names", about="Tokens to add to the tokenizer."),
     Key(name="add_special_tokens", kind="names", about="Special tokens to add to the tokenizer."),
+    Key(name="moe_aux_loss_coef", kind="float", low=0, needs=("stage", ("pt", "sft"), "stages pt and sft"),
+        about="Weight of the loss that keeps a model's experts evenly used."),
     Key(name="rope_scaling", kind="str", choices=("linear", "dynamic", "yarn", "llama3"),
         about="How positions are stretched beyond the model's own."),
     Key(name="flash_attn", kind="str", default="auto", choices=("auto", "disabled", "sdpa", "fa2", "fa3"),

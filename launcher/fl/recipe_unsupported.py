@@ -74,8 +74,6 @@ _MODEL: Final = (
     *_refused("LongLoRA's shifted attention needs transformers below 4.48", "bool", shift_attn=False),
     *_refused("mixture of depths replaces the model's layers by those of the package mixture-of-depth, which no stack has, and what it "
               "saves loads nowhere without that package", "any", mixture_of_depths=None),
-    *_refused("this version adds no auxiliary loss of its own; set router_aux_loss_coef in the model's config.json",
-              "float", moe_aux_loss_coef=None),
     *_refused("this version initializes new tokens with noise only",
               "any", new_special_tokens_config=None, init_special_tokens="noise_init"),
     *_refused("this version places a quantized model on one device a process", "any", quantization_device_map=None),

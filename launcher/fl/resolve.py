@@ -184,6 +184,7 @@ def _model(recipe: Recipe, cwd: Path, builtin_gguf: str | None, converted: str |
         upcast_lmhead_output=get("upcast_lmhead_output"),
         liger=get("enable_liger_kernel") or get("use_liger_kernel"),
         rope_scaling=get("rope_scaling"),
+        moe_aux_loss_coef=get("moe_aux_loss_coef"),
         split_special_tokens=get("split_special_tokens"),
         resize_vocab=get("resize_vocab"),
         add_tokens=get("add_tokens") or (),

@@ -150,6 +150,21 @@ def test_an_adapter_that_is_broken_or_of_another_model_is_told(trainer: Trainer,
     assert gone.code == 5 and "adapter_model.safetensors: it is missing" in gone.of("error")[0]["message"]
 
 
+def test_the_loss_of_uneven_experts_has_the_recipes_weight(trainer: Trainer, config: Config, model: Path, tmp_path: Path) -> None:
+    trainer.check("expert_model_folder", str(tmp_path / "experts"), [f"{row['instruction']} {row['output']}" for row in SUMS])
+    given = {"kind": "folder", "path": str(tmp_path / "experts"), "name": "experts"}
+    first = {}
+    for weight in (0.0, 1.0, 2.0):
+        part = {"model": {**given, "moe_aux_loss_coef": weight}, "data": {"template": "chatml"}, "arguments": {"max_steps": 1}}
+        done = trainer.train(config(f"run-{weight}", **part, method={"lora": {"target": ["q_proj"]}}))
+        assert done.code == 0, done.output
+        first[weight] = done.losses[0]
+    assert first[1.0] - first[0.0] > 0.9  # as many as experts that every token takes, or more
+    assert first[2.0] - first[0.0] == pytest.approx(2 * (first[1.0] - first[0.0]), rel=0.02)
+    none = trainer.train(config("none", model={"kind": "folder", "path": str(model), "name": "mine", "moe_aux_loss_coef": 0.1}))
+    assert none.code == 5 and "moe_aux_loss_coef: mine has no experts" in none.of("error")[0]["message"]
+
+
 def test_a_trained_model_is_not_overwritten_unasked(trainer: Trainer, config: Config) -> None:
     first = trainer.train(config())
     kept = (first.folder / "out" / "adapter_model.safetensors").read_bytes()

@@ -151,6 +151,21 @@ def bare_model_folder(path: str, texts: list[str]) -> None:
     tokenizer.save_pretrained(path)
 
 
+def expert_model_folder(path: str, texts: list[str]) -> None:
+    """A small mixture of experts, with weights that give them uneven shares of the tokens."""
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    from fl_trainers import tiny
+
+    tokenizer = tiny.tokenizer(texts, "")
+    settings = MixtralConfig(vocab_size=(len(tokenizer) + 7) // 8 * 8, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+                             num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=1)  # fmt: skip
+    torch.manual_seed(0)
+    MixtralForCausalLM(settings).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
 def expanded_model_folder(path: str, texts: list[str], added: int) -> None:
     """A small Llama with as many added layers as it had, as LLaMA-Pro's expansion writes it."""
     from transformers import LlamaConfig, LlamaForCausalLM

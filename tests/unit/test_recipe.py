@@ -179,6 +179,7 @@ def test_a_word_of_older_versions_is_read() -> None:
         ("image_max_pixels: 262144", "ignored", "pictures"),
         ("use_fast_tokenizer: true", "ignored", "one kind of tokenizer"),
         ("pref_beta: 0.1", "ignored", "stage: dpo, orpo"),
+        ("moe_aux_loss_coef: 0.001", "handled", ""),
         ("use_mca: false", "ignored", "as always"),
         ("use_mca: true", "refused", "Megatron"),
         ("galore_rank: 4", "ignored", "use_galore: true"),

@@ -63,6 +63,7 @@ class Model(Part):
     upcast_lmhead_output: bool = False
     liger: bool = False
     rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = None
+    moe_aux_loss_coef: float | None = Field(default=None, ge=0)
     use_fast_tokenizer: bool = True
     split_special_tokens: bool = False
     resize_vocab: bool = False

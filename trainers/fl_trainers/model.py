@@ -108,6 +108,7 @@ def load_model(config: Config, source: str, tokenizer: Any, device: Device) -> t
     sharding.meet(config)
     model = config.model
     if model.kind == "tiny":
+        _balance(config, None)
         made = tiny.model(model.path, len(tokenizer), int(config.training.arguments.get("seed", 42)))
         made = quantization.built_in(config, device, made.to(dtype=device.dtype))
     else:
@@ -115,6 +116,7 @@ def load_model(config: Config, source: str, tokenizer: Any, device: Device) -> t
         settings = _explained(config, lambda: AutoConfig.from_pretrained(source, **common))
         settings = getattr(settings, "text_config", None) or settings if not _generates(settings) else settings
         _scale_rope(config, settings)
+        _balance(config, settings)
         options: dict[str, Any] = {**common, "config": settings, "dtype": device.dtype, "attn_implementation": ATTENTION[model.attention]}
         options |= quantization.options(config, device, settings)
         if model.train_from_scratch:
@@ -209,6 +211,18 @@ def _scale_rope(config: Config, settings: Any) -> None:
     settings.rope_parameters = parameters
     settings.max_position_embeddings = int(longest * factor)
     log.info("rope scaling %s by %g: %d positions", kind, factor, settings.max_position_embeddings)
+
+
+def _balance(config: Config, settings: Any) -> None:
+    """The loss that keeps experts evenly used: the model adds it to its own, with this weight. 0 leaves it out."""
+    weight = config.model.moe_aux_loss_coef
+    if weight is None:
+        return
+    if not hasattr(settings, "router_aux_loss_coef"):
+        raise InputError(
+            f"moe_aux_loss_coef: {config.model.name} has no experts with such a loss", "leave it out: it is for Mixtral and its kin"
+        )
+    settings.router_aux_loss_coef, settings.output_router_logits = weight, weight > 0
 
 
 def _explained(config: Config, load: Any) -> Any:
