@@ -1,10 +1,11 @@
 """What building training images takes, beside the prototype that the design was made from. Needs docker with buildx.
 
-    python bench/images.py [--base REF] [--cold] [--no-cuda]
+    python bench/images.py [--base REF] [--cold] [--no-cuda] [--twice]
 
-Every step again with the downloads kept, nothing changed, one pin changed; `--cold` first drops the builder's cache mounts, which other
-builds on this machine then miss too. Then the newest CUDA row, whole and verified, where the disk has room for it. The images are
-built under names of their own, which are removed in the end.
+Every step again with the downloads kept, nothing changed, one pin changed; `--cold`: also from nothing, which empties the builder's cache
+mounts, so that other builds on this machine miss them too. Then the newest CUDA row, whole and verified, with its jit variant, in which an
+operation of DeepSpeed is compiled, where the disk has room for it; `--twice` builds that row from nothing again and compares the layers.
+The images are built under names of their own, which are removed in the end.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from figures import figure, median, skip
 from fl import matrix as rows
 from fl import ui
 from fl.errors import ImageError
-from fl.images import build, context, lock, tags, verify
+from fl.images import build, context, jit, lock, tags, verify
 
 STACK: Final = "cpu-torch213"
 CUDA: Final = "cuda132-torch215"
 CUDA_BASE: Final = "flpy:trixie"
 """Debian 13 with Python 3.13 and this machine's certificates."""
+OPERATION: Final = "from deepspeed.ops.op_builder import CPUAdamBuilder as B, FusedAdamBuilder as F; B().load(); F().load()"
+"""One that the compiler for the processor makes, one that nvcc makes."""
 PEER: Final = "the prototype of 2026-11-24 (64 packages, by hand)"
 CHANGED: Final = "tqdm"
 """A pin of the last group that much depends on and that has many versions."""
@@ -65,12 +68,15 @@ class Builder:
         self.file = folder / f"{stack}.txt"
         self.file.write_bytes(found.read_bytes())
         lock.path = lambda *_, **__: self.file
+        nvcc = jit.place(row, "linux/amd64")
+        jit.place = lambda *_: nvcc
 
     def __enter__(self) -> Builder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        names = (tags.reference(self.row.id), tags.moving(self.row.id), *self.ids)
+        names = [name for variant in (None, jit.VARIANT) for name in (tags.reference(self.row.id, variant=variant), *self.ids)]
+        names += [tags.moving(self.row.id, variant=variant) for variant in (None, jit.VARIANT)]
         subprocess.run(["docker", "image", "rm", "-f", *names], capture_output=True, check=False)
 
     def seconds(self, **options: bool) -> tuple[float, build.Built]:
@@ -81,12 +87,21 @@ class Builder:
         self.ids.add(built.id)
         return time.monotonic() - begin, built
 
+    def again(self) -> tuple[float, build.Built]:
+        """Every step, with what was downloaded before: another time stamp for what the steps write."""
+        os.environ["SOURCE_DATE_EPOCH"] = str(int(time.time()))
+        try:
+            return self.seconds()
+        finally:
+            del os.environ["SOURCE_DATE_EPOCH"]
+
     def change_one_pin(self) -> str:
         """Puts another version of one package into the lock; gives what changed."""
         text = self.file.read_text()
         old = lock.entries(text)[CHANGED]
         new = other_version(old, self.row.python)
-        self.file.write_text(text.replace(old, new) + f"# {time.time_ns()}: no earlier run's layer is this one\n")
+        packages = "".join(lock.entries(text.replace(old, new)).values())
+        self.file.write_text(packages + f"# {time.time_ns()}: no earlier run's layer is this one\n")
         return f"{CHANGED} {lock.parse(old)[CHANGED]} -> {lock.parse(new)[CHANGED]}"
 
 
@@ -110,13 +125,19 @@ def main(words: list[str]) -> int:
             skip(f"fl images build {CUDA}", f"not asked for, or no base image {CUDA_BASE}")
             return 0
         with Builder(CUDA, CUDA_BASE, Path(name)) as builder:
-            return cuda(builder)
+            return cuda(builder, twice="--twice" in words)
 
 
-def cuda(builder: Builder) -> int:
+def layers_of(image: str) -> list[str]:
+    """Digests of an image's layers, the lowest first."""
+    command = ["docker", "image", "inspect", "-f", "{{join .RootFS.Layers \" \"}}", image]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+def cuda(builder: Builder, *, twice: bool) -> int:
     """The newest CUDA row, whole: built, then verified, a tiny model trained in it on the processor."""
     try:
-        took, built = builder.seconds()
+        took, built = builder.seconds(no_cache=twice)
     except ImageError as error:
         if "free" not in error.message:
             raise
@@ -129,19 +150,33 @@ def cuda(builder: Builder) -> int:
     figure("fl images verify, two steps trained inside", time.monotonic() - begin, "s")
     for line in report.problems:
         print(f"    {line}")
-    return 1 if report.problems else 0
+    took, compiler = builder.seconds(jit=True)
+    figure("fl images build --jit after it", took, "s", peer=("the prototype", 5))
+    figure("what the jit variant adds", (compiler.size - built.size) / 1e9, "GB", peer=("the prototype", 0.33))
+    begin = time.monotonic()
+    command = ["docker", "run", "--rm", "--network", "none", "-e", "TORCH_CUDA_ARCH_LIST=9.0", "-e", "DS_ACCELERATOR=cuda"]
+    done = subprocess.run([*command, compiler.reference, "python", "-c", OPERATION], capture_output=True, text=True, check=False)
+    figure("cpu_adam and fused_adam of DeepSpeed compiled in it", time.monotonic() - begin, "s", peer=("the prototype, each about 30", 60))
+    if done.returncode != 0:
+        print(f"    {done.stderr.strip().splitlines()[-1]}")
+    if twice:
+        first = layers_of(built.reference)
+        same = [one == other for one, other in zip(first, layers_of(builder.seconds(no_cache=True)[1].reference), strict=True)]
+        print(f"    built twice from nothing: {sum(same)} of {len(same)} layers have the same bytes")
+        return 1 if report.problems or done.returncode or not all(same) else 0
+    return 1 if report.problems or done.returncode else 0
 
 
 def measure(builder: Builder, cold: bool) -> None:
     if cold:
-        subprocess.run(["docker", "builder", "prune", "-f", "--filter", "type=exec.cachemount"], capture_output=True, check=True)
         figure("fl images build, cold, downloads included", builder.seconds(no_cache=True)[0], "s")
-    took, built = builder.seconds(no_cache=True)
+    took, built = builder.again()
     figure("fl images build, every step, downloads kept", took, "s", peer=(PEER, 36))
     for layer in built.layers:
         print(f"    {layer.size / 1e6:8.1f} MB  {layer.seconds or 0:6.1f} s  {layer.step[:80]}")
     print(f"    of {took:.1f} s {took - sum(one.seconds or 0 for one in built.layers):.1f} s are export, context and the look at the image")
     figure("size of the image without its base", (built.size - built.layers[0].size) / 1e9, "GB", peer=(PEER, 1.57))
+    builder.seconds()
     again = median(lambda: builder.seconds()[0], 3)
     figure("fl images build, nothing changed", again, "s", peer=("docker buildx build alone in the prototype", 0.16))
     changed = builder.change_one_pin()
