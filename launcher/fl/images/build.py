@@ -252,7 +252,9 @@ def build(
     need_platform(platform)
     names = (tags.reference(stack.id, flavor, registry=registry, variant=variant), tags.moving(stack.id, flavor, registry, variant))
     if options.check_disk:
-        need_room(locked.read_text(encoding="utf-8"), daemon.image(daemon.endpoint(os.environ), names[0]) is not None)
+        address, plain = daemon.endpoint(os.environ), tags.reference(stack.id, flavor, registry=registry)
+        there = any(daemon.image(address, name) is not None for name in dict.fromkeys((names[0], plain)))
+        need_room(locked.read_text(encoding="utf-8"), there)
     arguments = {
         "FL_VERSION": __version__,
         "FL_REVISION": revision(),
