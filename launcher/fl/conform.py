@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SECONDS: Final = 240
 """After which a single case is given up."""
+_STOPPED: Final = frozenset({Interrupted.exit_code, Terminated.exit_code, -2, -15})
+"""Exit codes of a case that was stopped before its end: no evidence of anything."""
 _REFUSED: Final = frozenset({HardwareError.exit_code, StackError.exit_code, RecipeError.exit_code})
 
 
@@ -89,15 +91,19 @@ def conform(
     state = runs.create(run)
     wanted = [_prepare(case, run, folder, options, hardware) for case in cases if claimed[case.name] is not False]
     carrier = _batch(first, folder, [one for one in wanted if one.decision is not None], jobs)
+    seen = _Seen(view)
     try:
-        seconds = _run(carrier, state, view)
+        _run(carrier, state, seen, place)
     except FlError as error:
         stopped = isinstance(error, Interrupted | Terminated)
         state.update("stopped" if stopped else "failed", exit_code=error.exit_code, message=error.message.splitlines()[0])
+        for one in wanted:  # what was seen is not lost
+            if one.case.name in seen.seconds:
+                _judge(one, seen.seconds[one.case.name], first.stack, claimed[one.case.name], place)
         raise
     finally:
         shutil.rmtree(folder / "out", ignore_errors=True)
-    judged = {one.case.name: _judge(one, seconds.get(one.case.name), first.stack, claimed[one.case.name], place) for one in wanted}
+    judged = {one.case.name: _judge(one, seen.seconds.get(one.case.name), first.stack, claimed[one.case.name], place) for one in wanted}
     results = tuple(judged.get(c.name) or Result(case=c, declared=False, outcome="not declared", why=_claim(c, first.stack)) for c in cases)
     state.update("finished", exit_code=EvidenceError.exit_code if any(r.broken for r in results) else 0)
     return Report(run=run, decision=first, results=results, not_covered=tuple(conform_set.not_covered(first.stack)))
@@ -179,7 +185,7 @@ class _Seen:
         self.seconds: dict[str, float] = {}
 
     def event(self, event: Mapping[str, Any]) -> None:
-        if event.get("event") == "case":
+        if event.get("event") == "case" and event.get("exit") not in _STOPPED:
             self.seconds[Path(str(event["config"])).parent.name] = float(event["seconds"])
         self.view.event(event)
 
@@ -187,18 +193,16 @@ class _Seen:
         self.view.close()
 
 
-def _run(carrier: Decision, state: runs.Run, view: View) -> dict[str, float]:
-    """Case → seconds, of those that ended."""
-    seen = _Seen(view)
+def _run(carrier: Decision, state: runs.Run, seen: _Seen, place: Path) -> None:
+    """Runs the batch to its end."""
     with launch.caught() as signals:
         ended = launch.carry_out(carrier, state, seen, signals)  # type: ignore[arg-type]
     if signals.interrupts or signals.terminated:
         kind = Interrupted if signals.interrupts else Terminated
-        raise kind(f"stopped after {len(seen.seconds)} cases; none was added to the ledger", f"ls {state.folder / 'cases'}")
+        raise kind(f"stopped after {len(seen.seconds)} cases; their records are in {place}", f"ls {state.folder / 'cases'}")
     if ended.exit_code:
         error = launch.judge(carrier, ended, signals)
         raise error or TrainingError("the batch ended early", f"fl logs {carrier.plan.run}")
-    return seen.seconds
 
 
 def _judge(one: _Prepared, seconds: float | None, stack: Stack, claimed: bool | None, place: Path) -> Result:

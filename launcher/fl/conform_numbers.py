@@ -87,9 +87,9 @@ def tight(case: Case, recipe_sha256: str, loss: Sequence[float], stack: str, cur
 
 
 def against_cpu(case: Case, loss: Sequence[float], cpu: Mapping[str, Curve]) -> Compared | None:
-    """Against the CPU's fp32 curve of the same run; None: there is none, or the run trains on its own samples."""
+    """Against the CPU's fp32 curve of the same run; None: there is none, or random numbers enter it, which other devices draw otherwise."""
     reference, own = cpu.get(case.twin), cpu.get(case.name)
-    if reference is None or case.sampled:
+    if reference is None or case.drawn:
         return None
     return Compared(name=f"{CPU}/{case.twin}", difference=_difference(loss, reference.loss), allowed=band(case, reference, own))
 

@@ -60,6 +60,11 @@ class Case:
         """Whether its data are samples."""
         return self.keys["stage"] in SAMPLED
 
+    @property
+    def drawn(self) -> bool:
+        """Whether random numbers of the device enter the loss: samples, the dropout of rm's value head, NEFTune's noise."""
+        return self.sampled or self.keys["stage"] == "rm" or "neftune_noise_alpha" in self.keys
+
     def recipe(self) -> bytes:
         """Its YAML."""
         lines = [f"# fl conform: {self.name}", *(f"{key}: {json.dumps(value)}" for key, value in self.keys.items())]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +94,8 @@ def test_the_band() -> None:
     assert held is not None and held.name == "cpu-torch213/sft-lora-fp32" and held.holds
     off = numbers.against_cpu(CASE, [5.09, 4.0], cpu)
     assert off is not None and not off.holds
-    assert numbers.against_cpu(BY_NAME["grpo-lora-fp32"], [0.1], {"grpo-lora-fp32": FP32}) is None
+    for name in ("grpo-lora-fp32", "rm-full-fp32", "sft-neftune"):  # random numbers of the device enter them
+        assert numbers.against_cpu(BY_NAME[name], [0.1], {name: FP32}) is None
     assert numbers.against_cpu(replace(CASE, twin="nobody"), [5.0], cpu) is None
 
 
@@ -125,3 +127,26 @@ def test_the_command_without_a_run(fl: Fl, tmp_path: Path) -> None:
     file.touch()
     full = fl("conform", "--engine", "host", "--only", "sft-lora-fp32", "--ledger", str(file / "x"), cwd=tmp_path)
     assert full.returncode == 9 and "takes no record" in full.stderr
+
+
+def test_a_batch_of_processes_tells_how_each_ended(tmp_path: Path) -> None:
+    """Runs that are no forks: they end at once here, where there is no torch, and the next ones start while others are waited for."""
+    configs = []
+    for number in range(9):
+        place = tmp_path / f"case-{number}"
+        place.mkdir()
+        made = {
+            "schema": 1, "run": {"name": "r", "lane": "cuda", "stack": "s", "events": str(place / "events.jsonl")},
+            "model": {"name": "m", "path": "builtin/tiny-llama", "kind": "tiny"}, "data": {}, "method": {},
+            "training": {"output_dir": str(place / "out")},
+        }  # fmt: skip
+        configs.append(place / "config.json")
+        configs[-1].write_text(json.dumps(made))
+    events = tmp_path / "events.jsonl"
+    batch = tmp_path / "batch.json"
+    batch.write_text(json.dumps({"configs": [str(path) for path in configs], "jobs": 3, "seconds": 60, "events": str(events)}))
+    done = subprocess.run([sys.executable, "-m", "fl_trainers.batch", batch], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    assert sorted(event["config"] for event in told if event["event"] == "case") == sorted(map(str, configs))
+    assert all(event["exit"] not in (0, None) for event in told)

@@ -36,7 +36,16 @@ class Child:
     config: str
     pid: int
     started: float
+    process: subprocess.Popen[bytes] | None = None
+    """Of one that is no fork. Kept: the interpreter waits for processes that nobody holds, and their exit codes are lost."""
     late: bool = False
+
+    def ended(self) -> int | None:
+        """The exit code; None: it goes on."""
+        if self.process is not None:
+            return self.process.poll()
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if pid else None
 
 
 def main(arguments: list[str]) -> int:
@@ -78,11 +87,10 @@ class _Batch:
 
     def _collect(self) -> None:
         for child in list(self.children):
-            pid, status = os.waitpid(child.pid, os.WNOHANG)
-            seconds = time.monotonic() - child.started
-            if pid:
+            code, seconds = child.ended(), time.monotonic() - child.started
+            if code is not None:
                 self.children.remove(child)
-                code = KILLED if child.late else os.waitstatus_to_exitcode(status)
+                code = KILLED if child.late else code
                 self.events.emit("case", config=child.config, exit=code, seconds=round(seconds, 2))
                 log.info("%s: exit %d in %.1f s", Path(child.config).parent.name, code, seconds)
             elif seconds > self.seconds and not child.late:
@@ -112,7 +120,7 @@ def _start(config: str, *, fork: bool) -> Child:
     if not fork:
         with Path(config).with_name("log.txt").open("w", encoding="utf-8") as file:
             process = subprocess.Popen([sys.executable, "-m", "fl_trainers", config], stdout=file, stderr=file)
-        return Child(config, process.pid, started)
+        return Child(config, process.pid, started, process)
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
