@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,3 +74,19 @@ def test_ranks_of_one_with_deepspeed_and_fsdp(tmp_path: Path) -> None:
     code, found = run(tmp_path, "--only", "sft-full-fsdp2")
     assert code == 0, found
     assert found["cases"][0]["cpu"]["holds"] is True
+
+
+def test_what_had_ended_when_it_was_stopped_is_in_the_ledger(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "fl", "conform", "--engine", "host", "--hw", "cpu", "--only", "sft-*", "--ledger", str(tmp_path / "ev")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if " 2/" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, rest
+    assert "their records are in" in rest
+    good, faults = ledger.verify(tmp_path / "ev")
+    assert good >= 2 and faults == []
+    assert {record["outcome"] for record in ledger.read(tmp_path / "ev")} == {"passed"}
