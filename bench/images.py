@@ -36,6 +36,9 @@ PEER: Final = "the prototype of 2026-11-24 (64 packages, by hand)"
 CHANGED: Final = "tqdm"
 """A pin of the last group that much depends on and that has many versions."""
 
+LOCK, NVCC = lock.path, jit.place
+"""As they are: a builder puts its own in their place."""
+
 
 def other_version(entry: str, python: str) -> str:
     """The lock's lines of an older version of the package, with its hashes, from the package index."""
@@ -59,7 +62,7 @@ class Builder:
     def __init__(self, stack: str, base: str, folder: Path) -> None:
         self.matrix = rows.load()
         row = self.matrix.stack(stack)
-        found = lock.path(stack, "train", "linux/amd64")
+        found = LOCK(stack, "train", "linux/amd64")
         if found is None:
             sys.exit(f"{stack} has no lock")
         self.row = row.model_copy(update={"id": f"bench-{row.lane}"})
@@ -68,7 +71,11 @@ class Builder:
         self.file = folder / f"{stack}.txt"
         self.file.write_bytes(found.read_bytes())
         lock.path = lambda *_, **__: self.file
-        nvcc = jit.place(row, "linux/amd64")
+        nvcc = NVCC(row, "linux/amd64")
+        if nvcc.is_file():
+            named = folder / f"{stack}.jit.txt"
+            named.write_text(nvcc.read_text().replace(f"# stack: {stack}\n", f"# stack: {self.row.id}\n"))
+            nvcc = named
         jit.place = lambda *_: nvcc
 
     def __enter__(self) -> Builder:
