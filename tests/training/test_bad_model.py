@@ -203,21 +203,36 @@ def test_two_runs_in_one_output_folder_are_refused(trainer: Trainer, config: Con
     assert third.code == 0, third.output
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"method": {"finetuning_type": "full"}}, "it holds an adapter of type lora, and finetuning_type is full"),
-        ({"method": {"lora": {"rank": 4}}}, "has the shape [8, "),
-        ({"method": {"lora": {"target": ["q_proj"]}}}, "weights stand on one side only"),
-    ],
-)
-def test_a_checkpoint_of_another_recipe_is_named(trainer: Trainer, config: Config, change: dict[str, Any], words: str) -> None:
+def test_a_checkpoint_of_another_recipe_is_named(trainer: Trainer, config: Config, model: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"kind": "folder", "path": str(model), "name": "mine"}
     saving = {"save_strategy": "steps", "save_steps": 4}
-    first = trainer.train(config(arguments={**saving, "max_steps": 4}))
-    kept = (first.folder / "out" / "adapter_model.safetensors").read_bytes()
-    (first.folder / "events.jsonl").unlink()
-    again = trainer.train(config(arguments={**saving, "max_steps": 8}, **change))
-    assert again.code == 5, again.output
-    error = again.of("error")[0]
-    assert "checkpoint-4 does not go on with this recipe" in error["message"] and words in error["message"]
-    assert (first.folder / "out" / "adapter_model.safetensors").read_bytes() == kept
+    first = trainer.train(config("first", model=given, arguments={**saving, "max_steps": 4}))
+    out = {"output_dir": str(first.folder / "out")}
+    kept = {path: path.read_bytes() for path in Path(out["output_dir"]).rglob("*") if path.is_file()}
+    other = Path(shutil.copytree(model, tmp_path / "other")) / "model.safetensors"  # of equal shapes
+    other.write_bytes(other.read_bytes()[:-40_000] + bytes(40_000))
+    texts = {"columns": {"prompt": "output"}}
+    changes: dict[str, tuple[dict[str, Any], str]] = {
+        "type": ({"method": {"finetuning_type": "full"}}, "it holds an adapter of type lora, and finetuning_type is full"),
+        "rank": ({"method": {"lora": {"rank": 4}}}, "has the shape [8, "),
+        "target": ({"method": {"lora": {"target": ["q_proj"]}}}, "weights stand on one side only"),
+        "alpha": ({"method": {"lora": {"alpha": 99}}}, "its adapter has lora_alpha 16, this one 99"),
+        "stage": ({"method": {"stage": "pt"}, "dataset": texts}, "it was made by stage sft, and the recipe's is pt"),
+        "base": ({"model": {**given, "path": str(other.parent), "name": "another"}}, "it was made of mine (weights "),
+    }
+    for name, (change, words) in changes.items():
+        done = trainer.train(config(name, arguments={**saving, "max_steps": 8}, training=out, **{"model": given, **change}))
+        assert done.code == 5, (name, done.output)
+        error = done.of("error")[0]
+        assert "checkpoint-4 does not go on with this recipe" in error["message"] and words in error["message"], error
+        assert "overwrite_output_dir" in error["remedy"] or name == "stage"
+    assert kept == {path: path.read_bytes() for path in Path(out["output_dir"]).rglob("*") if path.is_file()}
+    (model.parent / "moved").mkdir()
+    moved = {**given, "path": str(model.rename(model.parent / "moved" / "model")), "name": "moved"}
+    (Path(out["output_dir"]) / "checkpoint-4" / "fl_origin.json").rename(tmp_path / "kept.json")
+    old = trainer.train(config("old", model=moved, arguments={**saving, "max_steps": 5}, training=out))
+    assert old.code == 0 and "does not say which model it was made of" in old.of("warning")[0]["message"], old.output
+    shutil.rmtree(Path(out["output_dir"]) / "checkpoint-5")
+    shutil.copy(tmp_path / "kept.json", Path(out["output_dir"]) / "checkpoint-4" / "fl_origin.json")
+    same = trainer.train(config("same", model=moved, arguments={**saving, "max_steps": 5}, training=out))
+    assert same.code == 0 and not same.of("warning") and same.of("resume"), same.output

@@ -90,6 +90,10 @@ def test_each_data_set_is_evaluated_by_itself_or_all_together(trainer: Trainer, 
     each = trainer.train(config("each", data={"eval": sets, "eval_on_each_dataset": True}, arguments=dict(often)))
     assert each.code == 0, each.output
     found = json.loads((each.folder / "out" / "eval_results.json").read_text())
+    logged = [json.loads(line) for line in (each.folder / "out" / "trainer_log.jsonl").read_text().splitlines()]
+    held = [line for line in logged if "loss" not in line]
+    assert [key for line in held for key in line if key.startswith("eval_")] == ["eval_few_loss", "eval_more_loss"] * 2
+    assert held[-1]["eval_more_loss"] == found["eval_more_loss"]
     together = trainer.train(config("together", data={"eval": sets}, arguments=dict(often)))
     whole = json.loads((together.folder / "out" / "eval_results.json").read_text())
     assert found["eval_few_loss"] != found["eval_more_loss"]

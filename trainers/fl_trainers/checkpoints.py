@@ -81,7 +81,16 @@ def _misfit(checkpoint: Path, kind: str, model: Any) -> str | None:
     if other:
         return f"{other} has the shape {there[other]} there and {list(here[other].shape)} here"
     only = sorted(set(there) ^ set(here)) if beside and there else []
-    return f"{len(only)} weights stand on one side only, {only[0]} among them" if only else None
+    if only:
+        return f"{len(only)} weights stand on one side only, {only[0]} among them"
+    return _other_scale(json.loads(settings.read_text(encoding="utf-8")), model) if beside else None
+
+
+def _other_scale(there: dict[str, Any], model: Any) -> str | None:
+    """peft keeps the scale of the adapter that it was made with: the weights of another one would count for more or for less."""
+    here = next(iter(model.peft_config.values()))
+    apart = [name for name in ("lora_alpha", "use_rslora") if there.get(name) != getattr(here, name, None)]
+    return f"its adapter has {apart[0]} {there.get(apart[0])}, this one {getattr(here, apart[0])}" if apart else None
 
 
 def prepare_output(config: Config) -> Path:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fl_trainers import adapters, artefacts, checkpoints, compare, metrics, model, optimizers, pissa, predict, record
+from fl_trainers import adapters, artefacts, checkpoints, compare, metrics, model, optimizers, origin, pissa, predict, record
 from fl_trainers.config import Config
 from fl_trainers.data import pipeline, tokens
 from fl_trainers.data.collator import Collator
@@ -39,6 +41,8 @@ class Session:
     tokenizer: Any = None
     model: Any = None
     facts: dict[str, Any] | None = None
+    origin: Callable[[], dict[str, Any]] = dict
+    """What the run is made of, for its checkpoints; asked when the first is written."""
     counts: tuple[int, int] = (0, 0)
     items: tuple[list[pipeline.Item], dict[str, list[pipeline.Item]]] = ([], {})
     report: Report = field(default_factory=Report)
@@ -73,6 +77,9 @@ def open_model(session: Session) -> None:
     rows = session.items[0] or [item for held in session.items[1].values() for item in held]
     session.tokenizer = model.load_tokenizer(config, source, pipeline.texts(rows), session.events)
     plain, digest = model.load_model(config, source, session.tokenizer, session.device)
+    session.origin = functools.cache(lambda: origin.of(config, source, session.tokenizer))
+    if session.resume and config.training.do_train:
+        origin.must_match(Path(session.resume), session.origin(), config, session.events)
     if config.model.kind == "tiny" and config.method.finetuning_type in ("lora", "oft"):
         _keep_base(session, plain)
     for stranger in adapters.strangers(config):
@@ -126,14 +133,15 @@ def build_loop(session: Session, kind: Any = None, *, apart: bool = False, **mor
     """The Trainer for these rows. kind: a Loop whose batches hold two answers a row."""
     from transformers import EarlyStoppingCallback, PrinterCallback
 
-    from fl_trainers.loop import Follow, Loop
+    from fl_trainers.loop import Loop
+    from fl_trainers.watch import Watch
 
     prepared = session.prepared
     if prepared is None:
         raise AssertionError("rows are tokenized before the loop is built")
     if str(session.arguments.eval_strategy.value) != "no" and not prepared.eval:
         raise InputError("eval_strategy is set, but there are no rows to evaluate on", "`val_size:` or `eval_dataset:` in the recipe")
-    session.follow = Follow(session.events, session.device, session.folder)
+    session.follow = Watch(session.events, session.device, session.folder, session.origin)
     pad = session.tokenizer.pad_token_id
     filler = IGNORE if session.config.data.ignore_pad_token_for_loss else pad
     multiple = 1 if session.device.type == "cpu" else 8

@@ -40,12 +40,12 @@ def trainer(session: Session) -> Any:
     from transformers import PrinterCallback
 
     from fl_trainers.grpo_loop import GrpoLoop
-    from fl_trainers.loop import Follow
+    from fl_trainers.watch import Watch
 
     if session.prepared is None:
         raise AssertionError("rows are read before the loop is built")
     held = next(iter(session.prepared.eval.values()), None)
-    session.follow = Follow(session.events, session.device, session.folder)
+    session.follow = Watch(session.events, session.device, session.folder, session.origin)
     loop = GrpoLoop(
         config=session.config, device=session.device, model=session.model, args=session.arguments,
         reward_funcs=rewards.load(session.config.method.grpo.reward_funcs, session.events),
