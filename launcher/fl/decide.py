@@ -117,7 +117,7 @@ def decide_recipe(recipe: Recipe, options: Options, place: Place | None = None) 
     resolve.check_output(config.training.output_dir, config.training)
     return _assemble(
         recipe, config, hardware, chosen, lane, engine, options, folder, adaptations, extra,
-        (*restrictions, *device_notes, *(_unpinned(pinned, lane) if place is None else ())), rows.sha256,
+        (*restrictions, *device_notes, *(pin.said(Path.cwd(), pinned, lane, extras=bool(extra)) if place is None else ())), rows.sha256,
     )  # fmt: skip
 
 
@@ -132,11 +132,6 @@ def _pinned(rows: matrix.Matrix, recipe: Recipe, lane: LaneName, options: Option
 def _ours(engine: Chosen, options: Options, recipe: Recipe) -> bool:
     """Whether what runs is the stack's own: an interpreter or image of the caller's may hold anything, and is taken as it is."""
     return options.python is None and (engine.matches_lock or not (options.image or recipe.launcher.image))
-
-
-def _unpinned(pinned: pin.Pinned | None, lane: LaneName) -> tuple[str, ...]:
-    path = None if pinned is not None else pin.find(Path.cwd())
-    return () if path is None else (f"{path} pins nothing for the {lane} lane: `fl pin STACK`",)
 
 
 def _used(engine: Chosen, hardware: Hardware) -> pin.Used:

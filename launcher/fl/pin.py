@@ -57,6 +57,8 @@ class Entry(BaseModel):
     row_sha256: str
     locks: dict[str, str]
     """Platform → SHA-256 of its lock."""
+    extras: dict[str, str] | None = None
+    """Platform → SHA-256 of the lock of its extras, where there is one. None: an earlier fl wrote the entry, which did not pin them."""
     versions: dict[str, str]
     """Distribution → version, as the row had them: what a reviewer reads."""
     image: PinnedImage | None = None
@@ -70,8 +72,12 @@ class Entry(BaseModel):
         return self.model_copy(update={"sha256": self.seal()})
 
     def seal(self) -> str:
-        """SHA-256 of every other field."""
-        return hashlib.sha256(canonical(self.model_dump(mode="json", exclude={"sha256"}))).hexdigest()
+        """SHA-256 of every other field; of an entry without `extras` as it was before there were any."""
+        return hashlib.sha256(canonical({key: value for key, value in self.shown().items() if key != "sha256"})).hexdigest()
+
+    def shown(self) -> dict[str, Any]:
+        """The fields as they stand in the file."""
+        return self.model_dump(mode="json", exclude={"extras"} if self.extras is None else None)
 
 
 class File(BaseModel):
@@ -98,23 +104,29 @@ class Today:
 
     row_sha256: str
     locks: Mapping[str, str]
+    extras: Mapping[str, str]
     versions: Mapping[str, str]
 
 
 def today(matrix: Matrix, stack: Stack) -> Today:
     """The inputs of a stack, from the matrix and the locks that this fl has."""
-    from fl.images import lock
+    from fl.images import extras, lock
 
     files = {platform: lock.path(stack.id, "train", platform) for platform in stack.hosts.platforms}
-    locks = {platform: lock.sha256(file) for platform, file in files.items() if file is not None}
-    return Today(row_sha256=row_sha256(matrix, stack), locks=locks, versions=matrix.packages(stack))
+    beside = {platform: extras.place(stack, platform) for platform in stack.hosts.platforms}
+    return Today(
+        row_sha256=row_sha256(matrix, stack), versions=matrix.packages(stack),
+        locks={platform: lock.sha256(file) for platform, file in files.items() if file is not None},
+        extras={platform: lock.sha256(file) for platform, file in beside.items() if file.is_file()},
+    )  # fmt: skip
 
 
 def make(stack: Stack, now: Today, image: PinnedImage | None, evidence: Sequence[str]) -> Entry:
     """The entry of a stack as it is today."""
     return Entry(
-        stack=stack.id, row_sha256=now.row_sha256, locks=dict(now.locks), versions=dict(now.versions), image=image, evidence=list(evidence)
-    ).sealed()
+        stack=stack.id, row_sha256=now.row_sha256, locks=dict(now.locks), extras=dict(now.extras), versions=dict(now.versions),
+        image=image, evidence=list(evidence),
+    ).sealed()  # fmt: skip
 
 
 def find(start: Path) -> Path | None:
@@ -180,7 +192,7 @@ def write(path: Path, lane: str, entry: Entry) -> None:
     """Puts a lane's entry into the file, the others as they were; the file is whole or as before."""
     lanes = {**(read(path) if os.path.lexists(path) else {}), lane: entry}
     path = path.resolve()  # a link to a file that projects share stays one
-    content = {"schema": SCHEMA, "lanes": {name: lanes[name].model_dump(mode="json") for name in sorted(lanes)}}
+    content = {"schema": SCHEMA, "lanes": {name: lanes[name].shown() for name in sorted(lanes)}}
     part: str | None = None
     try:
         handle, part = tempfile.mkstemp(dir=path.parent, prefix=".fl-lock-")
@@ -196,7 +208,7 @@ def write(path: Path, lane: str, entry: Entry) -> None:
 
 
 def changes(lane: str, entry: Entry, matrix: Matrix) -> list[str]:
-    """What is not as it was pinned: seal, stack, lane, row, versions, locks."""
+    """What is not as it was pinned: seal, stack, lane, row, versions, locks, and those of extras where they were pinned."""
     found = [] if entry.seal() == entry.sha256 else ["its own hash: a field of it was altered after `fl pin` wrote it"]
     row = next((stack for stack in matrix.stacks if stack.id == entry.stack), None)
     if row is None:
@@ -209,11 +221,16 @@ def changes(lane: str, entry: Entry, matrix: Matrix) -> list[str]:
     found += [f"{n}: pinned {entry.versions.get(n) or 'nothing'}, the row has {now.versions.get(n) or 'nothing'}" for n in other]
     if entry.row_sha256 != now.row_sha256 and not other:
         found.append(f"the row {entry.stack}: its runtime, base, features or indexes were edited")
-    for platform in sorted(entry.locks.keys() | now.locks.keys()):
-        pinned, has = entry.locks.get(platform), now.locks.get(platform)
-        if pinned != has:
-            found.append(f"the lock for {platform}: pinned {_short(pinned)}, this fl has {_short(has)}")
-    return found
+    found += _others("lock", entry.locks, now.locks)
+    return found if entry.extras is None else [*found, *_others("lock of extras", entry.extras, now.extras)]
+
+
+def _others(name: str, pinned: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return [
+        f"the {name} for {platform}: pinned {_short(pinned.get(platform))}, this fl has {_short(now.get(platform))}"
+        for platform in sorted(pinned.keys() | now.keys())
+        if pinned.get(platform) != now.get(platform)
+    ]
 
 
 def _short(digest: str | None) -> str:
@@ -267,6 +284,16 @@ def moved(image: PinnedImage, reference: str, digest: str | None, ident: str | N
     return [f"the image {reference}: pinned {_short(wanted)}, its tag is now {_short(has)}"]
 
 
+def said(start: Path, pinned: Pinned | None, lane: str, *, extras: bool) -> tuple[str, ...]:
+    """What a run that uses `extras`, or does not, is told of a pin that does not cover all of it."""
+    if pinned is None:
+        path = find(start)
+        return () if path is None else (f"{path} pins nothing for the {lane} lane: `fl pin STACK`",)
+    if extras and pinned.entry.extras is None:
+        return (f"{pinned.path} does not pin the locks of extras, which this recipe needs: `fl pin {pinned.entry.stack}`",)
+    return ()
+
+
 def refuse(pinned: Pinned, found: Sequence[str]) -> None:
     """The error of a pin that does not hold, with the two ways out."""
     if found:
@@ -280,5 +307,5 @@ def refuse(pinned: Pinned, found: Sequence[str]) -> None:
 
 def as_json(path: Path, lanes: Mapping[str, Entry], problems: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """The document of `fl pin --check --json`."""
-    rows = {lane: {**entry.model_dump(mode="json"), "problems": list(problems.get(lane, ()))} for lane, entry in lanes.items()}
+    rows = {lane: {**entry.shown(), "problems": list(problems.get(lane, ()))} for lane, entry in lanes.items()}
     return {"schema": 1, "file": str(path), "holds": not any(problems.values()), "lanes": rows}

@@ -56,11 +56,13 @@ class Proposal:
     after: str
     versions: tuple[tuple[str, str, str], ...]
     """(distribution, pinned, proposed) where they differ; empty: not there."""
+    inputs: tuple[str, ...]
+    """Of the same stack: row, lock or lock of extras, where it is another one now."""
     evidence: tuple[Record, ...]
 
 
 def upgrade(lane: str, entry: Entry, records: Sequence[Record], now: audit.Now) -> Proposal | None:
-    """The newest proven stack of a lane, where it is newer than the pinned one or is the pinned one with newer versions."""
+    """The newest proven stack of a lane, where it is newer than the pinned one, or is the pinned one made of something else by now."""
     rows = [stack for stack in now.matrix.stacks if stack.lane == lane and stack.status != "retired"]
     pinned = next((stack for stack in now.matrix.stacks if stack.id == entry.stack), None)
     for stack in sorted(rows, key=_age, reverse=True):
@@ -68,11 +70,21 @@ def upgrade(lane: str, entry: Entry, records: Sequence[Record], now: audit.Now) 
             return None
         found = proofs(records, now, stack.id)
         changed = versions(entry.versions, now.matrix, stack)
-        if found and (stack.id != entry.stack or changed):
-            return Proposal(lane, entry.stack, stack.id, changed, tuple(found))
+        others = _inputs(entry, now.stacks[stack.id]) if stack.id == entry.stack else ()
+        if found and (stack.id != entry.stack or changed or others):
+            return Proposal(lane, entry.stack, stack.id, changed, others, tuple(found))
         if stack.id == entry.stack:
             return None
     return None
+
+
+def _inputs(entry: Entry, now: audit.Inputs) -> tuple[str, ...]:
+    """An entry that does not pin the locks of extras gains by being written again only where there are any."""
+    found = {
+        "row": entry.row_sha256 != now.row_sha256, "lock": set(entry.locks.values()) != now.locks,
+        "lock of extras": set((entry.extras or {}).values()) != now.extras,
+    }  # fmt: skip
+    return tuple(name for name, other in found.items() if other)
 
 
 def versions(pinned: Mapping[str, str], matrix: Matrix, stack: Stack) -> tuple[tuple[str, str, str], ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +14,10 @@ from typing import Any
 import pytest
 from ledger_records import record
 
-from fl import ledger, matrix, pin, pin_evidence, wheel
-from fl.audit import now
+from fl import ledger, matrix, paths, pin, pin_evidence, wheel
+from fl.commands.audit import now_of
 from fl.errors import EvidenceError
-from fl.evidence import identified, row_sha256
+from fl.evidence import canonical, identified, row_sha256
 from fl.images import lock
 from fl.ledger_index import entry_of
 
@@ -84,6 +86,8 @@ ALTERED: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "a version more": (("versions", "vllm"), "0.33.0", "vllm: pinned 0.33.0, the row has nothing"),
     "the row": (("row_sha256",), "0" * 64, "the row cpu-torch213"),
     "the lock": (("locks", "linux/amd64"), "0" * 64, "the lock for linux/amd64"),
+    "the lock of extras": (("extras", "linux/amd64"), "0" * 64, "the lock of extras for linux/amd64: pinned 000000000000, this fl has "),
+    "the lock of extras, left out": (("extras",), None, "its own hash"),
     "the stack": (("stack",), "cpu-torch212", "no row cpu-torch212"),
     "the evidence": (("evidence",), [], "its own hash"),
     "the image": (("image",), {"reference": "x", "digest": None, "id": "sha256:1"}, "its own hash"),
@@ -185,6 +189,59 @@ def test_escape_sequences_do_not_reach_the_terminal(tmp_path: Path, fl: Fl) -> N
             assert "\x1b" not in done.stdout + done.stderr and "Traceback" not in done.stderr, done
 
 
+@pytest.fixture
+def other_fl(tmp_path_factory: pytest.TempPathFactory, fl: Fl) -> tuple[Path, Fl]:
+    """The lock of the CPU row's extras in a checkout of its own, and the `fl` of that checkout."""
+    checkout, root = tmp_path_factory.mktemp("checkout"), paths.IMAGES.parent
+    for name in ("launcher", "trainers", "images/cpu"):
+        shutil.copytree(root / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "matrix.yaml", checkout)
+
+    def call(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return fl(*words, env={"PYTHONPATH": f"{checkout / 'launcher'}:{checkout / 'trainers'}"}, **options)
+
+    return checkout / "images" / "cpu" / "locks" / "extras" / "cpu-torch213.linux-amd64.txt", call
+
+
+def test_a_lock_of_extras_that_is_another_one_by_now(project: Path, other_fl: tuple[Path, Fl]) -> None:
+    """Edited, or gone; also for a recipe that asks for none: it may tomorrow."""
+    file, call = other_fl
+    text = file.read_text(encoding="utf-8")
+    assert call(*DRY, "use_galore=true", "finetuning_type=full", cwd=project).returncode == 0
+    for edit in (lambda: file.write_text(text.replace("galore-torch==", "galore-torch==9", 1), encoding="utf-8"), file.unlink):
+        edit()
+        for words in (DRY, (*DRY, "use_galore=true", "finetuning_type=full"), ("pin", "--check")):
+            done = call(*words, cwd=project)
+            assert done.returncode == 9 and "the lock of extras for linux/amd64: pinned " in done.stderr, (words, done.stderr)
+            assert "use what was pinned" in done.stderr and "fl pin cpu-torch213" in done.stderr
+    file.write_text(f"{text}# another comment\n", encoding="utf-8")
+    proposed = call("pin", "--upgrade", cwd=project)
+    assert "another one by now: lock of extras" in proposed.stdout and "accept: fl pin cpu-torch213" in proposed.stdout, proposed
+    assert call("pin", "cpu-torch213", cwd=project).returncode == 0
+    assert call(*DRY, cwd=project).returncode == 0
+
+
+def test_a_file_of_an_earlier_fl_pins_no_locks_of_extras(project: Path, fl: Fl) -> None:
+    """It holds as it did; what it does not cover is said where that matters, and writing it again adds it."""
+    path = project / "fl.lock"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    entry = document["lanes"]["cpu"]
+    del entry["extras"]
+    entry["sha256"] = hashlib.sha256(canonical({key: value for key, value in entry.items() if key != "sha256"})).hexdigest()
+    path.write_text(json.dumps(document), encoding="utf-8")
+    galore = (*DRY, "use_galore=true", "finetuning_type=full")
+    lacking = "does not pin the locks of extras"
+    assert [lacking in (done := fl(*words, cwd=project)).stdout + done.stderr for words in (DRY, galore)] == [False, True]
+    checked = fl("pin", "--check", cwd=project)
+    assert checked.returncode == 0 and lacking in checked.stderr and "`fl pin cpu-torch213` adds them" in checked.stderr
+    assert fl("pin", "cuda130-torch214", "--unproven", cwd=project).returncode == 0
+    assert "extras" not in json.loads(path.read_text(encoding="utf-8"))["lanes"]["cpu"]  # another lane's entry is as it was
+    assert "another one by now: lock of extras" in fl("pin", "--upgrade", cwd=project).stdout
+    assert fl("pin", "cpu-torch213", cwd=project).returncode == 0
+    checked = fl("pin", "--check", cwd=project)
+    assert checked.returncode == 0 and lacking not in checked.stderr
+
+
 def test_a_run_that_asks_for_another_stack_or_image(project: Path, fl: Fl) -> None:
     done = fl(*DRY, "--stack", "cuda130-torch214", cwd=project)
     assert done.returncode == 9 and "this run asks for cuda130-torch214" in done.stderr
@@ -263,17 +320,16 @@ def test_upgrade_proposes_what_was_seen_to_work() -> None:
     old, new = cuda[0], next(s for s in ROWS.stacks if s.id == "cuda130-torch214")
     entry = pin.make(old, pin.today(ROWS, old), None, [])
 
-    def locks(stack: matrix.Stack) -> frozenset[str]:
-        files = [lock.path(stack.id, "train", platform) for platform in stack.hosts.platforms]
-        return frozenset(lock.sha256(file) for file in files if file is not None)
-
-    current = now(ROWS, wheel.code_sha256(), locks)
+    current = now_of(ROWS)
     assert pin_evidence.upgrade("cuda", entry, [], current) is None
     found = pin_evidence.upgrade("cuda", entry, [entry_of(proof(new.id))], current)
     assert found is not None and (found.before, found.after) == (old.id, new.id)
     assert ("torch", old.train["torch"], new.train["torch"]) in found.versions
     there = pin.make(new, pin.today(ROWS, new), None, [])
     assert pin_evidence.upgrade("cuda", there, [entry_of(proof(old.id)), entry_of(proof(new.id))], current) is None
+    earlier = there.model_copy(update={"locks": {"linux/amd64": "0" * 64}, "extras": None})
+    found = pin_evidence.upgrade("cuda", earlier, [entry_of(proof(new.id))], current)
+    assert found is not None and (found.after, found.versions, found.inputs) == (new.id, (), ("lock", "lock of extras"))
 
 
 def test_upgrade_through_the_command(project: Path, fl: Fl) -> None:

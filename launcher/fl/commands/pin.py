@@ -149,6 +149,9 @@ def _check(rows: Matrix, folder: Path | None, as_json: bool) -> None:
             rests = f"{len(entry.evidence)} records" if entry.evidence else "no evidence (--unproven)"
             shown = f"; image {entry.image.reference}" if entry.image else ""
             ui.out(ui.clean(f"{lane}: {entry.stack} holds; rests on {rests}{shown}"))
+    for lane, entry in lanes.items():
+        if entry.extras is None:
+            ui.warning(ui.clean(f"{path} does not pin the locks of extras for the {lane} lane: `fl pin {entry.stack}` adds them"))
 
 
 def _image_problems(image: PinnedImage | None) -> list[str]:
@@ -193,7 +196,10 @@ def _upgrade(rows: Matrix, folder: Path | None, as_json: bool) -> None:
             ui.out(ui.clean(f"{lane}: nothing newer than {entry.stack} was seen to work"))
     for proposal in proposals:
         ui.out(ui.clean(f"{proposal.lane}: {proposal.before} → {proposal.after}, seen to work with {len(proposal.evidence)} models"))
-        ui.table(("package", "pinned", "proposed"), [(n, a or "-", b or "-") for n, a, b in proposal.versions], indent="  ")
+        if proposal.versions:
+            ui.table(("package", "pinned", "proposed"), [(n, a or "-", b or "-") for n, a, b in proposal.versions], indent="  ")
+        if proposal.inputs:
+            ui.out(f"  another one by now: {', '.join(proposal.inputs)}")
         for record in proposal.evidence:
             ui.out(ui.clean(f"  {record.time[:10]}  {record.model} on {record.device}: {record.stage} {record.method}, {record.id[:12]}"))
         ui.out(f"  accept: fl pin {proposal.after}")
@@ -203,5 +209,5 @@ def _proposal_json(proposal: Proposal) -> dict[str, Any]:
     return {
         "lane": proposal.lane, "before": proposal.before, "after": proposal.after,
         "versions": [{"name": name, "pinned": a or None, "proposed": b or None} for name, a, b in proposal.versions],
-        "evidence": [record.id for record in proposal.evidence],
+        "inputs": list(proposal.inputs), "evidence": [record.id for record in proposal.evidence],
     }  # fmt: skip
