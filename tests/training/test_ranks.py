@@ -81,6 +81,37 @@ PAIR_SET = {"ranking": True, "columns": {"prompt": "instruction", "query": None,
                                          "rejected": "rejected"}}  # fmt: skip
 
 
+MARK_SET = {"columns": {"prompt": "instruction", "query": None, "response": "chosen", "kto_tag": "liked"}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "more"),
+    [
+        ("dpo", "lora", {"gradient_accumulation_steps": 2}),
+        ("dpo", "full", {"deepspeed": zero(2)}),
+        ("orpo", "full", {}),
+        ("kto", "lora", {}),
+        ("rm", "full", {"gradient_accumulation_steps": 2}),
+    ],
+)
+def test_two_processes_compare_answers_without_padding(
+    trainer: Trainer, trainer_of_shards: Trainer, config: Config, stage: str, kind: str, more: dict[str, Any]
+) -> None:
+    rows = [{**row, "chosen": f"{row['chosen']}{' yes' * (number % 7)}", "liked": number % 3 > 0} for number, row in enumerate(PAIRS)]
+
+    def run(speed: str) -> tuple[list[float], list[float]]:
+        given = {"per_device_train_batch_size": 2, "max_steps": 4, "learning_rate": 0.005, **more}
+        path = config(speed, rows, dataset=MARK_SET if stage == "kto" else PAIR_SET, method={"stage": stage, "finetuning_type": kind},
+                      arguments=given, training={"speed": speed}, model={"gradient_checkpointing": kind == "full"})  # fmt: skip
+        done = (trainer_of_shards if "deepspeed" in more else trainer).train(path, 2)
+        losses = passed(done, padding_free=speed == "auto")
+        return losses, [event["grad_norm"] for event in done.of("step")]
+
+    (padded, slopes), (flat, flat_slopes) = run("off"), run("auto")
+    assert flat == pytest.approx(padded, abs=1e-3)
+    assert flat_slopes[0] == pytest.approx(slopes[0], rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_reward_models_under_sharding(trainer_of_shards: Trainer, config: Config, kind: str) -> None:
     """Losses and scores are those of DDP, the head is in its file whole, and a run goes on from its checkpoint."""

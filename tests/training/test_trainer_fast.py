@@ -69,7 +69,8 @@ def test_the_same_losses_without_padding(trainer: Trainer, config: Callable[...,
     assert flat[:2] == pytest.approx(padded[:2], abs=2e-5)
 
 
-PAIRS = [{**row, "worse": f"It is {number}."} for number, row in enumerate(SUMS)]
+PAIRS = [{**row, "worse": f"It is {number}.", "liked": number % 3 > 0} for number, row in enumerate(SUMS)]
+MARKS = {"columns": {"prompt": "instruction", "response": "output", "kto_tag": "liked"}}
 ANSWERS = {"ranking": True, "columns": {"prompt": "instruction", "chosen": "output", "rejected": "worse"}}
 
 
@@ -82,8 +83,13 @@ ANSWERS = {"ranking": True, "columns": {"prompt": "instruction", "chosen": "outp
         {"method": {"stage": "dpo", "preference": {"ld_alpha": 0.3}}},
         {"method": {"stage": "orpo", "finetuning_type": "full"}},
         {"method": {"stage": "simpo"}, "model": {"gradient_checkpointing": True}},
+        {"method": {"stage": "kto", "preference": {"ftx": 0.3}}, "arguments": {"gradient_accumulation_steps": 3}},
+        {"method": {"stage": "kto", "finetuning_type": "full"}, "model": {"gradient_checkpointing": True}},
+        {"method": {"stage": "rm"}, "model": {"gradient_checkpointing": True}},
+        {"method": {"stage": "rm", "finetuning_type": "full"}},
     ],
-    ids=["lora", "full, recomputed", "ipo, accumulation", "ld_alpha", "orpo", "simpo, recomputed"],
+    ids=["lora", "full, recomputed", "ipo, accumulation", "ld_alpha", "orpo", "simpo, recomputed", "kto, accumulation",
+         "kto, full, recomputed", "rm, recomputed", "rm, full"],
 )
 def test_pairs_have_the_same_losses_without_padding(
     trainer: Trainer, config: Callable[..., Path], parts: dict[str, dict[str, object]]
@@ -91,7 +97,8 @@ def test_pairs_have_the_same_losses_without_padding(
     def losses(speed: str) -> tuple[list[float], list[float], bool]:
         more = {key: dict(value) for key, value in parts.items()}
         more["arguments"] = {"learning_rate": 0.002, **more.get("arguments", {})}
-        done = trainer.train(config(speed, PAIRS, dataset=ANSWERS, training={"speed": speed}, **more))
+        dataset = MARKS if more["method"]["stage"] == "kto" else ANSWERS
+        done = trainer.train(config(speed, PAIRS, dataset=dataset, training={"speed": speed}, **more))
         assert done.code == 0, done.output
         (said,) = done.of("speed")
         return done.losses, [event["grad_norm"] for event in done.of("step")], said["padding_free"]

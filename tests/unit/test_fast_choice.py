@@ -74,10 +74,12 @@ def test_few_steps_are_not_worth_a_graph_unless_asked_for() -> None:
     assert choose(made("speed"), LLAMA, H100, Load(1500, 10)).graphs
 
 
-@pytest.mark.parametrize("stage", ["dpo", "orpo", "simpo"])
+@pytest.mark.parametrize("stage", ["dpo", "orpo", "simpo", "kto", "rm"])
 @pytest.mark.parametrize("asked", [True, False])
 def test_pairs_on_a_cpu_have_no_padding_and_their_layers_are_recomputed_as_the_recipe_says(stage: str, asked: bool) -> None:
-    found = choose(made(method={"stage": stage}, model={"gradient_checkpointing": asked}), LLAMA, Machine("cpu"), SHORT)
+    config = made(method={"stage": stage}, model={"gradient_checkpointing": asked})
+    found = choose(config, LLAMA, Machine("cpu", processes=2), SHORT)
+    assert choose(config, LLAMA, Machine("cpu"), SHORT) == found
     assert (found.padding_free, found.graphs, found.recompute, found.keep) == (True, False, asked, 0)
 
 
@@ -101,11 +103,10 @@ def test_pairs_on_a_cpu_have_no_padding_and_their_layers_are_recomputed_as_the_r
         (made(), LLAMA, Machine("npu"), "npu"),
         (made(), LLAMA, Machine("cuda", False, (7, 5), 1 << 36), "sm_80"),
         (made(arguments={"bf16": False}), LLAMA, H100, "bf16"),
-        (made(method={"stage": "dpo"}), LLAMA, H100, "on one CPU only"),
-        (made(method={"stage": "dpo"}), LLAMA, Machine("cpu", processes=2), "on one CPU only"),
+        (made(method={"stage": "dpo"}), LLAMA, H100, "on the CPU only"),
         (made(method={"stage": "dpo", "reference": {"name": "o", "path": "o", "kind": "folder"}}), LLAMA, Machine("cpu"), "own reference"),
         (made(method={"stage": "dpo"}, model={"quantization": {"bits": 4}}), LLAMA, Machine("cpu"), "must round alike"),
-        (made(method={"stage": "kto"}), LLAMA, Machine("cpu"), "a loop of its own"),
+        (made(method={"stage": "ppo"}), LLAMA, Machine("cpu"), "a loop of its own"),
     ],
 )
 def test_what_keeps_a_run_on_padded_batches_is_said(config: Config, settings: Any, machine: Machine, word: str) -> None:

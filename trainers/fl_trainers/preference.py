@@ -7,13 +7,11 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import Trainer
 
-from fl_trainers import others, value_head
+from fl_trainers import others
 from fl_trainers.config import Preference
 from fl_trainers.data.encode import IGNORE
-from fl_trainers.fast import attention
-from fl_trainers.fast.pairs import Pairs, flat
+from fl_trainers.fast.pairs import InStep, Pairs, flat
 from fl_trainers.loop import Loop
 from fl_trainers.losses import Anchor
 from fl_trainers.noting import Noting
@@ -76,7 +74,7 @@ def kto_loss(settings: Preference, gains: Any, liked: Any, distance: Any) -> Any
     return torch.where(liked, good, bad)
 
 
-class PreferenceLoop(Noting, Loop):
+class PreferenceLoop(Noting, InStep, Loop):
     """Loop whose batches hold two answers a row. Dropout is off, as LLaMA-Factory has it."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -94,13 +92,7 @@ class PreferenceLoop(Noting, Loop):
         inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self._cuts = "logits_to_keep" in inspect.signature(inner.forward).parameters
         self._running = (0, 0.0)
-        self.data_collator = self._padded  # pairs are made flat in the step: what is noted of them is by row
-
-    def _flat_step(self, model: Any, inputs: dict[str, Any], count: Any) -> Any:
-        """As any other step; layers are recomputed in its backward pass, which must see documents too."""
-        inputs.pop("num_tokens", None)
-        with attention.switched(value_head.plain(model).config):
-            return Trainer.training_step(self, model, inputs, count)
+        self.data_collator = self._padded
 
     def _inputs(self, inputs: dict[str, Any], rows: slice = slice(None)) -> dict[str, Any]:
         """What the model is given. Logits before the first answer are not computed where the model can leave them out."""
@@ -148,13 +140,29 @@ class PreferenceLoop(Noting, Loop):
 
     def _without_padding(self, model: Any, inputs: dict[str, Any]) -> tuple[Measured, Measured | None]:
         """The same, computed without the padding and with logits where answers count."""
-        batch, kind = flat(inputs), {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
-        now = Pairs(model, kind).log_probabilities(batch, self.settings.ld_alpha)
+        batch = flat(inputs)
+        now = self._asked_flat(model).log_probabilities(batch, self.settings.ld_alpha)
+        return now, None if self.reference is None else self._before_flat(model, batch)
+
+    def _asked_flat(self, model: Any) -> Pairs:
+        """The model as the Trainer has wrapped it: what is around it must see a forward pass whose gradients it shall bring together."""
+        inner = self.accelerator.unwrap_model(model)
+        return Pairs(inner, self._flat_kind, outer=None if model is inner else model)
+
+    @property
+    def _flat_kind(self) -> Any:
+        """The dtype of autocast; DeepSpeed's engine has none."""
+        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        return None if self.is_deepspeed_enabled else kinds.get(self.accelerator.mixed_precision)
+
+    def _before_flat(self, model: Any, batch: dict[str, Any]) -> Measured:
+        """By what the model is compared with."""
         if self.reference is None:
-            return now, None
+            raise AssertionError(self.kind)
         self._follow(model)
-        kind = kind if self.reference.adapter else None  # a copy is in the run's dtype already
-        return now, self.reference.asked(inputs["input_ids"].device, lambda before: Pairs(before, kind).log_probabilities(batch))
+        kind = self._flat_kind if self.reference.adapter else None  # a copy is in the run's dtype already
+        found: Measured = self.reference.asked(batch["input_ids"].device, lambda before: Pairs(before, kind).log_probabilities(batch))
+        return found
 
     def _bco(self, better: Any, worse: Any) -> Any:
         """Binary classification against the running mean of all rewards."""
@@ -165,16 +173,10 @@ class PreferenceLoop(Noting, Loop):
         return -functional.logsigmoid(rewards[0] - mean) - functional.logsigmoid(mean - rewards[1])
 
     def _kto(self, model: Any, inputs: dict[str, Any]) -> Any:
-        training, liked, plain = model.training, inputs["liked"], self.accelerator.unwrap_model(model)
+        training, liked = model.training, inputs["liked"]
         half = len(liked)
-        own, other = slice(0, half), slice(half, None)
-        given = self._inputs(inputs, own)
-        sums, counts = log_probabilities(model(**given).logits, inputs["labels"][own])
-        far = self._inputs(inputs, other)
-        with torch.no_grad():
-            away, _ = log_probabilities(plain(**far).logits, inputs["labels"][other])
-        before, _ = log_probabilities(self._before(model, given), inputs["labels"][own])
-        away_before, _ = log_probabilities(self._before(model, far), inputs["labels"][other])
+        measured = self._kto_flat if self.fast.padding_free and training else self._kto_padded
+        (sums, counts), away, before, away_before = measured(model, inputs, half)
         distance = self.accelerator.reduce((away - away_before).mean(), "mean").clamp(min=0)
         gains = sums - before
         loss = kto_loss(self.settings, gains, liked, distance).mean()
@@ -183,6 +185,27 @@ class PreferenceLoop(Noting, Loop):
         rewards = self.settings.beta * gains.detach()
         self.note(training, {"rewards/chosen": rewards[liked], "rewards/rejected": rewards[~liked], "kl": distance.reshape(1)})
         return loss
+
+    def _kto_padded(self, model: Any, inputs: dict[str, Any], half: int) -> tuple[Measured, Any, Any, Any]:
+        """The model's own rows and their others, the reference's own rows and their others. Gradients are wanted of the first alone."""
+        own, other = slice(0, half), slice(half, None)
+        given, far = self._inputs(inputs, own), self._inputs(inputs, other)
+        now = log_probabilities(model(**given).logits, inputs["labels"][own])
+        with torch.no_grad():
+            away, _ = log_probabilities(self.accelerator.unwrap_model(model)(**far).logits, inputs["labels"][other])
+        before, _ = log_probabilities(self._before(model, given), inputs["labels"][own])
+        away_before, _ = log_probabilities(self._before(model, far), inputs["labels"][other])
+        return now, away, before, away_before
+
+    def _kto_flat(self, model: Any, inputs: dict[str, Any], half: int) -> tuple[Measured, Any, Any, Any]:
+        """The same without padding; the reference is asked for both at once."""
+        parts = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
+        now = self._asked_flat(model).log_probabilities(flat({name: value[:half] for name, value in parts.items()}))
+        with torch.no_grad():
+            alone = self._asked_flat(self.accelerator.unwrap_model(model))
+            away, _ = alone.log_probabilities(flat({name: value[half:] for name, value in parts.items()}))
+        before, _ = self._before_flat(model, flat(parts))
+        return now, away, before[:half], before[half:]
 
     def _before(self, model: Any, given: dict[str, Any]) -> Any:
         if self.reference is None:

@@ -11,6 +11,7 @@ from torch.nn import functional
 from fl_trainers import sharding, value_head
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError
+from fl_trainers.fast.pairs import InStep
 from fl_trainers.loop import Loop
 from fl_trainers.noting import Noting
 from fl_trainers.progress import log
@@ -75,17 +76,19 @@ class HeadLoop(Loop):
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
 
-class RewardLoop(Noting, HeadLoop):
+class RewardLoop(Noting, InStep, HeadLoop):
     """Batches hold two answers a row: first the better ones, then the worse ones."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs
+        self.data_collator = self._padded
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None, **more: Any
     ) -> Any:
-        better, worse = model(inputs["input_ids"], inputs["attention_mask"]).chunk(2)
+        flat = self.fast.padding_free and model.training
+        better, worse = model(inputs["input_ids"], inputs["attention_mask"], flat).chunk(2)
         loss = -functional.logsigmoid(better - worse).mean()
         right = (better > worse).float()
         self.note(model.training, {

@@ -65,8 +65,24 @@ class WithValueHead(nn.Module):  # type: ignore[misc]
 class Scorer(WithValueHead):
     """A reward model: one number a row."""
 
-    def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-        return score(self.pretrained_model, self.v_head, input_ids, attention_mask)
+    def forward(self, input_ids: Any, attention_mask: Any, flat: bool = False) -> Any:
+        """flat: without the padding; the model's attention then knows of borders (fast/attention.py)."""
+        if not flat:
+            return score(self.pretrained_model, self.v_head, input_ids, attention_mask)
+        batch = joined(input_ids, attention_mask.bool())
+        hidden = _hidden(self.pretrained_model, **batch, use_cache=False).squeeze(0)
+        return self.v_head(hidden[batch["cu_seq_lens_q"][1:].long() - 1])
+
+
+JOINED = ("input_ids", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+
+
+def joined(ids: Any, mask: Any) -> dict[str, Any]:
+    """A right-padded batch as rows one after another, and the borders between them: what a model is given. mask: of bools."""
+    lengths = mask.sum(1)
+    borders, longest = nn.functional.pad(lengths.cumsum(0), (1, 0)).int(), int(lengths.max())
+    given = (ids[mask][None], (mask.cumsum(1) - 1)[mask][None], borders, borders, longest, longest)
+    return dict(zip(JOINED, given, strict=True))
 
 
 def score(model: Any, head: Head, input_ids: Any, attention_mask: Any) -> Any:

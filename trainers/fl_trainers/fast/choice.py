@@ -13,7 +13,7 @@ TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 Others may mix tokens of one row in ways that know no borders of documents (windows, convolutions, linear attention).
 """
-PAIRS = ("dpo", "orpo", "simpo")
+PAIRS = ("dpo", "orpo", "simpo", "kto", "rm")
 """Stages whose loss compares rows, each without its padding."""
 GRAPH_STEPS = 40
 """Steps from which capturing graphs pays for itself (about 0.8 s a length on an H100, 0.15 s gained a step)."""
@@ -85,7 +85,8 @@ def _choose(config: Config, settings: Any, machine: Machine, load: Load) -> Fast
     if (reason := _obstacle(config, settings, machine)) is not None:
         return Fast(recompute=asked, why=f"padded batches: {reason}")
     if config.method.stage in PAIRS:
-        return Fast(True, recompute=asked, why=f"no padding, logits where answers count, {'layers recomputed' if asked else NOTHING}")
+        counted = "no logits" if config.method.stage == "rm" else "logits where answers count"
+        return Fast(True, recompute=asked, why=f"no padding, {counted}, {'layers recomputed' if asked else NOTHING}")
     if wanted == "memory" or machine.type == "cpu":
         keep, said = _kept(settings, int(SPENT * freed(config, settings, load.tokens)), config, load) if asked else (0, NOTHING)
         liger = _liger(machine, load)
@@ -142,8 +143,8 @@ def _of_model(config: Config, settings: Any) -> str | None:
 
 
 def _of_recipe(config: Config, machine: Machine) -> str | None:
-    if config.method.stage in PAIRS and (machine.type != "cpu" or machine.processes > 1 or config.method.reference is not None):
-        return f"stage {config.method.stage} does without padding on one CPU only, and with the model as its own reference"
+    if config.method.stage in PAIRS and (machine.type != "cpu" or config.method.reference is not None):
+        return f"stage {config.method.stage} does without padding on the CPU only, and with the model as its own reference"
     if config.model.attention not in ("auto", "sdpa"):
         return f"flash_attn: {config.model.attention} is asked for"
     if config.model.liger:
