@@ -225,50 +225,77 @@ def packed_gradients() -> dict[str, Any]:
     return found
 
 
-def _tiny_rows() -> tuple[Any, list[dict[str, Any]], Any]:
-    """A small Qwen3 in float32, three rows of different lengths, and torch."""
+FLAT: dict[str, dict[str, Any]] = {
+    "qwen3": {"tie_word_embeddings": True}, "llama": {}, "mistral": {"sliding_window": 4}, "smollm3": {}, "gemma": {}, "arcee": {},
+    "glm": {},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma3_text": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 8},
+    "phi3": {"sliding_window": 4}, "olmo": {}, "olmo2": {}, "glm4": {}, "starcoder2": {"sliding_window": 4},
+    "olmo3": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}, "ernie4_5": {}, "hunyuan_v1_dense": {},
+    "exaone4": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}, "apertus": {}, "helium": {},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}, "mixtral": {"num_local_experts": 4},
+    "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+}  # fmt: skip
+"""The model types of choice.TYPES, with windows that are shorter than the longest row."""
+
+
+def _tiny_rows(kind: str = "qwen3", device: str = "cpu") -> tuple[Any, list[dict[str, Any]], Any]:
+    """A small model in float32, three rows of different lengths, and torch."""
     import torch
-    from transformers import AutoModelForCausalLM, Qwen3Config
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    settings = Qwen3Config(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        tie_word_embeddings=True,
-    )  # fmt: skip
+    size = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+            "tie_word_embeddings": False}  # fmt: skip
+    settings = AutoConfig.for_model(kind, **size | FLAT[kind])
     rows = []
     for length in (5, 9, 3):
         ids = torch.randint(0, 300, (length,)).tolist()
         rows.append({"input_ids": array("i", ids), "labels": array("i", [-100, -100, *ids[2:]])})
-    return AutoModelForCausalLM.from_config(settings), rows, torch
+    return AutoModelForCausalLM.from_config(settings).to(device), rows, torch
 
 
-def flat_and_padded() -> dict[str, float]:
+def flat_and_padded(kind: str = "qwen3", device: str = "cpu") -> dict[str, float]:
     """Loss and largest gradient difference of a padding-free batch against the padded one, and of what one document sees of another."""
     from fl_trainers.fast.flat import Flat
     from fl_trainers.fast.step import Step
 
-    made, rows, torch = _tiny_rows()
-    batch = Collator(0)(rows)
+    made, rows, torch = _tiny_rows(kind, device)
+
+    def placed(batch: dict[str, Any]) -> dict[str, Any]:
+        return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+
+    batch = placed(Collator(0)(rows))
     batch.pop("num_tokens")
     count = (batch["labels"][:, 1:] != -100).sum()
-    padded = made(**batch, num_items_in_batch=count).loss
+    dtype = None if device == "cpu" else torch.bfloat16
+    with torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None):
+        padded = made(**batch, num_items_in_batch=count).loss
     padded.backward()
-    gradients = {name: weight.grad.clone() for name, weight in made.named_parameters()}
+    gradients = {name: weight.grad.clone() for name, weight in made.named_parameters() if weight.grad is not None}
     made.zero_grad()
-    step = Step(made, None)
+    step = Step(made, dtype)
     assert step.fits()
-    loss = step.run(Flat()(rows), count)
-    differences = [float((gradients[name] - weight.grad).abs().max()) for name, weight in made.named_parameters()]
+    loss = step.run(placed(Flat()(rows)), count)
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    differences = [float((gradients[name] - weight.grad).abs().max()) for name, weight in made.named_parameters() if name in gradients]
     seen: dict[str, Any] = {}
     handle = made.get_input_embeddings().register_forward_hook(lambda module, given, out: seen.update(out=out) or out.retain_grad())
     blind = [{**row, "labels": array("i", [-100] * len(row["labels"]))} for row in rows]
-    step.run(Flat()([blind[0], rows[1], *blind[2:]]), 1)  # only the second document counts
+    step.run(placed(Flat()([blind[0], rows[1], *blind[2:]])), 1)  # only the second document counts
     handle.remove()
     others = torch.cat([seen["out"].grad[0, :5], seen["out"].grad[0, 14:]])
     return {
-        "loss": abs(float(loss) - float(padded.detach())), "gradient": max(differences), "strangers": float(others.abs().max()),
+        "loss": abs(float(loss) - float(padded.detach())), "gradient": max(differences) / largest, "strangers": float(others.abs().max()),
         "own": float(seen["out"].grad[0, 5:14].abs().max()),
     }  # fmt: skip
+
+
+def flat_kinds(device: str = "cpu") -> dict[str, dict[str, float]]:
+    """flat_and_padded of each model type that is taken without padding."""
+    return {kind: flat_and_padded(kind, device) for kind in FLAT}
 
 
 def head_losses() -> list[dict[str, float]]:

@@ -69,6 +69,17 @@ def test_several_processes_take_the_same_steps() -> None:
     assert (spread.padding_free, spread.graphs) == (True, False)
 
 
+def test_windows_are_no_obstacle_and_experts_are_no_graphs() -> None:
+    windows = SimpleNamespace(**{**vars(LLAMA), "model_type": "mistral", "sliding_window": 4096})
+    assert choose(made(), windows, H100, SHORT) == choose(made(), LLAMA, H100, SHORT)
+    experts = SimpleNamespace(**{**vars(LLAMA), "model_type": "qwen3_moe", "num_experts": 128})
+    for asked in (True, False):
+        found = choose(made(model={"gradient_checkpointing": asked}), experts, H100, LONG)
+        assert (found.padding_free, found.graphs, found.recompute, found.keep, found.liger) == (True, False, asked, 0, False)
+    unmeasured = SimpleNamespace(**{**vars(LLAMA), "model_type": "glm4"})
+    assert (choose(made(), unmeasured, H100, LONG).padding_free, choose(made(), unmeasured, H100, LONG).liger) == (True, False)
+
+
 def test_few_steps_are_not_worth_a_graph_unless_asked_for() -> None:
     assert not choose(made(), LLAMA, H100, Load(1500, 10)).graphs
     assert choose(made("speed"), LLAMA, H100, Load(1500, 10)).graphs
@@ -87,8 +98,10 @@ def test_pairs_on_a_cpu_have_no_padding_and_their_layers_are_recomputed_as_the_r
     ("config", "settings", "machine", "word"),
     [
         (made("off"), LLAMA, H100, "recipe says so"),
-        (made(), SimpleNamespace(model_type="gemma3_text"), H100, "gemma3_text"),
-        (made(), SimpleNamespace(model_type="mistral", sliding_window=4096), H100, "sliding"),
+        (made(), SimpleNamespace(model_type="lfm2"), H100, "lfm2 is not among"),
+        (made(), SimpleNamespace(model_type="gemma3_text", final_logit_softcapping=30.0), H100, "final_logit_softcapping 30"),
+        (made(), SimpleNamespace(model_type="llama", attention_dropout=0.1), H100, "attention_dropout 0.1"),
+        (made(), SimpleNamespace(model_type="qwen3_moe", output_router_logits=True), H100, "experts evenly used"),
         (made(model={"attention": "fa2"}), LLAMA, H100, "fa2"),
         (made(model={"liger": True}), LLAMA, H100, "liger"),
         (made(arguments={"deepspeed": {"zero_optimization": {"stage": 3}}}), LLAMA, H100, "ZeRO-3 spreads"),

@@ -8,11 +8,21 @@ from typing import Any
 from fl_trainers import sharding
 from fl_trainers.config import Config
 
-TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-"""Model types whose layers are full causal attention, norms and linear layers only, tried here against their padded batches.
+TYPES = (
+    "llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma3_text", "phi3", "glm", "glm4", "olmo", "olmo2", "olmo3", "ernie4_5",
+    "exaone4", "hunyuan_v1_dense", "starcoder2", "arcee", "apertus", "helium", "qwen3_moe", "qwen2_moe", "mixtral", "olmoe",
+)  # fmt: skip
+"""Model types whose layers are attention, norms, linear layers and experts only, each tried against its padded batches.
 
-Others may mix tokens of one row in ways that know no borders of documents (windows, convolutions, linear attention).
+Attention may have windows; others mix tokens of one row in ways that know no borders of documents (convolutions, linear attention).
 """
+MEASURED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+"""Of them those that were trained with compiled kernels on a card."""
+OWN = (
+    "attn_logit_softcapping", "final_logit_softcapping", "logits_scaling", "logit_scale", "attention_dropout",
+    "use_bidirectional_attention",
+)  # fmt: skip
+"""Settings by which a model has scores, logits or attention that these steps have not."""
 PAIRS = ("dpo", "orpo", "simpo", "kto", "rm")
 """Stages whose loss compares rows, each without its padding."""
 GRAPH_STEPS = 40
@@ -67,7 +77,7 @@ class Fast:
 
 def choose(config: Config, settings: Any, machine: Machine, load: Load) -> Fast:
     """The parts for this run. settings: the model's own config."""
-    made = _choose(config, settings, machine, load)
+    made = _choose(config, settings, replace(machine, liger=machine.liger and settings.model_type in MEASURED), load)
     left = config.training.speed_without
     if not (made.padding_free and left):
         return made
@@ -84,6 +94,8 @@ def _choose(config: Config, settings: Any, machine: Machine, load: Load) -> Fast
         return Fast(recompute=asked, why="off: the recipe says so")
     if (reason := _obstacle(config, settings, machine)) is not None:
         return Fast(recompute=asked, why=f"padded batches: {reason}")
+    if _experts(settings):  # which tokens go to which is not known before: no graphs, and no estimate of what layers keep
+        return Fast(True, recompute=asked, why=f"no padding, logits where the loss counts, {'layers recomputed' if asked else NOTHING}")
     if config.method.stage in PAIRS:
         counted = "no logits" if config.method.stage == "rm" else "logits where answers count"
         return Fast(True, recompute=asked, why=f"no padding, {counted}, {'layers recomputed' if asked else NOTHING}")
@@ -100,6 +112,10 @@ def _choose(config: Config, settings: Any, machine: Machine, load: Load) -> Fast
     liger = machine.liger and load.steps >= GRAPH_COMPILE_STEPS if graphs else _liger(machine, load)
     parts = ["no padding", "logits where the loss counts", said, launch, *(["compiled loss, rope and SwiGLU"] if liger else [])]
     return Fast(True, graphs, recompute, keep, liger, ", ".join(parts))
+
+
+def _experts(settings: Any) -> bool:
+    return any(getattr(settings, name, None) for name in ("num_experts", "num_local_experts"))
 
 
 def _plain_weights(config: Config, settings: Any) -> bool:
@@ -137,8 +153,11 @@ def _of_model(config: Config, settings: Any) -> str | None:
         return f"stage {config.method.stage} with quantized weights: the model and its reference must round alike"
     if settings.model_type not in TYPES:
         return f"{settings.model_type} is not among {', '.join(TYPES)}"
-    if getattr(settings, "sliding_window", None) and getattr(settings, "use_sliding_window", True):
-        return "the model has sliding windows"
+    for name in OWN:
+        if getattr(settings, name, None):
+            return f"the model has {name} {getattr(settings, name)}"
+    if getattr(settings, "output_router_logits", False):
+        return "the model adds the loss that keeps experts evenly used (moe_aux_loss_coef: 0 leaves it out)"
     return None
 
 
