@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal
@@ -155,10 +155,15 @@ def changed(entry: Entry, stack: Stack, now: Now) -> list[str]:
     found += [] if inputs.extras.issuperset(entry.extras.split()) else ["lock of its extras"]
     if entry.row_sha256 == inputs.row_sha256 or entry.matrix_sha256 == now.matrix_sha256:
         return found
-    had = dict(pair.split("==", 1) for pair in entry.versions.split() if "==" in pair)
-    pins = inputs.packages
-    other = [f"{name} {had[name]} → {pins[name]}" for name in sorted(had) if name in pins and not _same(had[name], pins[name])]
+    had, pins = _versions(entry.versions), inputs.packages
+    other = [f"{name} {version} → {pins[name]}" for name, version in had if name in pins and not _same(version, pins[name])]
     return found + (other or (["matrix row"] if entry.row_sha256 else []))
+
+
+@lru_cache
+def _versions(text: str) -> list[tuple[str, str]]:
+    """Thousands of records name the same few sets."""
+    return sorted(dict(pair.split("==", 1) for pair in text.split() if "==" in pair).items())
 
 
 def _same(had: str, pinned: str) -> bool:
@@ -219,18 +224,22 @@ class Need:
     """Cells that only metadata speaks for."""
     again: int
     """Cells that are stale or failed."""
+    proves: int
+    """Models of `fl conform` that are not proven there: what its run would turn into proven."""
     types: tuple[tuple[str, int], ...]
     """Model types with the families that they are declared for, the widest first."""
 
 
-def needs(found: Sequence[Cell], matrix: Matrix) -> list[Need]:
-    """What to run next: stacks whose evidence went stale or failed first, then those that are chosen most and have the most to win."""
+def needs(found: Sequence[Cell], matrix: Matrix, conforming: Set[str]) -> list[Need]:
+    """What to run next: stacks whose evidence went stale or failed first, then those that are chosen most and have the most to win; where
+    `fl conform` (its models: `conforming`) would prove nothing more, last."""
     wins = []
     for stack in matrix.stacks:
         of_stack = [one for one in found if one.stack == stack.id]
         declared = [one for one in of_stack if one.state == "declared"]
         types = Counter(name for one in declared for name in (matrix.models[one.model].types if one.model in matrix.models else ()))
         again = sum(one.state in ("stale", "failed") for one in of_stack)
-        wins.append(Need(stack, len(declared), again, tuple(types.most_common(3))))
+        proves = len(conforming - {one.model for one in of_stack if one.state == "proven"})
+        wins.append(Need(stack, len(declared), again, proves, tuple(types.most_common(3))))
     rank = {"stable": 0, "lts": 1, "edge": 2, "retired": 3}
-    return sorted(wins, key=lambda win: (-win.again, rank[win.stack.status], -win.declared))
+    return sorted(wins, key=lambda win: (-win.again, not win.proves, rank[win.stack.status], -win.proves, -win.declared))

@@ -38,16 +38,19 @@ def _ssh(*arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[byt
 
 
 def sign(folder: Path, key: Path) -> tuple[Path, int]:
-    """Signs the ids of every record that holds and that no signed list has yet; the list's path and how many ids it has."""
+    """Signs the ids of every record that holds and that this key has not signed yet; the list's path and how many ids it has."""
     _, faults = ledger.verify(folder)
     if faults:
         raise EvidenceError(f"{faults[0].path} {faults[0].message}; nothing was signed", "fl audit verify")
     place = folder / "signatures"
-    lists = [file for file in place.glob("*.ids") if _signature(file).is_file()]
-    listed = frozenset().union(*(_content(file).decode(errors="replace").split() for file in lists))
+    mine = _fingerprint(key)
+    listed: set[str] = set()
+    for file in place.glob("*.ids"):
+        if mine is not None and _signature(file).is_file() and _signed_by(file) == mine:
+            listed.update(_content(file).decode(errors="replace").split())
     new = sorted({record["id"] for record in ledger.read(folder)} - listed)
     if not new:
-        raise EvidenceError("every record is signed already, or there is none", "fl audit verify --signers FILE")
+        raise EvidenceError("every record is signed already by this key, or there is none", "fl audit verify --signers FILE")
     content = ("\n".join(new) + "\n").encode()
     done = _ssh("-Y", "sign", "-f", str(key), "-n", NAMESPACE, given=content)
     if done.returncode:
@@ -60,6 +63,18 @@ def sign(folder: Path, key: Path) -> tuple[Path, int]:
     except OSError as error:
         raise EvidenceError(f"{place} takes no signature: {error.strerror}", "a ledger that can be written") from error
     return file, len(new)
+
+
+def _fingerprint(key: Path) -> str | None:
+    """Of a private key, also one with a passphrase; None: it is no key, which signing will tell."""
+    words = _ssh("-l", "-f", str(key)).stdout.decode(errors="replace").split()
+    return words[1] if len(words) > 1 else None
+
+
+def _signed_by(file: Path) -> str | None:
+    """The fingerprint of the key, whosever it is; None where the signature is none of this list."""
+    found = _ssh("-Y", "check-novalidate", "-n", NAMESPACE, "-s", str(_signature(file)), given=_content(file))
+    return None if found.returncode else found.stdout.decode(errors="replace").split()[-1]
 
 
 def _signature(file: Path) -> Path:
@@ -77,9 +92,11 @@ def _content(file: Path) -> bytes:
 
 
 def signed(folder: Path, signers: Path) -> tuple[list[Signed], list[ledger.Fault]]:
-    """The lists whose signature is by one of `signers` (the format of ssh's ALLOWED SIGNERS), and those that are not."""
+    """The lists whose signature is by one of `signers` (the format of ssh's ALLOWED SIGNERS), and those that are not. What somebody
+    else signed besides is no fault."""
     good: list[Signed] = []
     bad: list[ledger.Fault] = []
+    others: list[Path] = []
     for file in sorted((folder / "signatures").glob("*.ids")):
         signature = _signature(file)
         if not signature.is_file():
@@ -89,7 +106,7 @@ def signed(folder: Path, signers: Path) -> tuple[list[Signed], list[ledger.Fault
         found = _ssh("-Y", "find-principals", "-f", str(signers), "-s", str(signature))
         who = found.stdout.decode(errors="replace").split("\n")[0].strip()
         if found.returncode or not who:
-            bad.append(ledger.Fault(file, f"is signed by a key that is not in {signers.name}"))
+            others.append(file)
             continue
         checked = _ssh("-Y", "verify", "-f", str(signers), "-I", who, "-n", NAMESPACE, "-s", str(signature), given=content)
         if checked.returncode:
@@ -97,4 +114,10 @@ def signed(folder: Path, signers: Path) -> tuple[list[Signed], list[ledger.Fault
             bad.append(ledger.Fault(file, f"was changed after {who} signed it, or {who} may not sign evidence: {why}"))
         else:
             good.append(Signed(file, who, frozenset(content.decode(errors="replace").split())))
+    covered = frozenset().union(*(one.ids for one in good))
+    for file in others:
+        if _signed_by(file) is None:
+            bad.append(ledger.Fault(file, "was changed after it was signed, or is signed by nothing"))
+        elif not covered.issuperset(_content(file).decode(errors="replace").split()):
+            bad.append(ledger.Fault(file, f"is signed by a key that is not in {signers.name}"))
     return good, bad

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fl import conform_numbers, conform_set, evidence, launch, ledger, paths, recipe, runs, wheel
+from fl import conform_numbers, conform_set, evidence, launch, ledger, paths, recipe, run_image, runs, wheel
 from fl.conform_set import Case
 from fl.decide import Decision, Options, Place, decide_recipe, run_name
 from fl.errors import EvidenceError, FlError, HardwareError, Interrupted, RecipeError, StackError, Terminated, TrainingError
@@ -207,6 +207,8 @@ def _run(carrier: Decision, state: runs.Run, seen: _Seen, place: Path) -> None:
 
 def _judge(one: _Prepared, seconds: float | None, stack: Stack, claimed: bool | None, place: Path) -> Result:
     """The case's evidence, made and added."""
+    if one.decision is not None and (seen := one.folder.parents[1] / run_image.NAME).is_file():
+        shutil.copy(seen, one.folder)  # all cases ran in the one image that the engine was started with
     error = one.refused or (_ended(one.folder) if seconds is not None else TrainingError("it was not started"))
     loss = _curve(one.folder, "reward" if one.case.sampled else "loss")
     numbers = None if error is not None else conform_numbers.fault(loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -197,9 +198,10 @@ def add(ledger: Path, record: Mapping[str, Any]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, text.encode())
     except OSError as error:
+        mend = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "a ledger that can be written"
         raise EvidenceError(
             f"the ledger {ledger} takes no record: {error.strerror}; what is in it is whole, and nothing of it was changed",
-            "free space, then the same again: records that are there stay\nanother ledger: `fl audit add --ledger DIR`",
+            f"{mend}, then the same again: records that are there stay\nanother ledger: fl audit --ledger DIR …",
         ) from error
     return path
 

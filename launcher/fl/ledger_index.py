@@ -5,9 +5,10 @@ are not as they were written, is made anew."""
 from __future__ import annotations
 
 import hashlib
+import marshal
 import sqlite3
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from fl import ledger, paths
 from fl.ui import clean
 
-_VERSION: Final = 5
+_VERSION: Final = 6
 
 
 class Entry(NamedTuple):
@@ -158,6 +159,6 @@ def _follow(base: sqlite3.Connection, folder: Path, known: Mapping[str, tuple[in
     return base.total_changes > before
 
 
-def _sum(rows: Sequence[Any]) -> int:
+def _sum(rows: list[Any]) -> int:
     """Of the rows as they were written, so that none that was changed since is believed."""
-    return zlib.crc32(repr(rows).encode("utf-8", "surrogatepass"))
+    return zlib.crc32(marshal.dumps(rows, 2))  # of this form equal rows have equal bytes

@@ -46,5 +46,8 @@ def _close(folder: Path) -> None:
 def _one(path: Path) -> dict[str, Any]:
     found = ledger.open_record(path)
     if isinstance(found, ledger.Fault):
-        raise EvidenceError(f"{path} {found.message}", "a record is never edited: run it again")
+        newer = "a newer fl" in found.message
+        raise EvidenceError(
+            f"{path} {found.message}; nothing was added", "upgrade fl" if newer else "a record is never edited: run it again"
+        )
     return found

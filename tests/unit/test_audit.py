@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ledger_records import record
 
-from fl import audit, audit_pages, ledger
+from fl import audit, audit_pages, conform_set, ledger
 from fl.commands.audit import STATES
 from fl.evidence import row_sha256
 from fl.ledger_index import entry_of
@@ -95,8 +95,11 @@ def test_a_lane_has_the_state_of_its_best_stack_and_differences_are_cells() -> N
     ((left, right),) = audit.difference(before, found)
     assert (left and left.state, right and right.state) == ("declared", "proven")
     assert [a and a.stack for a, b in audit.difference(found, found)] == []
-    first = audit.needs(audit.cells([entry_of(record(trainer_sha256="x"))], now()), ROWS)[0]
-    assert (first.stack.id, first.again) == ("cpu-torch213", 1)
+    stale = audit.cells([entry_of(record(trainer_sha256="x"))], now())
+    first = audit.needs(stale, ROWS, {"acme/one", "acme/two"})[0]
+    assert (first.stack.id, first.again, first.proves) == ("cpu-torch213", 1, 2)
+    last = audit.needs(found, ROWS, {"acme/one"})[-1]  # a stack whose conformance is proven is not to be run again
+    assert (last.stack.id, last.proves) == ("cpu-torch213", 0)
     assert first.types[0][1] >= first.types[-1][1] > 0
 
 
@@ -142,7 +145,12 @@ def test_the_command_prints_a_table_json_markdown_and_a_page(place: Path) -> Non
     assert "| acme/one |" in fl(place, "--md").stdout
     assert fl(place, "--html", "page.html").returncode == 0
     assert "acme/one" in (place / "page.html").read_text()
-    assert "cpu-torch213" in fl(place, "--needs").stdout
+    assert "fl conform --hw cpu --stack cpu-torch213" in fl(place, "--needs").stdout
+    needs = json.loads(fl(place, "--needs", "--json").stdout)["needs"]
+    assert {one["proves"] for one in needs} == {len({case.keys["model_name_or_path"] for case in conform_set.CASES})}
+    only = json.loads(fl(place, "--needs", "--json", "--model", "acme/one", "--lane", "cpu").stdout)["needs"]
+    assert {one["lane"] for one in only} == {"cpu"}
+    assert {(one["proves"], one["command"].split(" --")[0]) for one in only} == {(0, "fl run quickstart")}
 
 
 def test_a_model_folder_of_today_is_answered_by_its_config(place: Path) -> None:
@@ -263,8 +271,12 @@ def test_add_merge_and_verify(place: Path) -> None:
     assert ledger.verify(place / "other") == (3, [])
     assert json.loads(fl(place, "--diff", "evidence", "other", "--json").stdout) == {"schema": 1, "changes": []}
     (place / "loose" / "a.json").write_text(json.dumps({**record(), "outcome": "failed"}))
-    refused = fl(place, "add", "loose/a.json")
-    assert (refused.returncode, "was changed" in refused.stderr) == (9, True)
+    (place / "loose" / "good.json").write_text(json.dumps(record(recipe_sha256="1" * 64)))
+    refused = fl(place, "add", "loose/good.json", "loose/a.json")
+    assert (refused.returncode, "was changed" in refused.stderr, "nothing was added" in refused.stderr) == (9, True, True)
+    assert ledger.verify(place / "evidence") == (3, [])
+    (place / "loose" / "a.json").write_text(json.dumps({**record(), "schema": 2}))
+    assert "upgrade fl" in fl(place, "add", "loose/a.json").stderr
     assert fl(place, "add", "no-such-run").returncode == 9
     victim = next((place / "other").rglob("*.json"))
     victim.write_text("{")

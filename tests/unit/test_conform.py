@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from fl import conform, conform_set, ledger, matrix, recipe, run_image
 from fl import conform_numbers as numbers
-from fl import conform_set, matrix, recipe
 from fl.conform_set import CASES, Case
 from fl.errors import EvidenceError, UsageError
 
@@ -150,3 +151,20 @@ def test_a_batch_of_processes_tells_how_each_ended(tmp_path: Path) -> None:
     told = [json.loads(line) for line in events.read_text().splitlines()]
     assert sorted(event["config"] for event in told if event["event"] == "case") == sorted(map(str, configs))
     assert all(event["exit"] not in (0, None) for event in told)
+
+
+def test_the_image_that_a_batch_ran_in_is_in_the_record_of_each_case(tmp_path: Path) -> None:
+    """One that was built here has no digest, and only what the engine said when it began tells which it was."""
+    case = BY_NAME["sft-lora-fp32"]
+    folder = tmp_path / "cases" / case.name
+    folder.mkdir(parents=True)
+    image = {"reference": "fl-train:cpu-torch213", "digest": None, "source": "local"}
+    made = {"plan.json": {"lane": "cpu", "stack": "cpu-torch213", "engine": "docker", "image": image}, "record.json": {"outcome": "passed"}}
+    for name, content in made.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    seen = {"schema": 1, "id": f"sha256:{'a' * 64}", "digest": None, "lock_sha256": None}
+    (tmp_path / run_image.NAME).write_text(json.dumps(seen), encoding="utf-8")
+    prepared = conform._Prepared(case, folder, "0" * 64, cast(Any, object()))
+    conform._judge(prepared, 1.0, ROWS.stack("cpu-torch213"), True, tmp_path / "evidence")
+    (record,) = ledger.read(tmp_path / "evidence")
+    assert record["image"]["id"] == seen["id"]

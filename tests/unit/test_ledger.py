@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from ledger_records import record
 
-from fl import ledger, ledger_index
+from fl import audit_sign, ledger, ledger_index
 from fl.errors import EvidenceError
 from fl.evidence import identified
 
@@ -263,3 +263,15 @@ def test_signatures_say_who_vouches(tmp_path: Path) -> None:
     foreign = run("verify", "--signers", str(tmp_path / "signers"))
     assert (foreign.returncode, "a key that is not in" in foreign.stderr) == (9, True)
     assert path.is_file()
+    assert run("sign", "--key", str(tmp_path / "ops")).returncode == 0  # what a stranger signed first keeps nobody from it
+    assert run("sign", "--key", str(tmp_path / "ops")).returncode == 9
+    both = run("verify", "--signers", str(tmp_path / "signers"))
+    assert (both.returncode, "1 signed by ops@example.org" in both.stdout) == (0, True), both.stderr
+    (strange,) = (f for f in (tmp_path / "ledger" / "signatures").glob("*.ids") if f.name not in _signed_by_ops(tmp_path))
+    strange.write_text("0" * 64 + "\n")
+    assert "was changed after it was signed" in run("verify", "--signers", str(tmp_path / "signers")).stderr
+
+
+def _signed_by_ops(place: Path) -> set[str]:
+    good, _ = audit_sign.signed(place / "ledger", place / "signers")
+    return {one.file.name for one in good}

@@ -71,7 +71,7 @@ def audit(
     found = [cell for cell in found if wanted(cell)]
     everything = everything or model is not None or bool(states)
     if needs:
-        _show_needs(found, rows, as_json)
+        _show_needs(found, rows, as_json, filtered=model is not None)
         return
     found = [cell for cell in found if not states or cell.state in states]
     if as_json:
@@ -256,20 +256,32 @@ def _show_difference(pairs: list[tuple[Cell | None, Cell | None]], as_json: bool
     ui.say(f"{len(pairs)} cells changed")
 
 
-def _show_needs(found: list[Cell], rows: Matrix, as_json: bool) -> None:
+def _show_needs(found: list[Cell], rows: Matrix, as_json: bool, *, filtered: bool) -> None:
     from fl import audit as audits
+    from fl import conform_set
 
-    wins = audits.needs(found, rows)
+    conforming = {str(case.keys["model_name_or_path"]) for case in conform_set.CASES}
+    if filtered:
+        conforming &= {cell.model for cell in found}
+    stacks = {cell.stack for cell in found}
+    wins = [win for win in audits.needs(found, rows, conforming) if win.stack.id in stacks]
     if as_json:
         ui.document({"schema": 1, "needs": [
-            {"stack": w.stack.id, "lane": w.stack.lane, "declared": w.declared, "stale_or_failed": w.again,
-             "model_types": [{"model_type": name, "families": count} for name, count in w.types], "command": _command(w)} for w in wins
+            {"stack": w.stack.id, "lane": w.stack.lane, "declared": w.declared, "stale_or_failed": w.again, "proves": w.proves,
+             "model_types": [{"model_type": name, "families": count} for name, count in w.types],
+             "command": _command(w) if w.proves else _one(w.stack.id)} for w in wins
         ]})  # fmt: skip
         return
-    ui.table(("stack", "stale or failed", "declared only", "model types first", "run"), [
-        (w.stack.id, str(w.again), str(w.declared), ", ".join(f"{name} ({count})" for name, count in w.types) or "-", _command(w))
+    ui.table(("stack", "stale or failed", "it proves", "declared only", "model types first", "run"), [
+        (w.stack.id, str(w.again), str(w.proves), str(w.declared), ", ".join(f"{name} ({count})" for name, count in w.types) or "-",
+         _command(w) if w.proves else _one(w.stack.id))
         for w in wins if w.declared or w.again
     ])  # fmt: skip
+    ui.say(f"`fl conform` proves its own small models; any other one at a time: `{_one('STACK')}`, then `fl audit add RUN`")
+
+
+def _one(stack: str) -> str:
+    return f"fl run quickstart --stack {stack} model_name_or_path=MODEL max_steps=2"
 
 
 def _command(need: Need) -> str:
@@ -360,7 +372,7 @@ def verify(context: click.Context, signers: Path | None, as_json: bool) -> None:
 @click.option("--key", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="A private SSH key.")
 @click.pass_context
 def sign(context: click.Context, key: Path) -> None:
-    """Vouch for the records that nobody has signed yet, with an SSH key."""
+    """Vouch with an SSH key for the records that it has not signed yet."""
     from fl import audit_sign, ledger
 
     file, count = audit_sign.sign(context.obj or ledger.default(), key)
