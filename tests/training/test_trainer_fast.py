@@ -25,6 +25,31 @@ def test_the_chunked_head_is_torchs_cross_entropy(trainer: Trainer) -> None:
         assert max(found.values()) < 2e-5
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_16_bit_copies_of_trained_weights_give_autocasts_gradients(trainer: Trainer, tied: bool) -> None:
+    found = trainer.check("speed_checks.kept_copies", tied)
+    assert found["layers"] == 14  # of two layers; the head is a function of its own
+    assert found["loss"] < 1e-6
+    assert max(found["once"], found["twice"], found["over"]) < 0.01  # the head's gradient is added up in float32 here
+    assert found["step"] < 1e-6
+    assert found["moved"] > 0.01
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_a_graph_holds_is_the_step_itself(trainer: Trainer, fresh: bool) -> None:
+    found = trainer.check("speed_checks.captured", fresh)
+    assert found["loss"] < 1e-6
+    assert found["gradient"] < 1e-6
+    assert found["attention"] == ["fl_documents", True]
+
+
+@pytest.mark.skipif(not Path("/dev/nvidiactl").exists(), reason="needs an NVIDIA card")
+def test_adamw_in_one_pass_is_torchs(trainer: Trainer) -> None:
+    found = trainer.check("speed_checks.one_pass_adamw")
+    assert max(found["weight"], found["moments"]) < 1e-5
+    assert found["copy"] == 0.0
+
+
 def test_parts_of_the_fast_steps_can_be_left_out(trainer: Trainer, config: Callable[..., Path]) -> None:
     recomputed = {"gradient_checkpointing": True}
     runs = [

@@ -2,11 +2,12 @@
 
 With the argument `deepspeed` that is imported as well. Reads one JSON object a line: {"config": PATH} trains as
 `python -m fl_trainers PATH` does, with "ranks" in as many processes, as torchrun starts them; {"check": NAME, "arguments": [...]} calls
-a function of trainer_checks.py. Answers with one line: {"code", "output", "result"}.
+a function of trainer_checks.py, or of another file by MODULE.NAME. Answers with one line: {"code", "output", "result"}.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -50,9 +51,8 @@ def child(request: dict[str, Any], output: str, result: str) -> None:
 
             finish(main([request["config"]]))
         else:
-            import trainer_checks
-
-            made = getattr(trainer_checks, request["check"])(*request["arguments"])
+            module, _, name = request["check"].rpartition(".")
+            made = getattr(importlib.import_module(module or "trainer_checks"), name)(*request["arguments"])
             Path(result).write_text(json.dumps(made))
             code = 0
     except BaseException:  # noqa: BLE001 - the parent tells

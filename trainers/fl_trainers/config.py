@@ -20,9 +20,9 @@ Attention = Literal["auto", "disabled", "sdpa", "fa2", "fa3"]
 Formatting = Literal["alpaca", "sharegpt", "openai"]
 
 
-SpeedPart = Literal["graphs", "kernels", "kept", "lora", "norms", "loss"]
+SpeedPart = Literal["graphs", "kernels", "kept", "lora", "norms", "loss", "copies"]
 """Steps as CUDA graphs; compiled kernels; layers that are not recomputed though the recipe recomputes them; LoRA layers as one function;
-norms as one; the loss by chunks of logits, where labels count."""
+norms as one; the loss by chunks of logits, where labels count; 16-bit copies of trained weights that are kept from step to step."""
 
 
 class Part(BaseModel):

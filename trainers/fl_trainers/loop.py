@@ -39,6 +39,8 @@ def arguments_of(config: Config, device: Device) -> TrainingArguments:
         given.setdefault("metric_for_best_model", "reward" if config.method.stage == "ppo" else "loss")
     given.setdefault("disable_tqdm", True)
     given.setdefault("dataloader_pin_memory", device.type != "cpu")
+    if int(given.get("dataloader_num_workers") or 0) and not config.data.streaming:  # each epoch would wait for new ones
+        given.setdefault("dataloader_persistent_workers", True)
     if not config.data.shuffle:
         given.setdefault("train_sampling_strategy", "sequential")
     if config.model.liger:
@@ -78,11 +80,14 @@ class Loop(optimizers.Chosen, Trainer):  # type: ignore[misc]
         """Measures generated answers in every evaluation."""
         self.fast = fast
         self._steps: Any = None
+        self.masters: Any = None
         self._padded = kwargs["data_collator"]
         if fast.padding_free:
             from fl_trainers.fast.flat import Flat
+            from fl_trainers.fast.masters import Masters
 
             kwargs["data_collator"] = Flat(self._padded.apart)
+            self.masters = Masters()
         method = config.method
         if method.stage == "sft":
             kwargs.setdefault("compute_loss_func", losses.chosen(config))
@@ -127,6 +132,25 @@ class Loop(optimizers.Chosen, Trainer):  # type: ignore[misc]
     def _backward(self, loss: Any) -> None:
         """As in Trainer.training_step."""
         self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.optimizer is None and self.fast.padding_free:
+            from fl_trainers.fast import load
+
+            self.optimizer = load.one_pass(self)
+        return super().create_optimizer(model)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """As the Trainer's, which also writes the clipped gradients; an optimizer that clips as it goes is only told the factor."""
+        import torch
+
+        from fl_trainers.fast import load
+
+        if not load.makes_copies(self.optimizer):
+            return super()._clip_grad_norm(model)
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
+        getattr(self.optimizer, "optimizer", self.optimizer).clip = (self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        return norm
 
     def _make_steps(self, model: Any) -> Any:
         from fl_trainers.fast import load

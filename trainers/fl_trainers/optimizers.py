@@ -114,7 +114,7 @@ def fill_schedule(args: Any, steps: int) -> None:
         args.lr_scheduler_kwargs = {"num_stable_steps": rest // 3, "num_decay_steps": rest - rest // 3, **(args.lr_scheduler_kwargs or {})}
 
 
-def _groups(loop: Any, model: Any, but: set[int] = frozenset()) -> list[dict[str, Any]]:  # type: ignore[assignment]
+def groups(loop: Any, model: Any, but: set[int] = frozenset()) -> list[dict[str, Any]]:  # type: ignore[assignment]
     """Trained parameters with and without weight decay, those in `but` left out."""
     decayed = set(loop.get_decay_parameter_names(model))
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in but]
@@ -148,7 +148,7 @@ def _muon(loop: Any, config: Config) -> Any:
         if parameter.requires_grad and parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
     ]
     muon = {"params": [parameter for _, parameter in matrices], "weight_decay": args.weight_decay, "muon": True}
-    rest = [{**group, "muon": False} for group in _groups(loop, model, {id(parameter) for _, parameter in matrices})]
+    rest = [{**group, "muon": False} for group in groups(loop, model, {id(parameter) for _, parameter in matrices})]
     return MuonAndAdamW(
         [group for group in (muon, *rest) if group["params"]],
         lr=args.learning_rate,
@@ -178,8 +178,8 @@ def _low_rank(loop: Any, config: Config) -> Any:
         raise InputError(f"{wanted.kind}_target: no matrix that is trained is among {', '.join(sorted(names))}", "finetuning_type: full")
     kind, options = _low_rank_class(loop, wanted), _adam(loop)
     special = {"params": chosen, "weight_decay": loop.args.weight_decay, **_low_rank_group(wanted)}
-    groups = [special, *_groups(loop, loop.model, {id(parameter) for parameter in chosen})]
-    return _layerwise(kind, groups, options) if wanted.layerwise else kind(groups, **options)
+    made = [special, *groups(loop, loop.model, {id(parameter) for parameter in chosen})]
+    return _layerwise(kind, made, options) if wanted.layerwise else kind(made, **options)
 
 
 def _adam(loop: Any) -> dict[str, Any]:
@@ -244,15 +244,15 @@ def _badam(loop: Any, config: Config) -> Any:
     kind, options = loop.get_optimizer_cls_and_kwargs(loop.args, loop.model)
     named = list(loop.model.named_parameters())
     loop.accelerator.clip_grad_norm_ = types.MethodType(clip_grad_norm_old_version, loop.accelerator)
-    groups = _groups(loop, loop.model)
+    made = groups(loop, loop.model)
     if wanted.mode == "ratio":
         return BlockOptimizerRatio(
-            param_groups=groups, named_parameters_list=named, update_ratio=wanted.update_ratio, mask_mode=wanted.mask_mode,
+            param_groups=made, named_parameters_list=named, update_ratio=wanted.update_ratio, mask_mode=wanted.mask_mode,
             verbose=wanted.verbose, include_embedding=False, lr=loop.args.learning_rate, betas=(loop.args.adam_beta1, loop.args.adam_beta2),
             eps=loop.args.adam_epsilon,
         )  # fmt: skip
     return BlockOptimizer(
-        base_optimizer=kind(groups, **options), named_parameters_list=named, block_prefix_list=None,
+        base_optimizer=kind(made, **options), named_parameters_list=named, block_prefix_list=None,
         switch_block_every=wanted.switch_interval, start_block=wanted.start_block, switch_mode=wanted.switch_mode, verbose=wanted.verbose,
     )  # fmt: skip
 

@@ -47,6 +47,9 @@ class Graphs:
         self.warm = False
         self.pool: Any = None
         self.weights = [parameter for parameter in step.whole.parameters() if parameter.requires_grad]
+        masters = step.masters
+        self.added = [weight for weight in self.weights if not (masters.fresh and weight in masters.copies)]
+        """Weights whose gradients are added to; what stands in the others is written over."""
 
     def run(self, batch: dict[str, Any], count: Any, backward: Any = None) -> Any:
         """As Step.run."""
@@ -68,7 +71,7 @@ class Graphs:
 
     def zero(self, *_: Any, **__: Any) -> None:
         """In place of model.zero_grad: a graph writes gradients where they were when it was captured."""
-        torch._foreach_zero_([weight.grad for weight in self.weights if weight.grad is not None])
+        torch._foreach_zero_([weight.grad for weight in self.added if weight.grad is not None])
 
     def average(self) -> None:
         """Gradients as the mean over all processes, once a step: a graph has no place for the hooks by which DDP does it.
@@ -112,18 +115,18 @@ class Graphs:
         for weight in self.weights:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-        before = [weight.grad.clone() for weight in self.weights]  # of earlier batches of this step
+        before = [weight.grad.clone() for weight in self.added]  # of earlier batches of this step
         try:
             with attention.switched(self.step.causal.config):
                 if not self.held:
                     self._rehearse(made)
                 mode = "global" if self.step.ranks == 1 else "thread_local"  # NCCL's own thread asks the device how it is
-            with torch.cuda.graph(made.graph, pool=self.pool, capture_error_mode=mode):
+                with torch.cuda.graph(made.graph, pool=self.pool, capture_error_mode=mode):
                     value = self.step.loss(made.batch, made.targets, made.scale, None)
                     value.backward()
                     made.loss = value.detach()
         finally:
-            torch._foreach_copy_([weight.grad for weight in self.weights], before)
+            torch._foreach_copy_([weight.grad for weight in self.added], before)
         self.pool = made.graph.pool()
         return made
 

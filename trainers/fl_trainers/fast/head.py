@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fl_trainers.data.encode import IGNORE
+from fl_trainers.fast.masters import Masters, accumulate
 
 CHUNK = {"cpu": 2**23}
 """Logits held at a time, by device: elsewhere, where fewer and larger products are faster, 512 MiB: 2**27 in float32, 2**28 in 16 bits.
@@ -18,10 +19,10 @@ class _HeadLoss(torch.autograd.Function):  # type: ignore[misc]
     """The gradient is made in the forward pass, while the logits are there."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Any, weight: Any, targets: Any, scale: Any, dtype: Any, compiled: bool) -> Any:
+    def forward(ctx: Any, hidden: Any, weight: Any, targets: Any, scale: Any, dtype: Any, compiled: bool, masters: Masters) -> Any:
         usual = (2**29 if weight.requires_grad else 2**28) if compiled else 2**27
         rows = max(64, CHUNK.get(hidden.device.type, usual) // weight.shape[0])
-        small = weight.to(dtype)
+        small = masters.copy(weight, dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if weight.requires_grad else None
@@ -31,17 +32,20 @@ class _HeadLoss(torch.autograd.Function):  # type: ignore[misc]
             total += losses
             grad_hidden[start : start + rows] = (grad @ small).to(hidden.dtype)
             if grad_weight is not None:
-                grad_weight += grad.T @ part
+                accumulate(grad_weight, grad.T, part)
         ctx.save_for_backward(grad_hidden, grad_weight, scale)
-        ctx.kind = weight.dtype
+        ctx.weight, ctx.masters = weight, masters
         return total * scale
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        hidden, weight, scale = ctx.saved_tensors
+        hidden, gradient, scale = ctx.saved_tensors
         factor = grads[0] * scale
         before = (hidden.float() * factor).to(hidden.dtype)  # not in 16 bits: the factor itself would be rounded
-        return before, None if weight is None else (weight * factor).to(ctx.kind), None, None, None, None
+        if gradient is not None and ctx.weight in ctx.masters.copies:
+            ctx.masters.add_scaled(ctx.weight, gradient, factor)
+            gradient = None
+        return before, None if gradient is None else (gradient * factor).to(ctx.weight.dtype), None, None, None, None, None
 
 
 def _by_torch(logits: Any, target: Any) -> tuple[Any, Any]:
@@ -64,7 +68,7 @@ def _compiled(logits: Any, target: Any) -> tuple[Any, Any]:
     return losses.sum(), logits
 
 
-def loss(hidden: Any, weight: Any, targets: Any, scale: Any, *, compiled: bool = False) -> Any:
+def loss(hidden: Any, weight: Any, targets: Any, scale: Any, *, compiled: bool = False, masters: Masters | None = None) -> Any:
     """Sum of the cross-entropies of the rows that count, times scale.
 
     hidden: [rows, hidden size]; weight: the head's, [vocabulary, hidden size]; targets: [rows], IGNORE where nothing counts;
@@ -74,4 +78,4 @@ def loss(hidden: Any, weight: Any, targets: Any, scale: Any, *, compiled: bool =
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
-        return _HeadLoss.apply(hidden, weight, targets, scale, dtype, compiled)
+        return _HeadLoss.apply(hidden, weight, targets, scale, dtype, compiled, masters or Masters())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fl_trainers import optimizers
 from fl_trainers.device import Device
 from fl_trainers.fast.choice import Load, Machine
 from fl_trainers.progress import world_size
@@ -77,15 +78,63 @@ def steps(loop: Any, model: Any) -> Any:
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     inner = loop.accelerator.unwrap_model(model)
     spread = loop.is_deepspeed_enabled  # its engine holds the weights in what it computes in
+    dtype = None if spread else kinds.get(loop.accelerator.mixed_precision)
     step = Step(
-        inner, None if spread else kinds.get(loop.accelerator.mixed_precision), ranks=world_size(),
+        inner, dtype, ranks=world_size(),
         outer=None if model is inner or loop.fast.graphs else model, compiled=loop.fast.liger and loop.device_of_run.type == "cuda",
-        whole="loss" in loop.config_of_run.training.speed_without,
+        whole="loss" in loop.config_of_run.training.speed_without, masters=loop.masters,
     )  # fmt: skip
+    _take(loop, step)
     if not loop.fast.graphs:
         return step
     from fl_trainers.fast.graphs import Graphs
 
+    step.masters.fresh = loop.args.gradient_accumulation_steps == 1
     graphs = Graphs(step, loop.args.per_device_train_batch_size, GRAPH_TOKENS)
     model.zero_grad = graphs.zero
     return graphs
+
+
+
+def keeps_copies(loop: Any) -> bool:
+    """Whether trained weights have 16-bit copies: one process, bf16 under autocast, and nothing that waits for autograd's own gradients."""
+    config = loop.config_of_run
+    return (
+        loop.fast.padding_free and loop.device_of_run.type == "cuda" and world_size() == 1 and bool(loop.args.bf16)
+        and not (loop.is_deepspeed_enabled or loop.is_fsdp_enabled) and optimizers.name_of(config) in (None, "loraplus")
+        and "copies" not in config.training.speed_without
+    )  # fmt: skip
+
+
+def one_pass(loop: Any) -> Any:
+    """AdamW that makes the copies as it goes, where the recipe asks for AdamW and Triton may compile; else None."""
+    if not (loop.fast.liger and keeps_copies(loop)) or optimizers.name_of(loop.config_of_run) is not None:
+        return None
+    if getattr(loop.args.optim, "value", loop.args.optim) not in ("adamw_torch", "adamw_torch_fused"):
+        return None
+    import torch
+
+    if any(weight.dtype != torch.float32 or not weight.is_contiguous() for weight in loop.model.parameters() if weight.requires_grad):
+        return None
+    from fl_trainers.fast.adam import AdamW
+
+    _, options = loop.get_optimizer_cls_and_kwargs(loop.args, loop.model)
+    return AdamW(optimizers.groups(loop, loop.model), loop.masters, **{name: options[name] for name in ("lr", "betas", "eps")})
+
+
+def makes_copies(optimizer: Any) -> bool:
+    """Whether it is one_pass's, perhaps as accelerate has wrapped it."""
+    return type(getattr(optimizer, "optimizer", optimizer)).__module__ == "fl_trainers.fast.adam"
+
+
+def _take(loop: Any, step: Any) -> None:
+    """Makes the copies: weights are where they will stay, and as a checkpoint left them."""
+    import torch
+
+    if step.dtype is not torch.bfloat16 or not keeps_copies(loop):
+        return
+    head = [] if step.whole_logits else [step.head.weight]
+    weights = (*loop.masters.asked, *head)
+    loop.masters.take((weight for weight in weights if weight.requires_grad and weight.dtype == torch.float32), step.dtype)
+    if not makes_copies(loop.optimizer):
+        loop.optimizer.register_step_post_hook(loop.masters.refresh)

@@ -11,19 +11,21 @@ from typing import Any
 
 import torch
 
+from fl_trainers.fast.masters import Masters
+
 
 class _Linear(torch.autograd.Function):  # type: ignore[misc]
     """x [rows, in] → [rows, out]; base is frozen, down [rank, in] and up [out, rank] are trained."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, base: Any, down: Any, up: Any, scale: float) -> Any:
-        small, large = down.to(x.dtype), up.to(x.dtype)
+    def forward(ctx: Any, x: Any, base: Any, down: Any, up: Any, scale: float, masters: Masters) -> Any:
+        small, large = masters.copy(down, x.dtype), masters.copy(up, x.dtype)
         inner = x @ small.T
         bias = None if base.bias is None else base.bias.to(x.dtype)
         result = torch.nn.functional.linear(x, _weight(base, x.dtype), bias)
         result.addmm_(inner, large.T, alpha=scale)
         ctx.save_for_backward(x, small, large, inner)
-        ctx.base, ctx.scale, ctx.kinds = base, scale, (down.dtype, up.dtype)
+        ctx.base, ctx.scale, ctx.masters, ctx.trained = base, scale, masters, (down, up)
         return result
 
     @staticmethod
@@ -31,13 +33,21 @@ class _Linear(torch.autograd.Function):  # type: ignore[misc]
         x, small, large, inner = ctx.saved_tensors
         grad = grads[0]
         narrow = grad @ large
-        down = torch.empty_like(small).addmm_(narrow.T, x, beta=0, alpha=ctx.scale).to(ctx.kinds[0])
-        up = torch.empty_like(large).addmm_(grad.T, inner, beta=0, alpha=ctx.scale).to(ctx.kinds[1])
+        down = _gradient(ctx.masters, ctx.trained[0], small, narrow.T, x, ctx.scale)
+        up = _gradient(ctx.masters, ctx.trained[1], large, grad.T, inner, ctx.scale)
         before = None
         if ctx.needs_input_grad[0]:
             before = grad @ _weight(ctx.base, x.dtype)
             before.addmm_(narrow, small, alpha=ctx.scale)
-        return before, None, down, up, None
+        return before, None, down, up, None, None
+
+
+def _gradient(masters: Masters, weight: Any, copy: Any, left: Any, right: Any, scale: float) -> Any:
+    """scale * left @ right as the weight's gradient; None where it has been written already."""
+    if weight not in masters.copies:
+        return torch.empty_like(copy).addmm_(left, right, beta=0, alpha=scale).to(weight.dtype)
+    masters.add(weight, left, right, scale)
+    return None
 
 
 def _weight(base: Any, dtype: Any) -> Any:
@@ -50,7 +60,7 @@ def _weight(base: Any, dtype: Any) -> Any:
     return dequantize_4bit(base.weight.data, state).to(dtype)
 
 
-def _forward(layer: Any, plain: Any, name: str) -> Any:
+def _forward(layer: Any, plain: Any, name: str, masters: Masters) -> Any:
     """The layer's forward pass: fused while its adapter is on and beside the weights, else peft's own."""
 
     def forward(x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -61,7 +71,7 @@ def _forward(layer: Any, plain: Any, name: str) -> Any:
         with torch.autocast(device, enabled=False):
             flat = x.reshape(-1, x.shape[-1]).to(dtype)
             down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-            return _Linear.apply(flat, base, down, up, layer.scaling[name]).reshape(*x.shape[:-1], -1)
+            return _Linear.apply(flat, base, down, up, layer.scaling[name], masters).reshape(*x.shape[:-1], -1)
 
     return forward
 
@@ -90,11 +100,14 @@ def _four_bits(layer: Any) -> bool:
 
 
 @contextmanager
-def fused(model: Any) -> Iterator[int]:
-    """While training lasts, layers that fit compute in one function; the value is how many do."""
+def fused(model: Any, masters: Masters | None = None) -> Iterator[int]:
+    """While training lasts, layers that fit compute in one function; the value is how many do. masters: adapters whose copies are kept."""
+    masters = masters or Masters()
     layers = [module for module in model.modules() if hasattr(module, "lora_A") and fits(module)]
     for layer in layers:
-        layer.forward = _forward(layer, layer.forward, layer.active_adapters[0])
+        name = layer.active_adapters[0]
+        masters.asked += [layer.lora_A[name].weight, layer.lora_B[name].weight]
+        layer.forward = _forward(layer, layer.forward, name, masters)
     try:
         yield len(layers)
     finally:

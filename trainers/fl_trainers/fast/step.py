@@ -9,25 +9,35 @@ import torch
 
 from fl_trainers.data.encode import IGNORE
 from fl_trainers.fast import attention, head
+from fl_trainers.fast.masters import Masters
 
 
 class Step:
     """Loss and gradients of flat batches."""
 
     def __init__(
-        self, model: Any, dtype: Any | None, *, outer: Any = None, ranks: int = 1, compiled: bool = False, whole: bool = False
+        self,
+        model: Any,
+        dtype: Any | None,
+        *,
+        outer: Any = None,
+        ranks: int = 1,
+        compiled: bool = False,
+        whole: bool = False,
+        masters: Masters | None = None,
     ) -> None:
         """model: perhaps with an adapter; dtype: of autocast, None: none.
 
         outer: what stands around the model and brings the gradients of all processes together (DDP, DeepSpeed's engine), None: nothing.
         ranks: processes over which gradients are averaged and labels are counted; compiled: the loss by a Triton kernel;
-        whole: all logits at once, also where no label counts.
+        whole: all logits at once, also where no label counts; masters: weights whose 16-bit copies are kept.
         """
         self.whole, self.outer, self.ranks = model, outer, ranks
         self.causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.body = getattr(self.causal, self.causal.base_model_prefix)
         self.head = self.causal.get_output_embeddings()
         self.dtype, self.compiled, self.whole_logits = dtype, compiled, whole
+        self.masters = masters or Masters()
         attention.register()
 
     def fits(self) -> bool:
@@ -74,7 +84,8 @@ class Step:
             if self.whole_logits:
                 logits = self.head(hidden).float()
                 return torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") * scale
-            return head.loss(hidden if kept is None else hidden[kept], self.head.weight, targets, scale, compiled=self.compiled)
+            rows = hidden if kept is None else hidden[kept]
+            return head.loss(rows, self.head.weight, targets, scale, compiled=self.compiled, masters=self.masters)
 
     def _autocast(self) -> Any:
         if self.dtype is None:

@@ -1,0 +1,143 @@
+"""Checks of the fast steps, called by trainer_server.py in the training environment: as `speed_checks.NAME`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+from trainer_checks import _tiny_rows
+
+
+def _placed(batch: dict[str, Any], device: str, torch: Any) -> dict[str, Any]:
+    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+
+
+def _gradients(model: Any) -> dict[str, Any]:
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def _apart(found: dict[str, Any], wanted: dict[str, Any]) -> float:
+    """The largest difference, of the largest gradient."""
+    assert found.keys() == wanted.keys(), (sorted(found), sorted(wanted))
+    largest = max(float(gradient.abs().max()) for gradient in wanted.values())
+    return max(float((found[name] - wanted[name]).abs().max()) for name in wanted) / largest
+
+
+def kept_copies(tied: bool, device: str = "cpu") -> dict[str, float]:
+    """Gradients by weights whose 16-bit copies are kept, of one batch, two added, and one written over, against autocast's; then a step."""
+    from fl_trainers.fast import masters
+    from fl_trainers.fast.flat import Flat
+    from fl_trainers.fast.step import Step
+
+    made, rows, torch = _tiny_rows("qwen2", device)  # which has biases
+    if tied:
+        made.get_output_embeddings().weight = made.get_input_embeddings().weight
+    batch, dtype = _placed(Flat()(rows), device, torch), torch.bfloat16
+    plain = Step(made, dtype)
+    wanted_loss = float(plain.run(batch, 9))
+    once = _gradients(made)
+    plain.run(batch, 9)
+    twice = _gradients(made)
+    made.zero_grad()
+    held = masters.Masters()
+    found: dict[str, float] = {}
+    with masters.fused(made, held) as layers:
+        step = Step(made, dtype, masters=held)
+        held.take([*held.asked, step.head.weight], dtype)
+        found["layers"] = layers
+        found["loss"] = abs(float(step.run(batch, 9)) - wanted_loss)
+        found["once"] = _apart(_gradients(made), once)
+        step.run(batch, 9)
+        found["twice"] = _apart(_gradients(made), twice)
+        held.fresh = True
+        for weight in made.parameters():
+            if weight not in held.copies:
+                weight.grad = None
+        step.run(batch, 9)
+        found["over"] = _apart(_gradients(made), once)
+        optimizer = torch.optim.SGD(made.parameters(), lr=1.0)
+        optimizer.register_step_post_hook(held.refresh)
+        optimizer.step()
+        moved = float(step.run(batch, 9))
+    found["step"] = abs(moved - float(plain.run(batch, 9)))
+    found["moved"] = abs(moved - wanted_loss)
+    return found
+
+
+class _Graph:
+    """In place of torch.cuda.CUDAGraph: what is captured is computed at once, and a replay does nothing."""
+
+    def replay(self) -> None: ...
+
+    def pool(self) -> None: ...
+
+
+def captured(fresh: bool) -> dict[str, Any]:
+    """Loss and gradients of a batch by Graphs, whose calls of CUDA are replaced, against the same batch launched singly."""
+    from fl_trainers.fast.flat import Flat
+    from fl_trainers.fast.graphs import Graphs
+    from fl_trainers.fast.step import Step
+
+    made, rows, torch = _tiny_rows()
+    batch = Flat()(rows)
+    step = Step(made, None)
+    wanted_loss = float(step.run(batch, 9))
+    wanted = _gradients(made)
+    made.zero_grad()
+    before, seen = made.config._attn_implementation, []
+
+    @contextlib.contextmanager
+    def capture(*_: Any, **__: Any) -> Iterator[None]:
+        seen.append(made.config._attn_implementation)
+        yield
+
+    step.masters.fresh = fresh
+    graphs = Graphs(step, 3, 1000)
+    with (
+        mock.patch.object(torch.cuda, "CUDAGraph", _Graph), mock.patch.object(torch.cuda, "graph", capture),
+        mock.patch.object(Graphs, "_rehearse"), mock.patch.object(torch, "_foreach_copy_"),
+    ):  # fmt: skip
+        graphs.run(batch, 9)  # the first batch of all is launched singly
+        graphs.zero()
+        loss = float(graphs.run(batch, 9))
+    assert list(graphs.held) == [128], graphs.held
+    return {
+        "loss": abs(loss - wanted_loss), "gradient": _apart(_gradients(made), wanted),
+        "attention": [*seen, made.config._attn_implementation == before],
+    }  # fmt: skip
+
+
+def one_pass_adamw() -> dict[str, float]:
+    """Weights, moments and copies after five steps by the kernel, against torch's AdamW with clipping; needs a card."""
+    import torch
+
+    from fl_trainers.fast.adam import AdamW
+    from fl_trainers.fast.masters import Masters
+
+    torch.manual_seed(0)
+    shapes = [(7,), (300, 41), (4096,), (128, 513), (5000, 9)]
+    first = [torch.nn.Parameter(torch.randn(shape, device="cuda")) for shape in shapes]
+    second = [torch.nn.Parameter(weight.detach().clone()) for weight in first]
+    held = Masters()
+    held.take(second[1:4], torch.bfloat16)
+    usual = torch.optim.AdamW([{"params": first[:3], "weight_decay": 0.1}, {"params": first[3:], "weight_decay": 0.0}], lr=0.01)
+    ours = AdamW([{"params": second[:3], "weight_decay": 0.1}, {"params": second[3:], "weight_decay": 0.0}], held, lr=0.01)
+    for step in range(5):
+        for one, two in zip(first, second, strict=True):
+            one.grad = torch.randn_like(one)
+            two.grad = one.grad.clone()
+        norm = torch.nn.utils.clip_grad_norm_(first, 1.0) if step % 2 else None
+        ours.clip = None if norm is None else (1.0 / (norm + 1e-6)).clamp(max=1.0)
+        usual.step()
+        ours.step()
+        if step == 2:
+            ours.load_state_dict(ours.state_dict())
+    pairs = list(zip(first, second, strict=True))
+    state = [(usual.state[one][name], ours.state[two][name]) for one, two in pairs for name in ("exp_avg", "exp_avg_sq")]
+    return {
+        "weight": max(float((one - two).abs().max()) for one, two in pairs),
+        "moments": max(float((one - two).abs().max()) for one, two in state),
+        "copy": max(float((weight.to(torch.bfloat16) - copy).abs().max()) for weight, copy in held.copies.items()),
+    }
