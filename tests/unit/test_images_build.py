@@ -55,7 +55,7 @@ def test_references_carry_the_configured_registry() -> None:
 
 
 def test_the_command_names_contexts_secrets_and_caches_but_no_tag(tmp_path: Path) -> None:
-    (tmp_path / "ca").touch()
+    (tmp_path / "index").touch()
     folders = {"uv": tmp_path / "uv", "wheels": tmp_path / "wheels"}
     options = build.Options(platform="linux/arm64", cache_from=("r.example/c:1",), cache_to=("type=inline",))
     command = build.argv(CPU, tmp_path / "context", folders, {"FL_VERSION": "1"}, {"a.b": "c d"}, options)
@@ -64,40 +64,58 @@ def test_the_command_names_contexts_secrets_and_caches_but_no_tag(tmp_path: Path
     pairs = list(pairwise(command))
     for pair in [
         ("--build-context", f"uv={tmp_path}/uv"), ("--build-context", f"wheels={tmp_path}/wheels"), ("--build-arg", "FL_VERSION=1"),
-        ("--secret", f"id=ca,src={tmp_path}/ca"), ("--label", "a.b=c d"), ("--platform", "linux/arm64"), ("--cache-from", "r.example/c:1"),
-        ("--cache-to", "type=inline"),
+        ("--secret", f"id=index,src={tmp_path}/index"), ("--label", "a.b=c d"), ("--platform", "linux/arm64"),
+        ("--cache-from", "r.example/c:1"), ("--cache-to", "type=inline"),
     ]:  # fmt: skip
         assert pair in pairs
     assert f"--metadata-file={tmp_path}/built" in command
     assert "--provenance=false" in command
-    assert not any("id=index" in word for word in command)
+    assert not any("id=index" in word for word in build.argv(CPU, tmp_path, folders, {}, {}, options)), "there is none here"
     assert not {"--tag", "-t", "--push"} & set(command), "a name is given after the image was looked at"
     assert "--attest=type=provenance,mode=max" in build.argv(CPU, tmp_path, {}, {}, {}, build.Options(attest=True))
 
 
-def test_the_site_s_sources_travel_as_secrets_and_its_folders_do_not(tmp_path: Path) -> None:
+def variables(file: Path) -> dict[str, str]:
+    return dict(line.removeprefix("export ").split("=", 1) for line in file.read_text().splitlines())
+
+
+def test_the_site_s_addresses_are_a_secret_and_its_folders_stay_here(tmp_path: Path) -> None:
+    (tmp_path / "uv").mkdir()
     ca = tmp_path / "site.pem"
     ca.write_text("certificates")
     settings = pip_config.PipSettings(
         index_url="https://me:pa$s'word@i.example/simple", extra_index_urls=("file:///srv/simple", "https://e.example/simple"),
-        find_links=("/srv/wheels", "https://f.example/"), cert=str(ca), trusted_hosts=("i.example",),
+        find_links=("/srv/wheels", "https://f.example/"), cert=str(ca), trusted_hosts=("i.example",), proxy="http://me:word@p.example",
     )  # fmt: skip
-    context.site_secrets(settings, pip_config.translate(settings, {}), ca, tmp_path)
-    assert (tmp_path / "ca").read_text() == "certificates"
+    context.tell_site(settings, pip_config.translate(settings, {}), ca, tmp_path, tmp_path / "uv")
     assert stat.S_IMODE((tmp_path / "index").stat().st_mode) == 0o600
-    lines = dict(line.removeprefix("export ").split("=", 1) for line in (tmp_path / "index").read_text().splitlines())
-    assert lines == {
-        "SSL_CERT_FILE": "/run/secrets/ca",
+    assert variables(tmp_path / "index") == {
+        "ALL_PROXY": "http://me:word@p.example",
         "UV_DEFAULT_INDEX": """'https://me:pa$s'"'"'word@i.example/simple'""",
         "UV_EXTRA_INDEX_URL": "https://e.example/simple",
         "UV_FIND_LINKS": "/media,https://f.example/",
-        "UV_INDEX_STRATEGY": "unsafe-best-match",
-        "UV_INSECURE_HOST": "i.example",
     }
+    assert (tmp_path / "uv" / "ca").read_text() == "certificates"
+    assert variables(tmp_path / "uv" / "site") == {
+        "SSL_CERT_FILE": "/mnt/ca", "UV_INDEX_STRATEGY": "unsafe-best-match", "UV_INSECURE_HOST": "i.example",
+    }  # fmt: skip
+
+
+def test_an_address_that_everybody_knows_is_no_secret(tmp_path: Path) -> None:
+    """The vendor's index that the matrix names; beside an address of the site it is told with that one."""
+    vendor, mine = "https://v.example/whl", "https://token@e.example/simple"
+    for number, told in enumerate((vendor, f"{vendor} {mine}")):
+        root = tmp_path / str(number)
+        (root / "uv").mkdir(parents=True)
+        context.tell_site(pip_config.PipSettings(), {"UV_EXTRA_INDEX_URL": told}, None, root, root / "uv", frozenset({vendor}))
+    assert variables(tmp_path / "0" / "uv" / "site") == {"UV_EXTRA_INDEX_URL": vendor}
+    assert not (tmp_path / "0" / "index").exists()
+    assert variables(tmp_path / "1" / "index") == {"UV_EXTRA_INDEX_URL": f"'{vendor} {mine}'"}
+    assert not (tmp_path / "1" / "uv" / "site").exists()
 
 
 def test_nothing_configured_is_no_secret(tmp_path: Path) -> None:
-    context.site_secrets(pip_config.PipSettings(), {}, None, tmp_path)
+    context.tell_site(pip_config.PipSettings(), {}, None, tmp_path, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -143,7 +161,7 @@ def test_the_context_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert {file.name for file in (folder / "own").iterdir()} == {wheel.NAME, "trim.sh", "bytecode.py"}
     assert "FROM mine:1 AS os" in (folder / "Dockerfile").read_text()
     assert list(folders["wheels"].iterdir()) == []
-    told = (tmp_path / "index").read_text()
+    told = (folders["uv"] / "site").read_text()
     assert MATRIX.indexes["pytorch-cpu"].url in told, "no wheel of torch is at hand: the row's index is asked"
 
 

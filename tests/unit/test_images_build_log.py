@@ -48,7 +48,8 @@ def test_the_failing_step_and_its_last_lines_are_told() -> None:
 
 
 def test_a_step_is_shown_without_its_mounts_and_our_opening() -> None:
-    line = "#9 [os 2/3] RUN --mount=type=bind,from=uv,target=/mnt     --mount=type=secret,id=ca     touch /tmp/begin;     " + "x" * 400
+    line = "#9 [os 2/3] RUN --mount=type=bind,from=uv,target=/mnt     --mount=type=secret,id=index     touch /tmp/begin;     "
+    line += "if [ -f /mnt/site ]; then . /mnt/site; fi;     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi;     " + "x" * 400
     assert build_log.short(line).startswith("#9 [os 2/3] RUN xxx")
     assert len(build_log.short(line)) == 160
 

@@ -62,22 +62,25 @@ def test_every_package_of_a_lower_layer_is_in_the_whole_lock(tmp_path: Path) -> 
 
 
 def test_secrets_are_mounted_where_something_is_fetched_and_the_site_has_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before a step with a secret BuildKit reads everything that lies below: for CUDA's last layer six gigabytes."""
+    """Before a step with a secret BuildKit reads everything that lies below: for CUDA's last layer six gigabytes. Certificates are none."""
     if context.host_platform() != "linux/amd64":
         pytest.skip("the CUDA stack of this test is looked at on linux/amd64")
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    row, ca = MATRIX.stack("cuda130-torch214"), tmp_path / "ca.pem"
+    row, ca, fetching = MATRIX.stack("cuda130-torch214"), tmp_path / "ca.pem", ["runtime", "torch", "full", "jit"]
     ca.touch()
-    for certificates, expected in ((None, []), (ca, ["runtime", "torch", "full", "jit"])):
-        root = tmp_path / str(certificates is None)
-        folder, _ = context.prepare(MATRIX, row, "train", root, context.Site(base="mine:1", ca=certificates))
+    for address, expected in (("", []), ("https://me:word@i.example/simple", fetching)):
+        monkeypatch.setenv("PIP_INDEX_URL", address)
+        root = tmp_path / str(len(address))
+        folder, folders = context.prepare(MATRIX, row, "train", root, context.Site(base="mine:1", ca=ca))
         runs = (folder / "Dockerfile").read_text().split("\nRUN ")
         bound = {name: run for run in runs for name in groups.folders(run)}
-        assert list(bound) == ["runtime", "torch", "full", "jit", "own"]
+        assert list(bound) == [*fetching, "own"]
         assert [name for name, run in bound.items() if "type=secret,id=index" in run and ". /run/secrets/index" in run] == expected
-        assert [name for name, run in bound.items() if "secret" in run] == expected
+        assert [name for name, run in bound.items() if "; then . /mnt/site; fi" in run] == fetching
+        assert (root / "index").exists() == bool(address)
+        assert sorted(one.name for one in folders["uv"].iterdir()) == ["ca", "site", "uv"]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from fl.engines import daemon
 from fl.errors import EngineError, ImageError, Interrupted, Terminated, UsageError
 from fl.images import build_log, inventory, jit, lock, render, tags
 from fl.images.archive import room
-from fl.images.context import SECRETS, Site, check_platform, need_lock, prepare
+from fl.images.context import SECRET, Site, check_platform, need_lock, prepare
 from fl.images.publish import local, platform_of
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Built:
 def argv(
     stack: Stack, context: Path, folders: Mapping[str, Path], arguments: Mapping[str, str], labels: Mapping[str, str], options: Options
 ) -> list[str]:
-    """The build command. Pure: `folders` are named contexts; secrets are the files that stand in the context's parent.
+    """The build command. Pure: `folders` are named contexts; the secret is a file in the context's parent.
 
     No name is given here: the image's digests are written beside the context, and it is named after it was looked at.
     """
@@ -95,10 +95,8 @@ def argv(
         command += ["--build-arg", f"{name}={value}"]
     for name, value in labels.items():
         command += ["--label", f"{name}={value}"]
-    for secret in SECRETS:
-        file = context.parent / secret
-        if file.is_file():
-            command += ["--secret", f"id={secret},src={file}"]
+    if (secret := context.parent / SECRET).is_file():
+        command += ["--secret", f"id={SECRET},src={secret}"]
     command += ["--no-cache"] if options.no_cache else []
     command += [word for place in options.cache_from for word in ("--cache-from", place)]
     command += [word for place in options.cache_to for word in ("--cache-to", place)]

@@ -19,7 +19,7 @@ _NOISE: Final = re.compile(
     r"#0 |#\d+ (sha256:|transferring|extracting|resolve |writing image \S+$|\[internal\]|\[context |\.\.\.$)|#\d+ \d+\.\d+( *$|  [+-] )|^$"
 )
 """Progress lines that tell nobody anything: bytes, the context, and each package that was installed."""
-OPENING: Final = re.compile(r"touch /tmp/begin; +|if \[ -f /run/secrets/index \]; then \. /run/secrets/index; fi; +")
+OPENING: Final = re.compile(r"touch /tmp/begin; +|if \[ -f (?P<file>/mnt/site|/run/secrets/index) \]; then \. (?P=file); fi; +")
 """What every step of ours begins with."""
 _LINE: Final = re.compile(r"#(?P<number>\d+) (?P<rest>.*)")
 _DONE: Final = re.compile(r"DONE (\d+\.\d+)s")

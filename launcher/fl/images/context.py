@@ -1,4 +1,4 @@
-"""What a build gets to see: Dockerfile, lock, our wheel, uv, wheels that no index has, and the site's secrets, in a temporary folder."""
+"""What a build gets to see: Dockerfile, lock, our wheel, uv, wheels that no index has, and what the site says, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ _WHEELS_OF: Final = {"linux/amd64": "x86_64-manylinux_2_28", "linux/arm64": "aar
 """uv's names of platforms."""
 _SCRIPTS: Final = (paths.IMAGES / "common" / "trim.sh", Path(bytecode.__file__))
 """What every step runs in the end. One folder a step, so that a step depends on nothing that another one needs."""
-SECRETS: Final = ("index", "ca")
-"""Files of the build's folder that travel as secrets, where the site has them."""
+SECRET: Final = "index"
+"""The file of the build's folder that travels as a secret, where the site has its own addresses."""
+_OPEN: Final = frozenset({"UV_INDEX_STRATEGY", "UV_INSECURE_HOST", "UV_HTTP_TIMEOUT"})
+"""What may lie in the builder's cache: no addresses, which may hold a password or a token."""
 _OF_THIS_MACHINE: Final = frozenset({"UV_FIND_LINKS", "SSL_CERT_FILE", "SSL_CLIENT_CERT", "UV_SYSTEM_CERTS"})
 
 
@@ -62,10 +64,14 @@ def check_platform(stack: Stack, told: str | None) -> str:
     raise ImageError(f"{what}: it has {known}", f"fl images build {stack.id} --platform {near[0]}")
 
 
-def site_secrets(settings: pip_config.PipSettings, told: Mapping[str, str], ca: Path | None, folder: Path) -> None:
-    """Writes what the site's package sources need as build secrets: nothing of it stays in the image.
+def tell_site(
+    settings: pip_config.PipSettings, told: Mapping[str, str], ca: Path | None, root: Path, uv: Path, known: frozenset[str] = frozenset()
+) -> None:
+    """Writes what the site's package sources need as shell lines with uv's variables: nothing of it stays in the image.
 
-    `index`: shell lines with uv's variables; folders of this machine are left out, the builder cannot see them. `ca`: certificates.
+    Addresses, unless they are `known` to everybody, are the secret `index` in `root`. The rest goes beside uv, where it costs nothing
+    (BuildKit 0.13 reads all layers below a step with a secret): certificates as `ca`, variables as `site`. Folders of this machine are
+    left out, the builder cannot see them.
     """
     kept = {name: value for name, value in told.items() if name not in _OF_THIS_MACHINE}
     remote = [url for url in settings.extra_index_urls if pip_config.local_path(url) is None]
@@ -73,13 +79,21 @@ def site_secrets(settings: pip_config.PipSettings, told: Mapping[str, str], ca: 
     kept["UV_EXTRA_INDEX_URL"] = " ".join([*vendor, *remote])
     links = [link for link in settings.find_links if pip_config.local_path(link) is None]
     kept["UV_FIND_LINKS"] = ",".join(["/media", *links]) if links else ""
+    public = {name for name, value in kept.items() if name in _OPEN or known.issuperset(value.split())}
+    _write_variables(root / SECRET, {name: value for name, value in kept.items() if name not in public})
+    shown = {name: kept[name] for name in public}
     if ca is not None:
-        shutil.copyfile(ca, folder / "ca")
-        kept["SSL_CERT_FILE"] = "/run/secrets/ca"
-    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(kept.items()) if value]
+        shutil.copyfile(ca, uv / "ca")
+        shown["SSL_CERT_FILE"] = "/mnt/ca"
+    _write_variables(uv / "site", shown)
+
+
+def _write_variables(file: Path, values: Mapping[str, str]) -> None:
+    """Shell lines that export what has a value; no file without any."""
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(values.items()) if value]
     if lines:
-        (folder / "index").write_text("".join(lines), encoding="utf-8")
-        (folder / "index").chmod(0o600)
+        file.write_text("".join(lines), encoding="utf-8")
+        file.chmod(0o600)
 
 
 def _link(file: Path, target: Path) -> None:
@@ -198,8 +212,8 @@ def prepare(
         told["UV_EXTRA_INDEX_URL"] = f"{matrix.indexes[seen.index].url} {told.get('UV_EXTRA_INDEX_URL', '')}".strip()
         told["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     certificates = site.ca or (Path(settings.cert) if settings.cert else None)
-    site_secrets(settings, told, certificates, root)
-    if not any((root / name).exists() for name in SECRETS):
+    tell_site(settings, told, certificates, root, folders["uv"], frozenset(one.url for one in matrix.indexes.values()))
+    if not (root / SECRET).exists():
         plain = render.dockerfile(matrix, stack, flavor, base, unlocked, secrets=False)
         (context / "Dockerfile").write_text(plain, encoding="utf-8")
     return context, folders

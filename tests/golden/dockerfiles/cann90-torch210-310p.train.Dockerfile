@@ -1,6 +1,6 @@
 # cann90-torch210-310p, train: rendered by `fl images render cann90-torch210-310p`, not edited by hand.
-# `fl images build cann90-torch210-310p` supplies what it needs: the contexts uv (its binary) and wheels (those that no index has), and beside this
-# file a folder for each step with its part of the lock, trim.sh and bytecode.py; the secrets index and ca where the site has its own.
+# `fl images build cann90-torch210-310p` supplies what it needs: the contexts uv (its binary, what the site says) and wheels (those that no index
+# has), and beside this file a folder for each step with its part of the lock, trim.sh and bytecode.py; the secret index where the site has one.
 FROM scratch AS wheels
 
 FROM quay.io/ascend/cann:9.0.1-310p-ubuntu22.04-py3.12 AS os
@@ -26,9 +26,10 @@ ARG UV_NO_CONFIG=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 
     PYTHONHASHSEED=0 DS_BUILD_OPS=0
 ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:${PATH}
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
-    --mount=type=bind,source=torch,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
+    --mount=type=bind,source=torch,target=/usr/src --mount=type=secret,id=index \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
     touch /tmp/begin; \
+    if [ -f /mnt/site ]; then . /mnt/site; fi; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     /mnt/uv venv --system-site-packages --python 3.12 "${VIRTUAL_ENV}"; \
     /mnt/uv pip install --no-deps --no-build --require-hashes --requirements /usr/src/lock.txt; \
@@ -38,9 +39,10 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
     find /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 # the whole lock: what the layers above hold is left alone
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
-    --mount=type=bind,source=full,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
+    --mount=type=bind,source=full,target=/usr/src --mount=type=secret,id=index \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
     touch /tmp/begin; \
+    if [ -f /mnt/site ]; then . /mnt/site; fi; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     /mnt/uv pip sync --require-hashes --build-constraints /usr/src/build-constraints.txt /usr/src/lock.txt; \
     install --mode 0644 /usr/src/lock.txt /opt/fl/lock.txt; \

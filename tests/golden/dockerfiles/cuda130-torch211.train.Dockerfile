@@ -1,6 +1,6 @@
 # cuda130-torch211, train: rendered by `fl images render cuda130-torch211`, not edited by hand.
-# `fl images build cuda130-torch211` supplies what it needs: the contexts uv (its binary) and wheels (those that no index has), and beside this
-# file a folder for each step with its part of the lock, trim.sh and bytecode.py; the secrets index and ca where the site has its own.
+# `fl images build cuda130-torch211` supplies what it needs: the contexts uv (its binary, what the site says) and wheels (those that no index
+# has), and beside this file a folder for each step with its part of the lock, trim.sh and bytecode.py; the secret index where the site has one.
 ARG VARIANT=plain
 FROM scratch AS wheels
 
@@ -19,7 +19,7 @@ RUN --mount=type=cache,id=fl-apt-lists,target=/var/lib/apt/lists,sharing=locked 
     export DEBIAN_FRONTEND=noninteractive; \
     rm -f /etc/apt/apt.conf.d/docker-clean; \
     apt-get update -qq; \
-    set -- -o 'Dpkg::Options::=--path-include=/usr/share/doc/*/copyright'; \
+    set -- -o 'Dpkg::Options::=--force-unsafe-io' -o 'Dpkg::Options::=--path-include=/usr/share/doc/*/copyright'; \
     for path in '/usr/share/doc/*' '/usr/share/info/*' '/usr/share/locale/*' '/usr/share/man/*' '/usr/lib/*/libpython3*.a' '/usr/lib/gcc/*san*.a'; do \
         set -- -o "Dpkg::Options::=--path-exclude=${path}" "$@"; \
     done; \
@@ -43,9 +43,10 @@ ARG UV_NO_CONFIG=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 
     PYTHONHASHSEED=0 DS_BUILD_OPS=0
 ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:${PATH}
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
-    --mount=type=bind,source=runtime,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
+    --mount=type=bind,source=runtime,target=/usr/src --mount=type=secret,id=index \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
     touch /tmp/begin; \
+    if [ -f /mnt/site ]; then . /mnt/site; fi; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     /mnt/uv venv --python 3.11 "${VIRTUAL_ENV}"; \
     /mnt/uv pip install --no-deps --no-build --require-hashes --requirements /usr/src/lock.txt; \
@@ -54,9 +55,10 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
     touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
     find /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
-    --mount=type=bind,source=torch,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
+    --mount=type=bind,source=torch,target=/usr/src --mount=type=secret,id=index \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
     touch /tmp/begin; \
+    if [ -f /mnt/site ]; then . /mnt/site; fi; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     /mnt/uv pip install --no-deps --no-build --require-hashes --requirements /usr/src/lock.txt; \
     sh /usr/src/trim.sh "${VIRTUAL_ENV}"/lib/python3.11/site-packages /tmp/begin cuda130; \
@@ -65,9 +67,10 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
     find /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 # the whole lock: what the layers above hold is left alone
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
-    --mount=type=bind,source=full,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
+    --mount=type=bind,source=full,target=/usr/src --mount=type=secret,id=index \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
     touch /tmp/begin; \
+    if [ -f /mnt/site ]; then . /mnt/site; fi; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     /mnt/uv pip sync --require-hashes --build-constraints /usr/src/build-constraints.txt /usr/src/lock.txt; \
     install --mode 0644 /usr/src/lock.txt /opt/fl/lock.txt; \
@@ -90,7 +93,7 @@ RUN --mount=type=cache,id=fl-apt-lists,target=/var/lib/apt/lists,sharing=locked 
     export DEBIAN_FRONTEND=noninteractive; \
     rm -f /etc/apt/apt.conf.d/docker-clean; \
     apt-get update -qq; \
-    set -- -o 'Dpkg::Options::=--path-include=/usr/share/doc/*/copyright'; \
+    set -- -o 'Dpkg::Options::=--force-unsafe-io' -o 'Dpkg::Options::=--path-include=/usr/share/doc/*/copyright'; \
     for path in '/usr/share/doc/*' '/usr/share/info/*' '/usr/share/locale/*' '/usr/share/man/*' '/usr/lib/*/libpython3*.a' '/usr/lib/gcc/*san*.a'; do \
         set -- -o "Dpkg::Options::=--path-exclude=${path}" "$@"; \
     done; \
@@ -102,9 +105,10 @@ ARG UV_NO_CONFIG=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 
 ENV CUDA_HOME=/opt/venv/lib/python3.11/site-packages/nvidia/cu13 PATH=/opt/venv/lib/python3.11/site-packages/nvidia/cu13/bin:${PATH}
 # the wheels have no lib64, and no links without a version for the linker
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
-    --mount=type=bind,source=jit,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
+    --mount=type=bind,source=jit,target=/usr/src --mount=type=secret,id=index \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
     touch /tmp/begin; \
+    if [ -f /mnt/site ]; then . /mnt/site; fi; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     /mnt/uv pip install --no-deps --no-build --require-hashes --requirements /usr/src/lock.txt; \
     for file in "${CUDA_HOME}"/lib/lib*.so.*; do link="${file%%.so.*}.so"; if [ ! -e "${link}" ]; then ln -s "${file##*/}" "${link}"; fi; done; \

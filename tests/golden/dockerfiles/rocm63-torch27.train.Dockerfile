@@ -1,6 +1,6 @@
 # rocm63-torch27, train: rendered by `fl images render rocm63-torch27`, not edited by hand.
-# `fl images build rocm63-torch27` supplies what it needs: the contexts uv (its binary) and wheels (those that no index has), and beside this
-# file a folder for each step with its part of the lock, trim.sh and bytecode.py; the secrets index and ca where the site has its own.
+# `fl images build rocm63-torch27` supplies what it needs: the contexts uv (its binary, what the site says) and wheels (those that no index
+# has), and beside this file a folder for each step with its part of the lock, trim.sh and bytecode.py; the secret index where the site has one.
 FROM scratch AS wheels
 
 FROM ubuntu:24.04 AS os
@@ -18,7 +18,7 @@ RUN --mount=type=cache,id=fl-apt-lists,target=/var/lib/apt/lists,sharing=locked 
     export DEBIAN_FRONTEND=noninteractive; \
     rm -f /etc/apt/apt.conf.d/docker-clean; \
     apt-get update -qq; \
-    set -- -o 'Dpkg::Options::=--path-include=/usr/share/doc/*/copyright'; \
+    set -- -o 'Dpkg::Options::=--force-unsafe-io' -o 'Dpkg::Options::=--path-include=/usr/share/doc/*/copyright'; \
     for path in '/usr/share/doc/*' '/usr/share/info/*' '/usr/share/locale/*' '/usr/share/man/*' '/usr/lib/*/libpython3*.a' '/usr/lib/gcc/*san*.a'; do \
         set -- -o "Dpkg::Options::=--path-exclude=${path}" "$@"; \
     done; \
@@ -42,9 +42,10 @@ ARG UV_NO_CONFIG=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 
     PYTHONHASHSEED=0 DS_BUILD_OPS=0
 ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:${PATH}
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
-    --mount=type=bind,source=torch,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
+    --mount=type=bind,source=torch,target=/usr/src --mount=type=secret,id=index \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
     touch /tmp/begin; \
+    if [ -f /mnt/site ]; then . /mnt/site; fi; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     /mnt/uv venv --python 3.12 "${VIRTUAL_ENV}"; \
     /mnt/uv pip install --no-deps --no-build --require-hashes --requirements /usr/src/lock.txt; \
@@ -54,9 +55,10 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
     find /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 # the whole lock: what the layers above hold is left alone
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
-    --mount=type=bind,source=full,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
+    --mount=type=bind,source=full,target=/usr/src --mount=type=secret,id=index \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
     touch /tmp/begin; \
+    if [ -f /mnt/site ]; then . /mnt/site; fi; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     /mnt/uv pip sync --require-hashes --build-constraints /usr/src/build-constraints.txt /usr/src/lock.txt; \
     install --mode 0644 /usr/src/lock.txt /opt/fl/lock.txt; \

@@ -1,6 +1,6 @@
 # rocm64-torch27, train: rendered by `fl images render rocm64-torch27`, not edited by hand.
-# `fl images build rocm64-torch27` supplies what it needs: the contexts uv (its binary) and wheels (those that no index has), and beside this
-# file a folder for each step with its part of the lock, trim.sh and bytecode.py; the secrets index and ca where the site has its own.
+# `fl images build rocm64-torch27` supplies what it needs: the contexts uv (its binary, what the site says) and wheels (those that no index
+# has), and beside this file a folder for each step with its part of the lock, trim.sh and bytecode.py; the secret index where the site has one.
 FROM scratch AS wheels
 
 FROM rocm/pytorch:rocm6.4.4_ubuntu24.04_py3.12_pytorch_release_2.7.1 AS os
@@ -27,9 +27,10 @@ ARG UV_NO_CONFIG=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 
 # The base's own interpreter: torch, Triton and ROCm in it belong together and stay as they are. The step fails where a file of torch changed;
 # only what is new is trimmed and compiled.
 RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/media \
-    --mount=type=bind,source=full,target=/usr/src --mount=type=secret,id=index --mount=type=secret,id=ca \
+    --mount=type=bind,source=full,target=/usr/src --mount=type=secret,id=index \
     --mount=type=cache,id=fl-uv,target=/srv,sharing=locked --mount=type=tmpfs,target=/tmp --mount=type=tmpfs,target=/run \
     touch /tmp/begin; \
+    if [ -f /mnt/site ]; then . /mnt/site; fi; \
     if [ -f /run/secrets/index ]; then . /run/secrets/index; fi; \
     python="$(command -v python3)"; \
     "${python}" -c 'import sys; sys.exit(f"Python {sys.version}") if sys.version_info[:2] != (3, 12) else None'; \
