@@ -134,10 +134,71 @@ def one_pass_adamw() -> dict[str, float]:
         ours.step()
         if step == 2:
             ours.load_state_dict(ours.state_dict())
-    pairs = list(zip(first, second, strict=True))
-    state = [(usual.state[one][name], ours.state[two][name]) for one, two in pairs for name in ("exp_avg", "exp_avg_sq")]
+    pairs = list(zip([one.detach() for one in first], [two.detach() for two in second], strict=True))
+    names = ("exp_avg", "exp_avg_sq")
+    state = [(usual.state[one][name], ours.state[two][name]) for one, two in zip(first, second, strict=True) for name in names]
     return {
         "weight": max(float((one - two).abs().max()) for one, two in pairs),
         "moments": max(float((one - two).abs().max()) for one, two in state),
         "copy": max(float((weight.to(torch.bfloat16) - copy).abs().max()) for weight, copy in held.copies.items()),
     }
+
+
+def train(config: str, graphs: bool) -> list[float]:
+    """Losses of a run whose trained weights have 16-bit copies, as on a card; graphs: by Graphs, each replay computed anew."""
+    import json
+    from dataclasses import replace
+    from pathlib import Path
+
+    import torch
+
+    from fl_trainers.__main__ import main
+    from fl_trainers.fast import choice, load
+    from fl_trainers.fast import graphs as graphing
+
+    def capture(self: Any, length: int, batch: dict[str, Any], count: Any) -> Any:
+        with (
+            mock.patch.object(torch.cuda, "CUDAGraph", _Graph), mock.patch.object(graphing.Graphs, "_rehearse"),
+            mock.patch.object(torch.cuda, "graph", lambda *_, **__: contextlib.nullcontext()),
+        ):  # fmt: skip
+            made = kept(self, length, batch, count)
+
+        def replay() -> None:
+            with graphing.attention.switched(self.step.causal.config):
+                value = self.step.loss(made.batch, made.targets, made.scale, None)
+                value.backward()
+            made.loss = value.detach()
+
+        made.graph.replay = replay
+        return made
+
+    kept, chosen = graphing.Graphs._capture, choice.choose
+    with (
+        mock.patch.object(load, "keeps_copies", lambda loop: True), mock.patch.object(graphing.Graphs, "_capture", capture),
+        mock.patch.object(choice, "choose", lambda *given: replace(chosen(*given), graphs=graphs)),
+    ):  # fmt: skip
+        assert main([config]) == 0
+    events = [json.loads(line) for line in Path(json.loads(Path(config).read_text())["run"]["events"]).read_text().splitlines()]
+    return [event["loss"] for event in events if event["event"] == "step" and "loss" in event]
+
+
+def compiled_norm() -> dict[str, float]:
+    """The norm's kernel against torch's, forward and back, of 16-bit and float32 rows; needs a card."""
+    import torch
+
+    from fl_trainers.fast.kernels import RMSNorm
+
+    found: dict[str, float] = {}
+    torch.manual_seed(0)
+    for rows, columns, kind in ((2000, 2048, torch.float32), (70000, 128, torch.bfloat16), (3, 100, torch.float32)):
+        x = torch.randn((rows, columns), device="cuda", dtype=kind, requires_grad=True)
+        weight = torch.randn(columns, device="cuda", requires_grad=True)
+        grad = torch.randn((rows, columns), device="cuda")
+        usual = torch.nn.functional.rms_norm(x.float(), (columns,), weight, 1e-6)
+        wanted = torch.autograd.grad(usual, (x, weight), grad)
+        ours = RMSNorm.apply(x, weight, 1e-6, torch.float32)
+        got = torch.autograd.grad(ours, (x, weight), grad)
+        pairs = zip((ours, *got), (usual, *wanted), strict=True)
+        apart = [float(((one - two).abs().max() / two.abs().max()).detach()) for one, two in pairs]
+        found |= {f"{columns} {kind} {name}": value for name, value in zip(("y", "dx", "dweight"), apart, strict=True)}
+    return found

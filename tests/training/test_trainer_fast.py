@@ -43,6 +43,30 @@ def test_what_a_graph_holds_is_the_step_itself(trainer: Trainer, fresh: bool) ->
     assert found["attention"] == ["fl_documents", True]
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"arguments": {"bf16": True}},
+        {"arguments": {"bf16": True, "learning_rate": 0.002}, "method": {"finetuning_type": "full"}},
+        {"arguments": {"bf16": True, "gradient_accumulation_steps": 3, "learning_rate": 0.002}, "method": {"finetuning_type": "full"}},
+    ],
+    ids=["lora", "full", "accumulation"],
+)
+def test_runs_whose_16_bit_copies_are_kept_have_the_same_losses(
+    trainer: Trainer, config: Callable[..., Path], parts: dict[str, dict[str, object]], graphs: bool
+) -> None:
+    usual = trainer.train(config("usual", **{key: dict(value) for key, value in parts.items()}, training={"speed": "memory"}))
+    found = trainer.check("speed_checks.train", str(config("kept", **parts, training={"speed": "memory"})), graphs)
+    assert len(found) > 3
+    assert found == pytest.approx(usual.losses, rel=5e-3)
+
+
+@pytest.mark.skipif(not Path("/dev/nvidiactl").exists(), reason="needs an NVIDIA card")
+def test_a_compiled_norm_is_torchs(trainer: Trainer) -> None:
+    assert max(trainer.check("speed_checks.compiled_norm").values()) < 1e-2
+
+
 @pytest.mark.skipif(not Path("/dev/nvidiactl").exists(), reason="needs an NVIDIA card")
 def test_adamw_in_one_pass_is_torchs(trainer: Trainer) -> None:
     found = trainer.check("speed_checks.one_pass_adamw")

@@ -256,12 +256,12 @@ def _fused(session: Session, loop: Any) -> Any:
     """Layers that compute in one function while training lasts; generation and saving see them as they are."""
     stack = contextlib.ExitStack()
     if loop.fast.padding_free:
-        from fl_trainers.fast import lora, masters, norms
+        from fl_trainers.fast import load, lora, masters, norms
 
         left = session.config.training.speed_without
         if session.adapter and "lora" not in left:
             stack.enter_context(lora.fused(session.model, loop.masters))
-        if not session.adapter and session.device.type == "cuda":
+        if not session.adapter and load.keeps_copies(loop):
             stack.enter_context(masters.fused(session.model, loop.masters))
         if session.device.type == "cuda" and "norms" not in left:
             stack.enter_context(norms.fused(session.model, compiled=loop.fast.liger))

@@ -71,7 +71,8 @@ class Graphs:
 
     def zero(self, *_: Any, **__: Any) -> None:
         """In place of model.zero_grad: a graph writes gradients where they were when it was captured."""
-        torch._foreach_zero_([weight.grad for weight in self.added if weight.grad is not None])
+        if held := [weight.grad for weight in self.added if weight.grad is not None]:
+            torch._foreach_zero_(held)
 
     def average(self) -> None:
         """Gradients as the mean over all processes, once a step: a graph has no place for the hooks by which DDP does it.
@@ -126,7 +127,8 @@ class Graphs:
                     value.backward()
                     made.loss = value.detach()
         finally:
-            torch._foreach_copy_([weight.grad for weight in self.added], before)
+            if before:
+                torch._foreach_copy_([weight.grad for weight in self.added], before)
         self.pool = made.graph.pool()
         return made
 

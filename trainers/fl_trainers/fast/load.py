@@ -137,4 +137,4 @@ def _take(loop: Any, step: Any) -> None:
     weights = (*loop.masters.asked, *head)
     loop.masters.take((weight for weight in weights if weight.requires_grad and weight.dtype == torch.float32), step.dtype)
     if not makes_copies(loop.optimizer):
-        loop.optimizer.register_step_post_hook(loop.masters.refresh)
+        getattr(loop.optimizer, "optimizer", loop.optimizer).register_step_post_hook(loop.masters.refresh)

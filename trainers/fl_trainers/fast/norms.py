@@ -17,11 +17,12 @@ def _forward(layer: Any, plain: Any, compiled: bool) -> Any:
         weight, device = layer.weight, x.device.type
         if x.dtype != weight.dtype and weight.dtype != torch.float32:
             return plain(x)
-        if compiled and x.dtype != weight.dtype:
-            from liger_kernel.ops import LigerRMSNormFunction
-
-            return LigerRMSNormFunction.apply(x, weight, layer.variance_epsilon, 0.0, "llama", False)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.promote_types(x.dtype, weight.dtype)
+        if compiled and weight.dtype == torch.float32:
+            from fl_trainers.fast.kernels import RMSNorm
+
+            rows = x.reshape(-1, x.shape[-1]).contiguous()
+            return RMSNorm.apply(rows, weight, layer.variance_epsilon, dtype).view(x.shape)
         with torch.autocast(device, enabled=False):
             return torch.nn.functional.rms_norm(x.to(weight.dtype), (x.shape[-1],), weight, layer.variance_epsilon).to(dtype)
 
@@ -34,7 +35,7 @@ TYPES = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "Smol
 
 @contextmanager
 def fused(model: Any, *, compiled: bool = False) -> Iterator[int]:
-    """While training lasts; the value is how many layers do. compiled: Liger's kernel where the row is in 16 bits and the weight is not."""
+    """While training lasts; the value is how many layers do. compiled: a kernel of ours where the weight is float32."""
     layers = [module for module in model.modules() if type(module).__name__ in TYPES]
     for layer in layers:
         layer.forward = _forward(layer, layer.forward, compiled)
