@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -17,6 +17,12 @@ Flavor = Literal["train", "serve"]
 Status = Literal["stable", "lts", "edge", "retired"]
 Confidence = Literal["verified", "documented", "inferred", "unknown"]
 Feature = bool | str | None
+
+
+BEHIND: Final[dict[str, tuple[str, ...]]] = {
+    "bnb_4bit": ("bitsandbytes",), "bnb_8bit": ("bitsandbytes", "bnb_4bit"), "deepspeed": ("deepspeed",), "liger": ("liger-kernel",),
+}  # fmt: skip
+"""Feature → the distribution without which it cannot be true, and what else in a row's sources speaks of it."""
 
 
 class Row(BaseModel):
@@ -142,6 +148,8 @@ class Drivers(Row):
     """The driver's name in messages."""
     floors: dict[str, str] = Field(default_factory=dict)
     """Runtime release, or the start of one (`13`), → oldest driver it runs on."""
+    unrecorded: tuple[str, ...] = ()
+    """Runtime releases, or starts of one, whose floor no document tells: rows name no range, and the choice warns."""
     shipped: dict[str, str] = Field(default_factory=dict)
     """Runtime release → the driver that came with it; newer than the floor."""
     newest: dict[str, str] = Field(default_factory=dict)
@@ -162,6 +170,10 @@ class Drivers(Row):
     def floor(self, release: str) -> str | None:
         """The oldest driver for a runtime release."""
         return _by_prefix(self.floors, release)
+
+    def is_unrecorded(self, release: str) -> bool:
+        """Whether nobody knows the oldest driver for a runtime release."""
+        return _by_prefix(dict.fromkeys(self.unrecorded, ""), release) is not None
 
     def undocumented(self, release: str, module: str) -> str | None:
         """What the vendor documents the module's driver with, where that is a range without this runtime release; else None."""
@@ -231,6 +243,22 @@ class Incompatibility(Row):
     source: str
 
 
+class Claim(Row):
+    """Where a whole table, or one of its entries, comes from."""
+
+    source: str
+    confidence: Confidence
+
+
+class FeatureClaim(Row):
+    """A feature that rows speak of."""
+
+    title: str
+    sources: dict[LaneName, str]
+    """Lane → where its rows' claims come from, unless a row says so itself."""
+    confidence: Confidence
+
+
 class Extra(Row):
     """An optional package that no image holds: put beside a stack's own for a recipe that asks for it."""
 
@@ -257,6 +285,9 @@ class Matrix(Row):
     systems: dict[str, System] = Field(default_factory=dict)
     """Start or part of a base image's reference (`debian:trixie`, `ubuntu22.04`) → its system."""
     drivers: dict[str, Drivers] = Field(default_factory=dict)
+    claims: dict[str, Claim] = Field(default_factory=dict)
+    """`models`, or `layers.NAME` → where it comes from: tables whose entries do not each say it."""
+    features: dict[str, FeatureClaim] = Field(default_factory=dict)
     models: dict[str, Family] = Field(default_factory=dict)
     incompatibilities: tuple[Incompatibility, ...] = ()
     _text: str = PrivateAttr("")
@@ -291,6 +322,12 @@ class Matrix(Row):
     def locked(self, stack: Stack, flavor: Flavor = "train") -> dict[str, str]:
         """Those of `packages` that a lock must hold: none of a serving engine that comes with its vendor's image."""
         return {} if flavor == "serve" and stack.serve_base is not None else self.packages(stack, flavor)
+
+    def feature_source(self, stack: Stack, feature: str) -> str | None:
+        """Where a row's claim about a feature comes from: what the row says of it, or of the distribution behind it, else the table."""
+        table = self.features.get(feature)
+        own = (stack.sources.get(name) for name in (feature, *BEHIND.get(feature, ())))
+        return next((source for source in own if source), None) or (table.sources.get(stack.lane) if table else None)
 
     def system(self, stack: Stack) -> System | None:
         """The system of a row's base image, or None where no one is recorded."""

@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from fl import matrix_rules
 from fl.errors import MatrixError
-from fl.matrix import Drivers, Flavor, Incompatibility, Matrix, Stack
+from fl.matrix import BEHIND, Drivers, Flavor, Incompatibility, Matrix, Stack
 from fl.matrix_form import Finding, Location, Places, nearest, read_form
 from fl.versions import driver_below, driver_clauses, driver_key, is_specifier, is_version
 
@@ -19,8 +19,6 @@ __all__ = ["FEATURES", "Finding", "check"]
 
 FEATURES: Final = ("bf16", "fp16", "fp8", "flash_attention", "bnb_4bit", "bnb_8bit", "deepspeed", "fsdp2", "liger", "triton")
 _ATTENTION: Final = ("none", "wheel", "kernels")
-_BEHIND: Final = {"bnb_4bit": "bitsandbytes", "bnb_8bit": "bitsandbytes", "deepspeed": "deepspeed", "liger": "liger-kernel"}
-"""Feature → the distribution without which it cannot be true."""
 _TRAINER: Final = ("torch", "gguf", "matplotlib", "pydantic")
 """What the shared trainer imports beside the layer."""
 _PLATFORMS: Final = ("linux/amd64", "linux/arm64")
@@ -92,9 +90,31 @@ def _tables(matrix: Matrix) -> Found:
                 if value is not None:
                     yield from _exact(("models", family, "types", name, key), value)
     yield from _extras(matrix)
+    yield from _table_claims(matrix)
     for number, one in enumerate(matrix.incompatibilities):
         yield from _rule_form(number, one)
         yield from _models(matrix, one)
+
+
+def _table_claims(matrix: Matrix) -> Found:
+    """Tables whose entries have no source of their own must have one, and every feature is in its table where there is one."""
+    wanted = [*(("layers", name) for name in matrix.layers), *((("models",),) if matrix.models else ())]
+    for location in wanted:
+        if ".".join(location) not in matrix.claims:
+            name = ".".join(location)
+            yield location, f"nothing says where {name} comes from", f"add claims.{name} with source and confidence"
+    for name, claim in matrix.claims.items():
+        yield from _sourced(("claims", name, "source"), claim.source)
+        if tuple(name.split(".")) not in wanted:
+            yield ("claims", name), *_unknown("table", name, (".".join(location) for location in wanted))
+    for name, feature in matrix.features.items():
+        if name not in FEATURES:
+            yield ("features", name), *_unknown("feature", name, FEATURES)
+        for lane, source in feature.sources.items():
+            yield from _sourced(("features", name, "sources", lane), source)
+    for name in FEATURES if matrix.features else ():
+        if name not in matrix.features:
+            yield ("features",), f"the feature '{name}' is missing", "say what it means, and where each lane's claims come from"
 
 
 def _extras(matrix: Matrix) -> Found:
@@ -267,7 +287,7 @@ def _drivers(matrix: Matrix, stack: Stack) -> Found:
             return
     for runtime, release in stack.runtime.items():
         table = matrix.drivers.get(runtime)
-        if table is None or not table.floors:
+        if table is None or not table.floors or table.is_unrecorded(release):
             continue
         floor = table.floor(release)
         if floor is None:
@@ -289,7 +309,10 @@ def _features(matrix: Matrix, stack: Stack) -> Found:
             yield ("features", name), f"'{value}' is not a value of {name}", remedy
         elif isinstance(value, str) and value not in _ATTENTION:
             yield ("features", name), *_unknown("kind of attention", value, _ATTENTION)
-        behind = "flash-attn" if value == "wheel" else _BEHIND.get(name) if value is True else None
+        behind = "flash-attn" if value == "wheel" else BEHIND[name][0] if value is True and name in BEHIND else None
+        if value is not None and name in matrix.features and matrix.feature_source(stack, name) is None:
+            remedy = f"add sources.{name}, or features.{name}.sources.{stack.lane}"
+            yield ("features", name), f"nothing says where '{name}' comes from", remedy
         if behind is not None and stack.train.get(behind) is None:
             yield ("features", name), f"{name} needs {behind}, which this row does not pin", f"pin {behind}, or say {name}: false"
     for name in FEATURES:

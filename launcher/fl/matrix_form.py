@@ -13,9 +13,11 @@ from pydantic import ValidationError
 from fl.matrix import (
     Base,
     Chip,
+    Claim,
     Drivers,
     Extra,
     Family,
+    FeatureClaim,
     Forward,
     Hosts,
     Incompatibility,
@@ -31,6 +33,7 @@ from fl.matrix import (
 _MODEL_OF: Final[dict[str, type[Row]]] = {
     "stacks": Stack, "hosts": Hosts, "base": Base, "serve_base": Base, "indexes": Index, "drivers": Drivers, "models": Family,
     "types": ModelType, "incompatibilities": Incompatibility, "chips": Chip, "forward": Forward, "systems": System, "extras": Extra,
+    "claims": Claim, "features": FeatureClaim,
 }
 """Key in the file → what stands below it; the nearest one above a field says which fields are known there."""
 

@@ -146,6 +146,8 @@ def _check_windows(matrix: Matrix, stack: Stack, hardware: Hardware, accelerator
             continue
         version = hardware.drivers.get(table.driver, {}).get("version")
         version = version if version is not None and driver_key(version) is not None else None
+        if table.is_unrecorded(release):
+            yield _Note("maybe", f"which {table.title} {runtime} {release} needs is in no document that was seen")
         for arch in dict.fromkeys(a.arch for a in accelerators if a.arch):
             chip = table.chips.get(arch)
             if chip is not None and version is not None and driver_below(version, chip.driver):
@@ -197,13 +199,13 @@ def _check_model(matrix: Matrix, stack: Stack, needs: Needs) -> Iterator[_Note]:
         yield _Note("yes", f"{library} {has} knows {needs.model_type}")
 
 
-def _check_features(stack: Stack, needs: Needs) -> Iterator[_Note]:
+def _check_features(matrix: Matrix, stack: Stack, needs: Needs) -> Iterator[_Note]:
     for feature in sorted(needs.features):
         value = stack.features.get(feature)
         if value is None:
             yield _Note("maybe", f"nobody has checked whether {stack.id} can do {feature}")
         elif value is False or value == "none":
-            source = stack.sources.get(feature)
+            source = matrix.feature_source(stack, feature)
             yield _Note("no", f"cannot do {feature}{f' ({source})' if source else ''}")
 
 
@@ -226,7 +228,7 @@ def _notes(matrix: Matrix, stack: Stack, hardware: Hardware, accelerators: Seque
     yield from _check_driver(matrix, stack, hardware)
     yield from _check_windows(matrix, stack, hardware, accelerators)
     yield from _check_model(matrix, stack, needs)
-    yield from _check_features(stack, needs)
+    yield from _check_features(matrix, stack, needs)
     yield from _check_environment(stack, needs)
 
 

@@ -55,6 +55,9 @@ def entry(name: str, version: str) -> str:
     return f"{name}=={version} \\\n    {HASH} \\\n    {HASH}\n"
 
 
+TWO = ("linux/amd64", "linux/arm64")
+
+
 def test_every_image_has_a_lock_that_check_proves_offline_within_two_seconds() -> None:
     """The acceptance: a process of its own, no network, all rows."""
     command = "fl.cli.main(['images', 'lock', '--check', '--json'])"
@@ -74,6 +77,8 @@ def test_every_image_has_a_lock_that_check_proves_offline_within_two_seconds() -
         ("cann90-torch210-950", "linux/amd64"), ("rocm72-torch214", "linux/amd64"),
         ("xpu-torch212", "linux/amd64"), ("cann91-torch210", "linux/amd64"),
         ("cann91-torch210-a3", "linux/amd64"), ("cann85-torch29", "linux/amd64"), ("cann82-torch26", "linux/amd64"),
+        ("cann85-torch28", "linux/amd64"), ("cuda126-torch214", "linux/amd64"), ("cpu-torch26", "linux/amd64"),
+        *((name, platform) for name in ("cpu-torch214", "cann91-torch212", "cann92-torch214-950") for platform in TWO),
     }, "their torch comes from a vendor's index"
     assert {one["state"] for one in found} == {"complete", "partial"}
 

@@ -241,7 +241,7 @@ def test_render_writes_one_file_for_each_stack(tmp_path: Path) -> None:
         "cpu/cpu-torch213.train.Dockerfile", "xpu/xpu-torch212.train.Dockerfile",
     }  # fmt: skip
     assert (tmp_path / "cpu" / "cpu-torch213.train.Dockerfile").read_text() == text_of("cpu-torch213")
-    assert "xpu-torch212 has no lock for linux/amd64: it cannot be built there" in done.output
+    assert "the lock of xpu-torch212 for linux/amd64 is partial: it is built there with --allow-unlocked only" in done.output
 
 
 def test_render_without_output_prints() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from fl import paths
 from fl.errors import MatrixError, StackError
+from fl.images import lock
 from fl.matrix import load
 from fl.matrix_check import FEATURES, check
 from fl.versions import driver_below, driver_fits, driver_key, fits
@@ -193,3 +194,46 @@ def test_drivers_and_models_say_what_the_collected_facts_say() -> None:
             expected = (None if first.startswith("none") else first, vllm.get("first"), vllm.get("last"))
             found = known.types[one["model_type"]]
             assert (found.transformers, found.vllm, found.vllm_last) == expected
+
+
+CANDIDATES = {
+    "cuda124-lts": "cuda124-torch26", "cuda126-stable": "cuda126-torch27", "cuda128-stable": "cuda128-torch28",
+    "cuda128-last": "cuda128-torch210", "cuda130-stable": "cuda130-torch211", "cuda130-new": "cuda130-torch214",
+    "cuda130-rl": "cuda130-torch213-rollout", "cuda129-bridge": "cuda129-torch213", "cuda132-edge": "cuda132-torch215",
+    "cuda126-legacygpu": "cuda126-torch214", "rocm63-lts": "rocm63-torch27", "rocm64-stable": "rocm64-torch27",
+    "rocm72-stable": "rocm72-torch210", "rocm714-new": "rocm714-torch212", "rocm100-edge": "rocm100-torch213",
+    "cann82-lts": "cann82-torch26", "cann851-stable": "cann85-torch28", "cann851-vllm018": "cann85-torch29",
+    "cann910-new": "cann91-torch210", "cann911-train": "cann91-torch212", "cann920-edge": "cann92-torch214-950",
+    "cpu-lts": "cpu-torch26", "cpu-new": "cpu-torch214", "xpu-new": "xpu-torch212",
+}  # fmt: skip
+"""Collected candidate → the row that declares it."""
+OTHER_TORCH = {
+    "cann82-lts": "2.5.1 is older than the layer takes",
+    "rocm64-stable": "the candidate names this image and its torch 2.7.1 as the other way",
+}
+
+
+def test_every_candidate_has_a_row_of_its_own_with_a_lock() -> None:
+    matrix = load()
+    assert len(CANDIDATES) == len(set(CANDIDATES.values())) == 24
+    for id_ in CANDIDATES.values():
+        row = matrix.stack(id_)
+        assert row.status in ("stable", "lts", "edge")
+        for platform in row.hosts.platforms:
+            assert lock.path(id_, "train", platform, partial=True), f"{id_} has no lock for {platform}"
+
+
+@pytest.mark.skipif(not FACTS.is_dir(), reason="the collected facts are not beside this checkout")
+def test_the_rows_are_what_the_candidates_are() -> None:
+    import yaml
+
+    matrix = load()
+    candidates = yaml.safe_load((FACTS / "candidates.yaml").read_text(encoding="utf-8"))["stacks"]
+    assert {one["id"] for one in candidates} == CANDIDATES.keys()
+    for one in candidates:
+        row = matrix.stack(CANDIDATES[one["id"]])
+        assert row.lane == one["lane"]
+        for runtime, release in row.runtime.items():
+            assert str(one[runtime]).split(".")[:2] == release.split(".")[:2], one["id"]
+        if one["id"] not in OTHER_TORCH:
+            assert str(row.train["torch"]).partition("+")[0].split(".")[:2] == one["pins"]["torch"].split(".")[:2], one["id"]

@@ -89,7 +89,7 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "unknown field of hosts": ("    arches: [sm_75,", "    archs: [sm_75,", "unknown field 'archs'. Did you mean arches?"),
     "unknown field of the file": ("schema: 1\n", "schema: 1\nstack: []\n", "unknown field 'stack'. Did you mean stacks?"),
     "missing field": ("  confidence: verified\n", "", "the field 'confidence' is missing"),
-    "another schema": ("schema: 1\n", "schema: 2\n", "line 19, schema: '2' is not one of 1"),
+    "another schema": ("schema: 1\n", "schema: 2\n", "line 14, schema: '2' is not one of 1"),
     "duplicate id": ("- id: cuda128-torch210", "- id: cuda130-torch214", "the id cuda130-torch214 is given twice"),
     "duplicate key": ('  python: "3.13"\n', '  python: "3.13"\n  python: "3.12"\n', "'python' is given twice, first on line "),
     "not YAML": ('  python: "3.13"\n', '  python: "3.13\n', "not YAML: "),
@@ -173,7 +173,21 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "empty source": (
         '    driver: "NVIDIA CUDA Toolkit release notes 13.2 U2, minor version compatibility"', '    driver: ""', "the source is empty",
     ),
-    "stable without proof": ("  status: edge\n", "  status: stable\n", "stable needs proof, and the confidence is documented"),
+    "a layer without a source": ("  layers.current: {source", "  layers.curent: {source", "nothing says where layers.current comes from"),
+    "a source of no table": (
+        "  layers.current: {source", "  layers.curent: {source", "unknown table 'layers.curent'. Did you mean layers.current?",
+    ),
+    "models without a source": ("  models: {source", "  layers.other: {source", "nothing says where models comes from"),
+    "a table's source is empty": (
+        '  models: {source: "first', '  models: {source: "", confidence: documented} #', "claims.models.source: the source is empty",
+    ),
+    "feature of the table": ("  fsdp2:\n", "  fdsp2:\n", "unknown feature 'fdsp2'. Did you mean fsdp2?"),
+    "feature missing in the table": ("  fsdp2:\n", "  fdsp2:\n", "the feature 'fsdp2' is missing"),
+    "a lane's claims without a source": (
+        "fully_shard of torch\"\n    sources: {cpu:", "fully_shard of torch\"\n    sources: {xpu:",
+        "stacks.cpu-torch213.features.fsdp2: nothing says where 'fsdp2' comes from",
+    ),
+    "stable without proof": ("  status: edge\n", "  status: stable\n", "stable needs proof, and the confidence is inferred"),
     # Pins that break a recorded incompatibility
     "peft and transformers 5": (
         'peft: "0.21.2"', 'peft: "0.17.1"', "with transformers 5.24.0, peft must be ==0.15.2 || >=0.18.0, found 0.17.1",
@@ -207,7 +221,10 @@ BROKEN: dict[str, tuple[str, str, str]] = {
         PINS_91, PINS_91.replace("bitsandbytes: null", 'bitsandbytes: "0.50.2"'), "bitsandbytes has no Ascend library",
     ),
     "bitsandbytes and old ROCm": ('runtime: {rocm: "7.2"}', 'runtime: {rocm: "6.3"}', "rocm must be >=6.4,<8, found 6.3"),
-    "liger on ROCm": ("liger-kernel: null", 'liger-kernel: "0.8.5"', "liger-kernel must not be pinned"),
+    "liger on ROCm": (
+        'train: {torch: "2.10.0", deepspeed: "0.19.8", bitsandbytes: "0.50.2", liger-kernel: null',
+        'train: {torch: "2.10.0", deepspeed: "0.19.8", bitsandbytes: "0.50.2", liger-kernel: "0.8.5"', "liger-kernel must not be pinned",
+    ),
     "ROCm 7.14 without its distribution": ('runtime: {rocm: "7.2"}', 'runtime: {rocm: "7.14"}', "with rocm 7.14, rocm must be pinned"),
     "numpy 1 and pyarrow 26": ('pyarrow: "25.0.1"', 'pyarrow: "26.0.1"', "with numpy 1.26.4, pyarrow must be <26, found 26.0.1"),
     "Volta on CUDA 13": ("arches: [sm_75,", "arches: [sm_70, sm_75,", "with cuda 13.0, sm_70 must not be listed"),

@@ -12,6 +12,7 @@ from fl.cli import main
 TEXT = paths.MATRIX.read_text(encoding="utf-8")
 PINS_130 = 'train: {torch: "2.14.0", '
 PINS_128 = 'train: {torch: "2.10.0", deepspeed: "0.19.8", bitsandbytes: "0.50.2", liger-kernel: "0.8.5", flash-attn: null,'
+PINS_ROCM = 'train: {torch: "2.10.0", deepspeed: "0.19.8", bitsandbytes: "0.50.2", liger-kernel: '
 PINS_XPU = 'train: {torch: "2.12.1", '
 SERVE_130 = 'serve: {vllm: "0.33.0", torch: "2.14.0", transformers: "5.20.2"}'
 SERVE_128 = 'serve: {vllm: "0.19.1", torch: "2.10.0", transformers: "5.5.4"}'
@@ -136,7 +137,7 @@ POINTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         'runtime: {rocm: "7.2"}', 'runtime: {rocm: "7.14"}', ("rocm must be pinned", "from 7.14 on torch's wheel no longer brings ROCm"),
     ),
     "19 the CUDA triton": (
-        "liger-kernel: null", 'liger-kernel: "0.8.5"',
+        PINS_ROCM + "null", PINS_ROCM + '"0.8.5"',
         ("liger-kernel must not be pinned", "liger-kernel pulls the CUDA build of triton in"),
     ),
     "19 an old image's Python": (

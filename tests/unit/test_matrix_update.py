@@ -61,6 +61,10 @@ stacks:
   sources: {pins: "resolved"}
   confidence: inferred
 
+claims:
+  layers.current: {source: "resolved together", confidence: documented}
+  models: {source: "the wheels", confidence: documented}
+
 models:
   Newcomer: {sizes: "1B", types: {newcomer: {transformers: "5.25.0"}}}
   Oldtimer: {sizes: "1B", types: {oldtimer: {transformers: "5.1.0"}}}
@@ -198,7 +202,7 @@ def test_a_row_that_cannot_be_resolved_is_said_with_the_resolver_s_words(project
 
 def test_a_new_row_is_written_with_its_lock_and_the_old_one_stays(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = TEXT.replace("  features: {bf16", '  notes: ["slow"]\n  serve: {torch: "2.13.0"}\n  features: {bf16', 1)
-    text = text[: text.index("- id: cpu-torch214")] + text[text.index("models:") :]
+    text = text[: text.index("- id: cpu-torch214")] + text[text.index("claims:") :]
     (project / "matrix.yaml").write_text(text, encoding="utf-8")
     code, out, _ = update(capsys, "--lane", "cpu", "--torch", "2.14.0", "--json")
     document = json.loads(out)
@@ -218,7 +222,7 @@ def test_a_new_row_is_written_with_its_lock_and_the_old_one_stays(project: Path,
 
 def test_a_torch_that_no_row_has_is_told_with_the_command_that_proposes_one(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(update(capsys, "--json")[1])["torch"] == [], "there is a row for the newest"
-    text = TEXT[: TEXT.index("- id: cpu-torch214")] + TEXT[TEXT.index("models:") :]
+    text = TEXT[: TEXT.index("- id: cpu-torch214")] + TEXT[TEXT.index("claims:") :]
     (project / "matrix.yaml").write_text(text, encoding="utf-8")
     code, out, _ = update(capsys)
     assert code == 0

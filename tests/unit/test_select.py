@@ -94,6 +94,8 @@ MACHINES: dict[str, Machine] = {
     "910B, HDK 23": Machine("ascend", ("ascend910b",), "23.0.5", "aarch64"),
     "A3": Machine("ascend", ("ascend910_93",), "25.5.0", "aarch64"),
     "910B, HDK 25.0": Machine("ascend", ("ascend910b",), "25.0.1", "aarch64"),
+    "Atlas 350": Machine("ascend", ("ascend950",), "26.0.0", "aarch64"),
+    "Atlas 350, HDK 24.1": Machine("ascend", ("ascend950",), "24.1.0", "aarch64"),
     "Max 1550": Machine("xpu", ("xe-hpc",)),
     "Arc B": Machine("xpu", ("xe2-hpg",)),
     "Intel GPU unknown": Machine("xpu", (None,)),
@@ -213,9 +215,15 @@ CHOSEN: list[tuple[str, str | None]] = [
     ("GH200", "cuda130-torch214"),
     ("arm server with T4", None), ("A100 and V100", "cuda128-torch210"), ("MI300X", "rocm72-torch210"), ("MI100", "rocm72-torch214"),
     ("910B", "cann91-torch210"), ("910B, HDK 24.1", "cann82-torch26"), ("910B, HDK 25.0", "cann85-torch29"),
-    ("A3", "cann91-torch210-a3"), ("Max 1550", "xpu-torch212"),
-    ("laptop", "cpu-torch213"), ("Kunpeng", "cpu-torch210"),
+    ("A3", "cann91-torch210-a3"), ("Atlas 350", "cann90-torch210-950"), ("Atlas 350, HDK 24.1", "cann92-torch214-950"),
+    ("Max 1550", "xpu-torch212"), ("laptop", "cpu-torch213"), ("Kunpeng", "cpu-torch210"),
 ]
+
+
+def test_a_driver_that_no_document_names_is_a_warning() -> None:
+    choice = MACHINES["Atlas 350"].choose(stack_id="cann92-torch214-950")
+    assert "which Ascend driver (HDK) cann 9.2 needs is in no document that was seen" in choice.warnings
+    assert not any("in no document" in one for one in MACHINES["Atlas 350"].choose().warnings)
 
 
 @pytest.mark.parametrize(("machine", "stack"), CHOSEN, ids=[m for m, _ in CHOSEN])

@@ -106,9 +106,13 @@ def render(stacks: tuple[str, ...], output: Path | None) -> None:
                 ui.out(text.rstrip("\n"))
             else:
                 _write(output / rendering.filename(stack, flavor), text)
-            without = [name for name in stack.hosts.platforms if lock.path(stack.id, flavor, name) is None]
+            held = {name: lock.path(stack.id, flavor, name, partial=True) for name in stack.hosts.platforms}
+            without = [name for name, file in held.items() if file is None]
+            partial = [name for name in stack.hosts.platforms if held[name] and lock.path(stack.id, flavor, name) is None]
             if without:
                 ui.warning(f"{stack.id} has no lock for {', '.join(without)}: it cannot be built there")
+            if partial:
+                ui.warning(f"the lock of {stack.id} for {', '.join(partial)} is partial: it is built there with --allow-unlocked only")
 
 
 def _write(target: Path, text: str) -> None:
