@@ -168,7 +168,10 @@ def _provide(decision: Decision, run: runs.Run, report: Callable[[str], None], s
     for folder in (decision.cache, decision.cache / "home", paths.cache_home() / "trainer"):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for folder in _written(decision):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecipeError(f"The folder {folder} cannot be made: {error.strerror}.", "output_dir: a folder of yours") from error
     if plan.engine != "host":
         _write_identity(run.folder, decision)
         run_image.note(run.folder, plan)

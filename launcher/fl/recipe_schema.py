@@ -44,7 +44,7 @@ def schema() -> dict[str, Any]:
 
 def _one(key: Key) -> dict[str, Any]:
     result: dict[str, Any] = {**_TYPES[key.kind], "description": key.about}
-    if key.choices:
+    if key.choices and key.kind != "names":
         words = [*key.choices, *([False] if "no" in key.choices else []), *([True] if "all" in key.choices else [])]
         result = {"enum": [*words, None], "description": key.about}
     if key.default is not None:

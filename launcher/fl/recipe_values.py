@@ -22,9 +22,11 @@ class WrongValueError(ValueError):
 
 def coerce(key: Key, value: object) -> tuple[Any, str]:
     """The typed value, and a note where it was written as another type. `WrongValueError` where no reading of it fits."""
-    typed = _word(key, value) if key.choices else _READ[key.kind](value)
-    if key.choices and typed not in key.choices:
-        raise WrongValueError(_found(value))
+    typed = _word(key, value) if key.choices and key.kind != "names" else _READ[key.kind](value)
+    words = typed if key.kind == "names" else [typed]
+    for word in words if key.choices else ():
+        if word not in key.choices:
+            raise WrongValueError(_found(word))
     if not _finite(typed):
         raise WrongValueError(_found(value))
     if isinstance(typed, int | float) and not isinstance(typed, bool) and _outside(key, typed):

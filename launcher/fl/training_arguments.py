@@ -21,6 +21,9 @@ _OPTIMIZERS: Final = words(
     "galore_adamw galore_adamw_8bit galore_adafactor galore_adamw_layerwise galore_adamw_8bit_layerwise galore_adafactor_layerwise lomo "
     "adalomo grokadamw schedule_free_radam schedule_free_adamw schedule_free_sgd apollo_adamw apollo_adamw_layerwise stable_adamw"
 )
+_TRACKERS: Final = words(
+    "none all tensorboard wandb mlflow swanlab trackio azure_ml comet_ml neptune codecarbon clearml dagshub flyte dvclive kubeflow"
+)
 _INTERVALS: Final = ("no", "steps", "epoch")
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical", "passive")
 
@@ -86,7 +89,7 @@ _LOGGING: Final = (
     _key("include_num_input_tokens_seen", "str", "no", choices=("all", "non_padding", "no")),
     _key("log_level", "str", "passive", choices=_LEVELS),
     _key("log_level_replica", "str", "warning", choices=_LEVELS),
-    _key("report_to", "names", ("none",), "Trackers: none, tensorboard, wandb …"),
+    _key("report_to", "names", ("none",), "Trackers: none, tensorboard, wandb …", choices=_TRACKERS),
     *_keys("str", run_name=None, project="huggingface", trackio_space_id=None, trackio_bucket_id=None),
     *_keys("any", trackio_static_space_id=None),
 )

@@ -101,6 +101,12 @@ def test_a_run_leaves_model_evidence_and_a_truthful_state(fl: Fl, tmp_path: Path
     assert trainers() == []
 
 
+def test_an_output_folder_that_cannot_be_made_is_told(fl: Fl) -> None:
+    done = fl("run", "--engine", "host", "tiny-sft", "output_dir=/proc/none/out", timeout=60)
+    assert done.returncode == 5, done.stderr
+    assert "/proc" in done.stderr and "output_dir: a folder of yours" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_the_same_recipe_and_seed_give_the_same_losses(fl: Fl, tmp_path: Path) -> None:
     losses = []
     for number in range(2):

@@ -144,6 +144,8 @@ def test_values_are_typed(key: str, written: str, value: object, said: str) -> N
         ("quantization_bit: 3", "3", "one of 4, 8"),
         ("optim: adamw_hf", '"adamw_hf"', "did you mean `adamw_"),
         ("lr_scheduler_type: cosin", '"cosin"', "one of linear"),
+        ("report_to: tensorbord", '"tensorbord"', "one of none, all, tensorboard"),
+        ("report_to: [wandb, wnadb]", '"wnadb"', "one of none"),
         ("template: qwen99", '"qwen99"', "did you mean `qwen"),
         ("template: nonesuch", '"nonesuch"', "one of alpaca"),
         ("warmup_ratio: 1.0", "1.0", "a number at least 0 below 1"),
