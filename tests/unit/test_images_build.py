@@ -165,6 +165,19 @@ def test_the_context_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert MATRIX.indexes["pytorch-cpu"].url in told, "no wheel of torch is at hand: the row's index is asked"
 
 
+def test_a_context_that_did_not_change_has_the_same_time_stamps(tmp_path: Path) -> None:
+    """Else the builder takes uv and our wheel again each time, which is most of what a build without changes does."""
+    if context.host_platform() != "linux/amd64":
+        pytest.skip("the CPU stack is for linux/amd64")
+    found = []
+    for name in ("one", "two"):
+        context.prepare(MATRIX, CPU, "train", tmp_path / name, context.Site(base="mine:1"))
+        files = [file for file in (tmp_path / name).rglob("*") if file.is_file()]
+        found.append({str(file.relative_to(tmp_path / name)): (file.stat().st_mtime_ns, file.stat().st_size) for file in files})
+    assert found[0] == found[1]
+    assert {"uv/uv", f"context/own/{wheel.NAME}", "context/Dockerfile"} <= found[0].keys()
+
+
 def test_a_lock_s_hash_is_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "lock.txt").write_bytes(b"x\n")
     assert lock.sha256(tmp_path / "lock.txt") == hashlib.sha256(b"x\n").hexdigest()
@@ -214,12 +227,27 @@ def test_a_row_that_is_not_for_this_machine_says_so(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_platform_that_the_builder_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "docker").write_text("#!/bin/sh\necho 'Platforms: linux/amd64, linux/386*'\n")
+    """The builder is asked only where the platform is not that of the daemon's machine."""
+    (tmp_path / "docker").write_text(f"#!/bin/sh\necho $* >> {tmp_path}/asked; echo 'Platforms: linux/amd64, linux/386*'\n")
     (tmp_path / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(build.daemon, "info", lambda _: {"Architecture": "x86_64"})
     build.need_platform("linux/amd64")
+    assert not (tmp_path / "asked").exists()
+    build.need_platform("linux/386")
     with pytest.raises(ImageError, match="this builder runs linux/386, linux/amd64, not linux/arm64"):
         build.need_platform("linux/arm64")
+    assert "buildx inspect" in (tmp_path / "asked").read_text()
+
+
+def test_a_docker_without_buildx_is_an_engine_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found out by the build that does not begin: nothing asks before."""
+    said = "docker: 'buildx' is not a docker command."
+    (tmp_path / "docker").write_text(f'#!/bin/sh\ntest "$1" = version && exit\necho "{said}" >&2\nexit 1\n')
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(EngineError, match=f"docker has no buildx: {said}"):
+        build._run(["docker", "buildx", "build"], "debian:bookworm-slim")
 
 
 def test_the_disk_is_looked_at_before_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

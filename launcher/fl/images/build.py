@@ -20,13 +20,15 @@ from fl.engines import daemon
 from fl.errors import EngineError, ImageError, Interrupted, Terminated, UsageError
 from fl.images import build_log, inventory, jit, lock, render, tags
 from fl.images.archive import room
-from fl.images.context import SECRET, Site, check_platform, need_lock, prepare
+from fl.images.context import MACHINES, SECRET, Site, check_platform, need_lock, prepare
 from fl.images.publish import local, platform_of
 
 if TYPE_CHECKING:
     from fl.matrix import Flavor, Matrix, Stack
 
 _MADE: Final = re.compile(r"(RUN|COPY|ADD|WORKDIR)\b")
+_NO_BUILDX: Final = re.compile(r"is not a docker command|^unknown flag", re.M)
+"""What docker says of `docker buildx build` where it has no buildx."""
 _WAITS: Final = (5.0, 20.0)
 """Seconds before the tries after the first."""
 _ROOM: Final = {True: 15_000_000_000, False: 6_000_000_000}
@@ -162,7 +164,18 @@ def ask_daemon() -> None:
 
 
 def need_platform(platform: str) -> None:
-    """ImageError where the builder cannot run programs of this platform."""
+    """EngineError where there is no builder (`ask_daemon` knows why), ImageError where it cannot run programs of this platform.
+
+    What the daemon's own machine runs is not asked for: the question would take longer than a build in which nothing changed.
+    """
+    try:
+        told = daemon.info(daemon.endpoint(os.environ))
+    except EngineError:
+        ask_daemon()
+        raise
+    if shutil.which("docker") is not None and MACHINES.get(str(told.get("Architecture"))) == platform:
+        return
+    ask_daemon()
     done = subprocess.run(["docker", "buildx", "inspect"], capture_output=True, text=True, check=False, timeout=60)
     known = {name.strip(" *") for line in re.findall(r"^Platforms:\s*(.*)$", done.stdout, re.M) for name in line.split(",")}
     if known and platform not in known:
@@ -198,6 +211,8 @@ def _run(command: Sequence[str], base: str) -> build_log.Log:
         finally:
             _stop(process)
     if code != 0:
+        if _NO_BUILDX.search("\n".join(view.log.lines[:5])):
+            ask_daemon()
         raise build_log.explain(view.log.lines, code, base)
     return view.log
 
@@ -246,7 +261,6 @@ def build(
     variant = jit.VARIANT if options.jit else None
     if variant:
         jit.need(stack, flavor, platform)
-    ask_daemon()
     need_platform(platform)
     names = (tags.reference(stack.id, flavor, registry=registry, variant=variant), tags.moving(stack.id, flavor, registry, variant))
     if options.check_disk:
@@ -299,12 +313,14 @@ def _name(
             subprocess.run(["docker", "image", "rm", identity], capture_output=True, check=False)
         raise ImageError(f"the build made another image than was asked for: {'; '.join(wrong)}", "fl images render shows the Dockerfile")
     address = daemon.endpoint(os.environ)
-    before = {str(there["Id"]) for name in names if (there := daemon.image(address, name)) is not None} - {str(inspected["Id"])}
+    before = {name: there for name in names if (there := daemon.image(address, name)) is not None}
     for name in names:
+        if name in before and before[name]["Id"] == inspected["Id"]:
+            continue
         done = subprocess.run(["docker", "tag", identity, name], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise ImageError(f"the image {identity} cannot be named {name}: {done.stderr.strip()}", f"docker tag {identity} {name}")
-    for old in before:
+    for old in {str(there["Id"]) for there in before.values()} - {str(inspected["Id"])}:
         _drop(address, old)
     return Built(
         reference=names[0],

@@ -22,7 +22,8 @@ from fl.images import bytecode, groups, jit, lock, lock_check, render
 if TYPE_CHECKING:
     from fl.matrix import Flavor, Matrix, Stack
 
-_MACHINES: Final = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
+MACHINES: Final = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
+"""The kernel's names of machines, and OCI's."""
 _WHEELS_OF: Final = {"linux/amd64": "x86_64-manylinux_2_28", "linux/arm64": "aarch64-manylinux_2_28"}
 """uv's names of platforms."""
 _SCRIPTS: Final = (paths.IMAGES / "common" / "trim.sh", Path(bytecode.__file__))
@@ -31,6 +32,8 @@ SECRET: Final = "index"
 """The file of the build's folder that travels as a secret, where the site has its own addresses."""
 _OPEN: Final = frozenset({"UV_INDEX_STRATEGY", "UV_INSECURE_HOST", "UV_HTTP_TIMEOUT"})
 """What may lie in the builder's cache: no addresses, which may hold a password or a token."""
+_WRITTEN: Final = 315532800
+"""When all files of a context were written: the builder takes one with another time again, and uv and our wheel are 50 MB."""
 _OF_THIS_MACHINE: Final = frozenset({"UV_FIND_LINKS", "SSL_CERT_FILE", "SSL_CLIENT_CERT", "UV_SYSTEM_CERTS"})
 
 
@@ -50,7 +53,7 @@ class Site:
 
 def host_platform() -> str:
     """OCI platform of this machine, e.g. `linux/amd64`."""
-    return _MACHINES.get(machine.machine(), f"linux/{machine.machine()}")
+    return MACHINES.get(machine.machine(), f"linux/{machine.machine()}")
 
 
 def check_platform(stack: Stack, told: str | None) -> str:
@@ -97,11 +100,11 @@ def _write_variables(file: Path, values: Mapping[str, str]) -> None:
 
 
 def _link(file: Path, target: Path) -> None:
-    """A hard link, or a copy where the file lies on another file system."""
+    """A hard link, or a copy where the file lies on another file system; with its time stamp."""
     try:
         os.link(file, target)
     except OSError:
-        shutil.copyfile(file, target)
+        shutil.copy2(file, target)
 
 
 def take_wheels(sources: Iterable[Path], versions: Mapping[str, str], folder: Path) -> list[str]:
@@ -153,8 +156,7 @@ def take_uv(folder: Path) -> None:
     recorded = [file.hash for file in metadata.files("uv") or () if file.name == "uv" and file.hash]
     if not any(one.mode == "sha256" and one.value == digest for one in recorded):
         raise EngineError(f"uv at {binary} is not the one that its package installed", "python -m pip install --force-reinstall uv")
-    (folder / "uv").write_bytes(data)
-    (folder / "uv").chmod(0o755)
+    _link(binary, folder / "uv")
 
 
 def need_lock(stack: Stack, flavor: Flavor, platform: str, *, allow_unlocked: bool = False) -> Path:
@@ -180,21 +182,23 @@ def prepare(
     missing = {one.name: one.version for one in lock_check.refuse_partial(locked, stack.id, allow=site.allow_unlocked)}
     context = root / "context"
     folders = {"uv": root / "uv", "wheels": root / "wheels"}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    _tell(matrix, stack.of(flavor), {**lock.parse(text), **missing}, root, folders, site)
     base = site.base or settings_of_caller.load().mirrors.image(render.base(stack, flavor))
     unlocked = tuple(f"{name}=={version}" for name, version in missing.items())
-    dockerfile = render.dockerfile(matrix, stack, flavor, base, unlocked)
+    dockerfile = render.dockerfile(matrix, stack, flavor, base, unlocked, secrets=(root / SECRET).exists())
     steps = groups.folders(dockerfile)
-    for folder in (*(context / name for name in steps), *folders.values()):
-        folder.mkdir(parents=True)
+    for name in steps:
+        (context / name).mkdir(parents=True)
+        for script in _SCRIPTS:
+            shutil.copyfile(script, context / name / script.name)
     (context / "Dockerfile").write_text(dockerfile, encoding="utf-8")
     parts = {**groups.split(text, steps), "full": text}
     if jit.VARIANT in steps:
         parts[jit.VARIANT] = jit.text(stack, platform)
     for name, part in parts.items():
         (context / name / "lock.txt").write_text(part, encoding="utf-8")
-    for name in steps:
-        for script in _SCRIPTS:
-            shutil.copyfile(script, context / name / script.name)
     if missing:
         pins = "".join(f"{name}=={version}\n" for name, version in lock.parse(text).items())
         (context / "full" / "constraints.txt").write_text(pins, encoding="utf-8")
@@ -204,16 +208,19 @@ def prepare(
         take_uv(folders["uv"])
     else:
         take_foreign_uv(folders["uv"], lock.entries(text)["uv"], platform)
+    for file in (*context.rglob("*"), *(folders["uv"] / name for name in ("ca", "site"))):
+        if file.is_file():
+            os.utime(file, (_WRITTEN, _WRITTEN))
+    return context, folders
+
+
+def _tell(matrix: Matrix, stack: Stack, versions: Mapping[str, str], root: Path, folders: Mapping[str, Path], site: Site) -> None:
+    """Takes the wheels that no index has, and tells the steps where the others are."""
     settings = pip_config.read(os.environ)
-    taken = take_wheels([*site.links, *settings.folders()], {**lock.parse(text), **missing}, folders["wheels"])
+    taken = take_wheels([*site.links, *settings.folders()], versions, folders["wheels"])
     told = pip_config.uv_environment(os.environ)
-    seen = stack.of(flavor)
-    if seen.index and "torch" not in taken and seen.torch_from == "index":
-        told["UV_EXTRA_INDEX_URL"] = f"{matrix.indexes[seen.index].url} {told.get('UV_EXTRA_INDEX_URL', '')}".strip()
+    if stack.index and "torch" not in taken and stack.torch_from == "index":
+        told["UV_EXTRA_INDEX_URL"] = f"{matrix.indexes[stack.index].url} {told.get('UV_EXTRA_INDEX_URL', '')}".strip()
         told["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     certificates = site.ca or (Path(settings.cert) if settings.cert else None)
     tell_site(settings, told, certificates, root, folders["uv"], frozenset(one.url for one in matrix.indexes.values()))
-    if not (root / SECRET).exists():
-        plain = render.dockerfile(matrix, stack, flavor, base, unlocked, secrets=False)
-        (context / "Dockerfile").write_text(plain, encoding="utf-8")
-    return context, folders
