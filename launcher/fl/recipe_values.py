@@ -22,7 +22,7 @@ class WrongValueError(ValueError):
 
 def coerce(key: Key, value: object) -> tuple[Any, str]:
     """The typed value, and a note where it was written as another type. `WrongValueError` where no reading of it fits."""
-    typed = _word(key, value) if key.choices and key.kind != "names" else _READ[key.kind](value)
+    typed: Any = _word(key, value) if key.choices and key.kind != "names" else _READ[key.kind](value)
     words = typed if key.kind == "names" else [typed]
     for word in words if key.choices else ():
         if word not in key.choices:
