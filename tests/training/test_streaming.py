@@ -94,7 +94,16 @@ def test_each_data_set_is_evaluated_by_itself_or_all_together(trainer: Trainer, 
     held = [line for line in logged if "loss" not in line]
     assert [key for line in held for key in line if key.startswith("eval_")] == ["eval_few_loss", "eval_more_loss"] * 2
     assert held[-1]["eval_more_loss"] == found["eval_more_loss"]
+    still = {**often, "eval_steps": 2, "max_steps": 30, "learning_rate": 0.0}
+    early: dict[str, Any] = {"arguments": still, "method": {"early_stopping_steps": 2}}
+    which = trainer.train(config("which", data={"eval": sets, "eval_on_each_dataset": True}, **early))
+    assert which.code == 5 and which.of("error")[0]["message"] == "early_stopping_steps goes by one loss, and eval_on_each_dataset gives 2"
+    assert which.of("error")[0]["remedy"] == "`metric_for_best_model: eval_few_loss`"
+    early["arguments"] |= {"metric_for_best_model": "eval_more_loss"}
+    named = trainer.train(config("named", data={"eval": sets, "eval_on_each_dataset": True}, **early))
+    assert named.code == 0 and named.of("step")[-1]["step"] < 30, named.output
     together = trainer.train(config("together", data={"eval": sets}, arguments=dict(often)))
+    assert together.code == 0, together.output
     whole = json.loads((together.folder / "out" / "eval_results.json").read_text())
     assert found["eval_few_loss"] != found["eval_more_loss"]
     assert min(found["eval_few_loss"], found["eval_more_loss"]) < whole["eval_loss"] < max(found["eval_few_loss"], found["eval_more_loss"])

@@ -175,8 +175,24 @@ def _refuse_unknown(config: Config) -> None:
         raise InputError("tokenized_path keeps all rows, and streaming never has them all", "one of the two")
     if config.data.streaming and int(config.training.arguments.get("max_steps") or 0) < 1:
         raise InputError("streaming: nobody knows how long an epoch is", "`max_steps:` in the recipe")
+    _refuse_unnamed(config)
     if config.data.neat_packing and config.method.stage == "pt":
         raise InputError("neat_packing is for stage sft: blocks of stage pt have no parts", "leave neat_packing out")
+
+
+def _refuse_unnamed(config: Config) -> None:
+    """Where each data set has a loss of its own, what goes by one loss must be told by which."""
+    given = config.training.arguments
+    asked = {
+        "early_stopping_steps": config.method.early_stopping_steps is not None,
+        "load_best_model_at_end": given.get("load_best_model_at_end"),
+        "save_strategy: best": given.get("save_strategy") == "best",
+        "lr_scheduler_type: reduce_lr_on_plateau": given.get("lr_scheduler_type") == "reduce_lr_on_plateau",
+    }  # fmt: skip
+    keys, sets = [key for key, value in asked.items() if value], [dataset.name for dataset in config.data.eval]
+    if keys and config.data.eval_on_each_dataset and len(sets) > 1 and given.get("metric_for_best_model", "loss") in ("loss", "eval_loss"):
+        raise InputError(f"{keys[0]} goes by one loss, and eval_on_each_dataset gives {len(sets)}",
+                         f"`metric_for_best_model: eval_{sets[0]}_loss`")  # fmt: skip
 
 
 def _quiet() -> None:
