@@ -20,11 +20,11 @@ BUNCH = 2**26
 """Gradients that are sent at once."""
 
 
-def bucket(tokens: int) -> int:
-    """The length a batch is filled up to: four between each power of two and the next, so that at most a fifth is filling."""
+def bucket(tokens: int, parts: int = 4) -> int:
+    """The length a batch is filled up to: of so many between each power of two and the next, with 4 at most a fifth is filling."""
     if tokens <= SMALLEST:
         return SMALLEST
-    unit = 1 << max((tokens - 1).bit_length() - 3, 5)
+    unit = 1 << max((tokens - 1).bit_length() - parts.bit_length(), 5)
     return -(-tokens // unit) * unit
 
 
@@ -40,9 +40,9 @@ class _Captured:
 class Graphs:
     """Steps by graph, captured when a length first comes. Launched singly: the first batch of all, and what is too long."""
 
-    def __init__(self, step: Step, documents: int, longest: int) -> None:
-        """documents: rows of a full batch; longest: tokens from which a batch is not captured."""
-        self.step, self.documents, self.longest = step, documents, longest
+    def __init__(self, step: Step, documents: int, longest: int, parts: int = 4) -> None:
+        """documents: rows of a full batch; longest: tokens from which a batch is not captured; parts: lengths between powers of two."""
+        self.step, self.documents, self.longest, self.parts = step, documents, longest, parts
         self.held: dict[int, _Captured] = {}
         self.warm = False
         self.pool: Any = None
@@ -53,7 +53,7 @@ class Graphs:
 
     def run(self, batch: dict[str, Any], count: Any, backward: Any = None) -> Any:
         """As Step.run."""
-        length = bucket(batch["num_tokens"])
+        length = bucket(batch["num_tokens"], self.parts)
         if length not in self.held:
             cold, self.warm = not self.warm, True  # libraries set themselves up at their first call, which no graph can hold
             if cold or length > self.longest or len(batch["borders"]) - 1 > self.documents:
@@ -121,8 +121,8 @@ class Graphs:
             with attention.switched(self.step.causal.config):
                 if not self.held:
                     self._rehearse(made)
-                mode = "global" if self.step.ranks == 1 else "thread_local"  # NCCL's own thread asks the device how it is
-                with torch.cuda.graph(made.graph, pool=self.pool, capture_error_mode=mode):
+                # other threads go on meanwhile: the one that pins the next batch's memory, NCCL's that asks the device how it is
+                with torch.cuda.graph(made.graph, pool=self.pool, capture_error_mode="thread_local"):
                     value = self.step.loss(made.batch, made.targets, made.scale, None)
                     value.backward()
                     made.loss = value.detach()
