@@ -52,6 +52,9 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
          "data": {"template": "glm4"}, "dataset": SHAREGPT},
         "sums row 1: the chat template refuses it: template glm4 writes one call an answer, found several", "template",
     ),
+    "a name of the hub without a network": (
+        {"dataset": {"source": "hub", "path": "some/where"}}, "data set sums: some/where cannot be read: ", "fl fetch RECIPE",
+    ),
     "nothing to compare with": (
         {"rows": [{"instruction": "a", "chosen": "b", "rejected": worse} for worse in ("c", None, "", "  ")], "method": {"stage": "dpo"},
          "dataset": {"ranking": True, "columns": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}}},

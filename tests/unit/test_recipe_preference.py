@@ -111,6 +111,12 @@ def test_keys_of_other_stages_are_ignored_in_sft(line: str) -> None:
     assert found.verdict == "ignored" and "only with stage" in found.note
 
 
+@pytest.mark.parametrize("stage", ["pt", "dpo", "rm"])
+def test_token_accuracy_is_for_sft(stage: str) -> None:
+    (found,) = [note for note in read(f"stage: {stage}\ncompute_accuracy: true").keys if note.key == "compute_accuracy"]
+    assert (found.verdict, found.note) == ("ignored", "only with stage: sft")
+
+
 def folder(place: Path, *names: str) -> Path:
     place.mkdir()
     for name in names:

@@ -209,7 +209,8 @@ def _explain(dataset: Dataset, read: Callable[[], Any]) -> Any:
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
         if "EmptyDataset" in type(error).__name__ or "corresponds to no data" in str(error):
             return []
-        raise InputError(f"data set {dataset.name}: {dataset.path} cannot be read: {lines[0]}") from error
+        hint = "check its name; without a network `fl fetch RECIPE` where there is one, or a file" if dataset.source == "hub" else ""
+        raise InputError(f"data set {dataset.name}: {dataset.path} cannot be read: {lines[0]}", hint) from error
 
 
 def describe(value: Any) -> str:
