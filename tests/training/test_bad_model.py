@@ -226,6 +226,11 @@ def test_a_checkpoint_of_another_recipe_is_named(trainer: Trainer, config: Confi
         error = done.of("error")[0]
         assert "checkpoint-4 does not go on with this recipe" in error["message"] and words in error["message"], error
         assert "overwrite_output_dir" in error["remedy"] or name == "stage"
+    built_in = trainer.train(config("tiny", arguments={**saving, "max_steps": 4}))
+    (built_in.folder / "events.jsonl").unlink()
+    name = "builtin/tiny-qwen3"
+    stranger = trainer.train(config("tiny", model={"path": name, "name": name}, arguments={**saving, "max_steps": 8}))
+    assert stranger.code == 5 and "made of builtin/tiny-llama (built_in builtin/tiny-llama)" in stranger.of("error")[0]["message"], stranger.output
     assert kept == {path: path.read_bytes() for path in Path(out["output_dir"]).rglob("*") if path.is_file()}
     (model.parent / "moved").mkdir()
     moved = {**given, "path": str(model.rename(model.parent / "moved" / "model")), "name": "moved"}

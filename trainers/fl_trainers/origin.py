@@ -30,7 +30,7 @@ def of(config: Config, source: str, tokenizer: Any) -> dict[str, Any]:
     base: dict[str, Any] = {"name": model.name}
     if model.kind == "tiny":  # made of the seed and of the run's own texts
         words = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
-        base |= {"seed": config.training.arguments.get("seed", 42), "vocabulary_sha256": hashlib.sha256(words).hexdigest()}
+        base |= {"built_in": model.path, "seed": config.training.arguments.get("seed", 42), "vocabulary_sha256": hashlib.sha256(words).hexdigest()}
     else:
         base["config_sha256"] = _settings(source, model.revision)
         base["weights_sha256"] = None if model.train_from_scratch else _weights(source, model.revision)
@@ -118,5 +118,5 @@ def must_match(checkpoint: Path, here: dict[str, Any], config: Config, events: E
 
 def _told(model: dict[str, Any], apart: list[str]) -> str:
     """A model by its name and by what is not the same."""
-    said = ", ".join(f"{key.removesuffix('_sha256')} {str(model.get(key))[:12]}" for key in apart)
+    said = ", ".join(f"{key.removesuffix('_sha256')} {str(model.get(key))[: 12 if key.endswith('_sha256') else None]}" for key in apart)
     return f"{model.get('name')}{f' ({said})' if said else ''}"
