@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from fl_trainers.config import Config
 from fl_trainers.fast.choice import Fast, Load, Machine, activations, choose
-from fl_trainers.fast.load import compiles
+from fl_trainers.fast.load import compiled_before, compiles
 
 LLAMA = SimpleNamespace(model_type="llama", hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, vocab_size=128256)
 H100 = Machine("cuda", False, (9, 0), 60 << 30, 1, True)
@@ -78,6 +79,23 @@ def test_windows_are_no_obstacle_and_experts_are_no_graphs() -> None:
         assert (found.padding_free, found.graphs, found.recompute, found.keep, found.liger) == (True, False, asked, 0, False)
     unmeasured = SimpleNamespace(**{**vars(LLAMA), "model_type": "glm4"})
     assert (choose(made(), unmeasured, H100, LONG).padding_free, choose(made(), unmeasured, H100, LONG).liger) == (True, False)
+    assert not choose(made("speed"), unmeasured, H100, SHORT).graphs
+
+
+def test_graphs_take_kernels_in_long_runs_and_where_an_earlier_run_compiled_them() -> None:
+    assert not choose(made(), LLAMA, H100, Load(1500, 1000)).liger
+    assert choose(made(), LLAMA, H100, Load(1500, 2000)).liger
+    assert choose(made(), LLAMA, replace(H100, compiled=True), Load(1500, 100)).liger
+
+
+def test_what_an_earlier_run_compiled_is_seen(tmp_path: Path) -> None:
+    names = ("_cross_entropy", "_adamw", "_triton_rope")
+    for name in names:
+        assert not compiled_before({"TRITON_CACHE_DIR": str(tmp_path)})
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.cubin").touch()
+    assert compiled_before({"TRITON_CACHE_DIR": str(tmp_path)})
+    assert not compiled_before({"TRITON_HOME": str(tmp_path)})
 
 
 def test_few_steps_are_not_worth_a_graph_unless_asked_for() -> None:

@@ -38,7 +38,13 @@ def machine_of(device: Device, model: Any) -> Machine:
 
     hip = torch.version.hip is not None
     kernels = bool(is_liger_kernel_available()) and compiles(os.environ, shutil.which, Path(sysconfig.get_path("include")))
-    return Machine("cuda", hip, torch.cuda.get_device_capability(), free, ranks, kernels, plain)
+    return Machine("cuda", hip, torch.cuda.get_device_capability(), free, ranks, kernels, compiled_before(os.environ), plain)
+
+
+def compiled_before(environment: Mapping[str, str]) -> bool:
+    """Whether Triton's cache has our kernels and Liger's; one for other shapes costs little beside what is started up first."""
+    cache = Path(environment.get("TRITON_CACHE_DIR") or Path(environment.get("TRITON_HOME") or Path.home()) / ".triton" / "cache")
+    return all(any(cache.glob(f"*/{name}.cubin")) for name in ("_cross_entropy", "_adamw", "_triton_rope"))
 
 
 def compiles(environment: Mapping[str, str], which: Callable[[str], str | None], headers: Path) -> bool:
