@@ -49,7 +49,7 @@ wheel: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest --quiet --numprocesses 2 tests/unit
-	$(BIN)/python -m pytest --quiet tests/training tests/engines
+	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile tests/training tests/engines
 
 bench: $(STAMP)
 	$(BIN)/python bench/startup.py

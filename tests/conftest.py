@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 HOSTS = ROOT / "tests" / "data" / "hosts"
+APART = frozenset({"test_host"})
+"""Files of tests/engines that touch no daemon and no image."""
 _OURS = ("FL_REPLAY", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES",
          "ASCEND_RT_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "SLURM_JOB_ID", "XDG_DATA_HOME")  # fmt: skip
 
@@ -30,6 +33,20 @@ def own_folders(
     for name in _OURS:
         monkeypatch.delenv(name, raising=False)
     yield
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile` one process takes all tests of the engines in turn, since they share images and daemons, beside another that
+    takes file by file of the rest, whose tests share what they trained."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(super()._split_scope(nodeid))
+            return "engines" if file.parent.name == "engines" and file.stem not in APART else str(file)
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture
