@@ -230,7 +230,8 @@ def test_a_checkpoint_of_another_recipe_is_named(trainer: Trainer, config: Confi
     (built_in.folder / "events.jsonl").unlink()
     name = "builtin/tiny-qwen3"
     stranger = trainer.train(config("tiny", model={"path": name, "name": name}, arguments={**saving, "max_steps": 8}))
-    assert stranger.code == 5 and "made of builtin/tiny-llama (built_in builtin/tiny-llama)" in stranger.of("error")[0]["message"], stranger.output
+    assert stranger.code == 5, stranger.output
+    assert "made of builtin/tiny-llama (built_in builtin/tiny-llama)" in stranger.of("error")[0]["message"]
     assert kept == {path: path.read_bytes() for path in Path(out["output_dir"]).rglob("*") if path.is_file()}
     (model.parent / "moved").mkdir()
     moved = {**given, "path": str(model.rename(model.parent / "moved" / "model")), "name": "moved"}

@@ -30,7 +30,8 @@ def of(config: Config, source: str, tokenizer: Any) -> dict[str, Any]:
     base: dict[str, Any] = {"name": model.name}
     if model.kind == "tiny":  # made of the seed and of the run's own texts
         words = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
-        base |= {"built_in": model.path, "seed": config.training.arguments.get("seed", 42), "vocabulary_sha256": hashlib.sha256(words).hexdigest()}
+        base |= {"built_in": model.path, "seed": config.training.arguments.get("seed", 42)}
+        base["vocabulary_sha256"] = hashlib.sha256(words).hexdigest()
     else:
         base["config_sha256"] = _settings(source, model.revision)
         base["weights_sha256"] = None if model.train_from_scratch else _weights(source, model.revision)
