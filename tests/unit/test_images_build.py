@@ -176,6 +176,12 @@ def test_a_context_that_did_not_change_has_the_same_time_stamps(tmp_path: Path) 
         found.append({str(file.relative_to(tmp_path / name)): (file.stat().st_mtime_ns, file.stat().st_size) for file in files})
     assert found[0] == found[1]
     assert {"uv/uv", f"context/own/{wheel.NAME}", "context/Dockerfile"} <= found[0].keys()
+    lines = tmp_path / "one" / "context" / "full" / "lock.txt"
+    before = lines.stat()
+    lines.write_text(lines.read_text().replace("==1", "==2", 1))
+    context.stamp(lines)
+    assert lines.stat().st_size == before.st_size
+    assert lines.stat().st_mtime_ns != before.st_mtime_ns, "a pin of the same length is another file to the builder"
 
 
 def test_a_lock_s_hash_is_of_its_bytes(tmp_path: Path) -> None:

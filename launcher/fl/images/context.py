@@ -32,8 +32,6 @@ SECRET: Final = "index"
 """The file of the build's folder that travels as a secret, where the site has its own addresses."""
 _OPEN: Final = frozenset({"UV_INDEX_STRATEGY", "UV_INSECURE_HOST", "UV_HTTP_TIMEOUT"})
 """What may lie in the builder's cache: no addresses, which may hold a password or a token."""
-_WRITTEN: Final = 315532800
-"""When all files of a context were written: the builder takes one with another time again, and uv and our wheel are 50 MB."""
 _OF_THIS_MACHINE: Final = frozenset({"UV_FIND_LINKS", "SSL_CERT_FILE", "SSL_CLIENT_CERT", "UV_SYSTEM_CERTS"})
 
 
@@ -210,8 +208,17 @@ def prepare(
         take_foreign_uv(folders["uv"], lock.entries(text)["uv"], platform)
     for file in (*context.rglob("*"), *(folders["uv"] / name for name in ("ca", "site"))):
         if file.is_file():
-            os.utime(file, (_WRITTEN, _WRITTEN))
+            stamp(file)
     return context, folders
+
+
+def stamp(file: Path) -> None:
+    """Gives a file a time that its content alone decides. The builder takes again what has another size or time than before: all of it,
+    our wheel too, if the time were that of writing, and nothing, whatever changed, if it were the same for all."""
+    import hashlib
+
+    moment = int.from_bytes(hashlib.sha256(file.read_bytes()).digest()[:7], "big")
+    os.utime(file, ns=(moment, moment))
 
 
 def _tell(matrix: Matrix, stack: Stack, versions: Mapping[str, str], root: Path, folders: Mapping[str, Path], site: Site) -> None:
