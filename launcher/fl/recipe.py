@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -67,12 +68,17 @@ class Recipe:
         """What stands in the way of a run."""
         return tuple(note for note in self.keys if note.verdict == "refused")
 
+    @property
+    def check_command(self) -> str:
+        """What shows every key with its verdict: the overrides are part of it, quoted for a shell."""
+        return shlex.join(["fl", "recipe", "check", self.name if self.shipped else self.path, *self.overrides])
+
     def require(self) -> Recipe:
         """Itself, or RecipeError with every refused key."""
         if self.refused:
             lines = [note.problem for note in self.refused]
             head = "" if len(lines) == 1 else f"{len(lines)} keys of this recipe cannot be used:\n"
-            raise RecipeError(head + "\n".join(lines), f"fl recipe check {self.path}")
+            raise RecipeError(head + "\n".join(lines), self.check_command)
         return self
 
 

@@ -30,6 +30,20 @@ def test_every_command_has_help(fl: Fl, name: str) -> None:
     assert done.stdout.startswith(f"Usage: fl {name}")
 
 
+@pytest.mark.parametrize("name", ["recipe", "matrix", "images", "audit"])
+def test_the_help_of_a_group_cuts_no_sentence(fl: Fl, name: str) -> None:
+    commands = fl(name, "--help").stdout.split("Commands:")[1]
+    assert commands.strip()
+    assert "..." not in commands
+
+
+def test_the_remedy_for_a_refused_override_repeats_it(fl: Fl) -> None:
+    done = fl("run", "--dry-run", "tiny-sft", "max_step=3", "run_name=two words")
+    assert done.returncode == 5
+    assert "  try: fl recipe check tiny-sft max_step=3 'run_name=two words'" in done.stderr
+    assert fl("recipe", "check", "tiny-sft", "max_step=3", "run_name=two words").returncode == 5
+
+
 def test_an_unknown_command_comes_with_the_nearest(fl: Fl) -> None:
     done = fl("rnu")
     assert done.returncode == 2

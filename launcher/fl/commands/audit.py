@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fl import ui
+from fl.commands.groups import Group
 
 if TYPE_CHECKING:
     from fl.audit import Cell, Need, Now
@@ -24,7 +25,7 @@ _WIDEST = 64
 _ledger = click.option("--ledger", "folder", type=click.Path(path_type=Path), help="Folder of records: ./evidence, or the settings'.")
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @_ledger
 @click.option("--model", metavar="NAME|DIR", help="Models whose name holds this, or a model folder: can it be trained here?")
 @click.option("--lane", metavar="LANE", help="Only this lane, stack by stack.")

@@ -9,6 +9,7 @@ import click
 
 from fl import ui
 from fl.commands import images_make, images_ship
+from fl.commands.groups import Group
 from fl.commands.images_lock import lock as lock_command
 from fl.errors import ImageError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from fl.matrix import Matrix, Stack
 
 
-@click.group()
+@click.group(cls=Group)
 def images() -> None:
     """List, render, lock, build, verify and ship images."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fl import ui
+from fl.commands.groups import Group
 from fl.commands.matrix_update import update
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 
-@click.group()
+@click.group(cls=Group)
 def matrix() -> None:
     """List, show, check and update the compatibility matrix."""
 

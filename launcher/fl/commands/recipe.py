@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fl import ui
+from fl.commands.groups import Group
 
 if TYPE_CHECKING:
     from fl.recipe import Recipe
@@ -20,7 +21,7 @@ _recipe = click.argument("source", metavar="RECIPE")
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 
-@click.group()
+@click.group(cls=Group)
 def recipe() -> None:
     """Check, show and list recipes."""
 
