@@ -72,6 +72,7 @@ def group() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits with its code (design: one class of error, one code)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    ui.any_encoding()
     try:
         group.main(arguments, prog_name="fl", standalone_mode=True)
     except FlError as error:

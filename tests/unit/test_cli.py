@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,6 +43,14 @@ def test_the_remedy_for_a_refused_override_repeats_it(fl: Fl) -> None:
     assert done.returncode == 5
     assert "  try: fl recipe check tiny-sft max_step=3 'run_name=two words'" in done.stderr
     assert fl("recipe", "check", "tiny-sft", "max_step=3", "run_name=two words").returncode == 5
+
+
+def test_a_screen_that_knows_ascii_only_is_no_traceback() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "fl", "run", "--dry-run", "--hw", "cpu", "--engine", "host", "tiny-sft"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert "cpu-torch213" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_command_comes_with_the_nearest(fl: Fl) -> None:
