@@ -214,6 +214,11 @@ def compile_cache(stack: str, mark: str | None, chosen: tuple[Accelerator, ...])
     return paths.cache_home() / "compiled" / f"{stack}-{(mark or 'local').removeprefix('sha256:')[:12]}-{chip}"
 
 
+def numbered(chosen: tuple[Accelerator, ...]) -> tuple[Accelerator, ...]:
+    """The devices by index: DeepSpeed reads numbers from CUDA_VISIBLE_DEVICES and nothing else. Partitions have no index, and stay."""
+    return chosen if any(device.partition for device in chosen) else tuple(replace(device, uuid=None) for device in chosen)
+
+
 def _assemble(
     recipe: Recipe,
     config: Config,
@@ -230,7 +235,8 @@ def _assemble(
 ) -> Decision:
     module = LANES[lane]
     on_host = engine.facts.name == "host"
-    grants = Grants() if on_host else module.grants(chosen, hardware, engine.facts)
+    bound = numbered(chosen) if config.training.arguments.get("deepspeed") and (on_host or engine.facts.name == "apptainer") else chosen
+    grants = Grants() if on_host else module.grants(bound, hardware, engine.facts)
     named = bool(options.image or recipe.launcher.image)
     grants = replace(grants, problems=_preflight(config, hardware, chosen, lane, engine, grants, named=named))
     asked, hub = resolve.environment(recipe, Path.cwd()), inputs.hub(config)
@@ -245,7 +251,7 @@ def _assemble(
         hardware=hardware,
         chosen=chosen,
         grants=grants,
-        visibility=module.visibility(chosen, hardware) if on_host else {},
+        visibility=module.visibility(bound, hardware) if on_host else {},
         engine=engine.facts,
         caller=caller(),
         python=engine.python,

@@ -96,3 +96,17 @@ def test_the_plan_is_as_it_was(fl: Fl, tmp_path: Path, name: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     assert text == file.read_text(), f"the plan changed; if that is wanted: FL_GOLDEN=write python -m pytest {Path(__file__).name}"
+
+
+@pytest.mark.parametrize("engine", ["host", "apptainer"])
+def test_a_run_with_deepspeed_is_bound_by_index(fl: Fl, tmp_path: Path, engine: str) -> None:
+    """DeepSpeed makes a number of each part of CUDA_VISIBLE_DEVICES."""
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 2}}')
+    environment = {f"XDG_{kind}_HOME": f"{tmp_path}/{kind.lower()}" for kind in ("CACHE", "STATE", "CONFIG")}
+    environment |= {"FL_REPLAY": str(HOSTS / "h100x8-driver580"), "HOME": str(tmp_path)}
+    python = ("--python", "/usr/bin/python3") if engine == "host" else ()
+    done = fl("run", "--dry-run", "--json", "--engine", engine, "--devices", "2,5", *python, "quickstart",
+              f"deepspeed={tmp_path}/zero.json", cwd=tmp_path, env=environment)  # fmt: skip
+    assert done.returncode == 0, done.stderr + done.stdout
+    given = json.loads(done.stdout)["environment"]
+    assert (given["CUDA_DEVICE_ORDER"], given["CUDA_VISIBLE_DEVICES"]) == ("PCI_BUS_ID", "2,5")
