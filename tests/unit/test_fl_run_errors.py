@@ -47,7 +47,7 @@ def dry(fl: Fl, host: str, *arguments: str, **environment: str) -> subprocess.Co
         ("h100x8-driver580", ("--devices", "9"), 3, ["9"]),
         ("h100x8-driver580", ("--devices", "count:12"), 3, ["12"]),
         ("h100x1-driver535", ("--stack", "cuda130-torch214"), 4, ["needs NVIDIA driver >= 580.65.06, this machine has 535"]),
-        ("cpu-only", ("--stack", "cpu-torch21"), 4, ["cpu-torch213"]),
+        ("cpu-only", ("--stack", "cpu-torch2113"), 4, ["cpu-torch213"]),
         ("h100x1-driver535", ("--stack", "cpu-torch213"), 4, ["--hw cpu"]),
         ("cpu-only", ("--engine", "docker", "--python", "/usr/bin/python3"), 2, ["--engine host"]),
     ],
