@@ -58,7 +58,12 @@ def base() -> str:
 def built(base: str) -> dict[str, Any]:
     done = fl("images", "build", STACK, "--base", base, "--json")
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
+    return {**json.loads(done.stdout), "contents": contents(REFERENCE)}
+
+
+def contents(image: str) -> list[str]:
+    """Digests of an image's layers: its id changes with the time at which a step was made too."""
+    return json.loads(docker("image", "inspect", "-f", "{{json .RootFS.Layers}}", image).stdout)  # type: ignore[no-any-return]
 
 
 def test_the_build_has_both_names_and_shows_its_steps(built: dict[str, Any]) -> None:
@@ -119,7 +124,8 @@ def test_verify_finds_nothing(built: dict[str, Any], tmp_path: Path) -> None:
     layers = [one["bytes"] for one in report["sizes"] if one["kind"] == "layer"]
     assert abs(sum(layers) - built["size"]) < 1e6
     assert "torch" in {one["what"] for one in report["sizes"] if one["kind"] == "package"}
-    now = docker("image", "inspect", "-f", "{{.Id}}", REFERENCE).stdout.strip()  # a build in between may have moved the name
+    now = docker("image", "inspect", "-f", "{{.Id}}", REFERENCE).stdout.strip()
+    assert contents(REFERENCE) == built["contents"]  # builds in between moved the name to nothing else
     assert (report["reference"], report["stack"], report["id"]) == (REFERENCE, STACK, now)
     (record,) = ledger.read(tmp_path / "ledger")
     assert (record["outcome"], record["stack"], len(record["metrics"]["loss"])) == ("passed", STACK, 2)
