@@ -304,11 +304,16 @@ def _close(decision: Decision, run: runs.Run, error: FlError | None) -> dict[str
 
 
 def detach(decision: Decision) -> bool:
-    """Goes on in a background process with its own session. True in the child, whose words go to launcher.log; False in the parent."""
+    """Goes on in a background process with its own session. True in the child, whose words go to launcher.log; False in the parent.
+
+    The parent waits for the child's first state, so that whoever asks for the run next finds one.
+    """
     decision.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = os.open(decision.folder / "launcher.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    if os.fork():
+    if child := os.fork():
         os.close(log)
+        while not (decision.folder / "state.json").exists() and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(_POLL / 10)
         return False
     os.setsid()
     null = os.open(os.devnull, os.O_RDONLY)

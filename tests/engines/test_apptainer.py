@@ -16,10 +16,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from engine_tools import facts_or_skip
 
 from fl import apptainer_argv, engines, paths
 from fl.engines import Ended, Started, apptainer_image, processes
-from fl.errors import EngineError, FlError, HardwareError, ImageError, RecipeError
+from fl.errors import FlError, HardwareError, ImageError, RecipeError
 from fl.grants import Mount
 from fl.images import tags
 
@@ -31,9 +32,7 @@ STACK = "cpu-torch213"
 
 @pytest.fixture(scope="module", autouse=True)
 def engine() -> engines.Engine:
-    answer = engines.ask("apptainer")
-    if isinstance(answer, EngineError):
-        pytest.skip(f"no apptainer: {answer.message}")
+    facts_or_skip("apptainer")
     return engines.get("apptainer")
 
 

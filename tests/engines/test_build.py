@@ -198,7 +198,7 @@ def test_a_base_without_the_row_s_python_is_named_and_moves_no_name(built: dict[
     done = fl("images", "build", STACK, "--base", "flpy:trixie", "--json")
     assert done.returncode == ImageError.exit_code
     error = json.loads(done.stdout)["error"]
-    assert error["message"].startswith("the base flpy:trixie has no Python 3.11, which the row names")
+    assert error["message"].startswith("the base flpy:trixie has no Python 3.11, which the row names"), done.stderr
     assert "--base REF" in error["remedy"]
     assert names() == before
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from engine_tools import facts_or_skip
 
 from fl import engines
 from fl.engines import Ended, Started
@@ -29,9 +30,7 @@ def docker(*arguments: str) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def engine() -> engines.Engine:
-    answer = engines.ask("docker")
-    if isinstance(answer, EngineError):
-        pytest.skip(f"no Docker: {answer.message}")
+    facts_or_skip("docker")
     found = engines.get("docker")
     if found.image(IMAGE) is None:
         pytest.skip(f"no image {IMAGE}, a busybox, in this Docker")

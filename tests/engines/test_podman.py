@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from engine_tools import facts_or_skip
 
 from fl import engines
 from fl.engines import Ended, Started
@@ -23,9 +24,7 @@ IMAGE = "flbox:1"
 
 @pytest.fixture(scope="module", autouse=True)
 def engine() -> engines.Engine:
-    answer = engines.ask("podman")
-    if isinstance(answer, EngineError):
-        pytest.skip(f"no podman: {answer.message}")
+    facts_or_skip("podman")
     found = engines.get("podman")
     if found.image(IMAGE) is None:
         pytest.skip(f"no image {IMAGE}, a busybox, in this podman")

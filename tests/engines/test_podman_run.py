@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from engine_tools import facts_or_skip
 
 from fl import engines
 from fl.engines.podman import environment
-from fl.errors import EngineError
 from fl.images import tags
 
 pytestmark = pytest.mark.engine
@@ -28,9 +28,7 @@ def podman(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]
 @pytest.fixture(scope="module")
 def image() -> str:
     """The CPU row's image in podman's store; taken over from Docker's where that has it, which takes a minute or two."""
-    answer = engines.ask("podman")
-    if isinstance(answer, EngineError):
-        pytest.skip(f"no podman: {answer.message}")
+    facts_or_skip("podman")
     if shutil.which("docker") is None:
         pytest.skip("no docker to take the image over from")
     reference = tags.reference(STACK)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_tools import facts_or_skip
 
 from fl import decide, engines, launch, plan
-from fl.errors import EngineError
 from fl.hardware import Accelerator
 from fl.images import tags
 from fl.progress import View
@@ -23,9 +23,7 @@ TWO = tuple(Accelerator(lane="cpu", index=n, usable=True) for n in range(2))
 
 @pytest.mark.parametrize("name", ["docker", "podman", "apptainer"])
 def test_two_ranks_train_without_a_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = engines.ask(name)
-    if isinstance(answer, EngineError):
-        pytest.skip(f"no {name}: {answer.message}")
+    facts_or_skip(name)
     if shutil.which(name) is None or (found := engines.get(name).image(tags.reference(STACK))) is None or not found.local:
         pytest.skip(f"no image {tags.reference(STACK)} for {name}: fl images build {STACK}")
     make = plan.make

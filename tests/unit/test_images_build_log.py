@@ -170,3 +170,34 @@ def test_steps_stand_in_the_dockerfile_s_order() -> None:
     stages = build_log.stages("FROM scratch AS wheels\n\nFROM a:1 AS os\nFROM os AS packages\nFROM packages AS run\n")
     assert stages == ["wheels", "os", "packages", "run"]
     assert [step.name[-1] for step in log.layers(stages)] == ["a", "b", "x"]
+
+
+SILENT = """#12 [packages 1/3] RUN /mnt/uv venv --python 3.11 "/opt/venv"
+#12 ERROR: process "/bin/bash -c /mnt/uv venv --python 3.11 \\"${VIRTUAL_ENV}\\"" did not complete successfully: exit code: 2
+------
+ > [packages 1/3] RUN /mnt/uv venv --python 3.11 "/opt/venv":
+------
+ERROR: failed to solve: process "/bin/bash -c /mnt/uv venv --python 3.11 \\"${VIRTUAL_ENV}\\"" did not complete successfully: exit code: 2
+""".splitlines()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("3.13\n3.13", "the base mine:1 has no Python 3.11, which the row names"),
+        ("3.11\n3.11", "the build failed"),
+        (None, "the build failed"),
+    ],
+)
+def test_a_silent_step_without_an_environment_asks_the_base(
+    answer: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The builder may lose the last lines of a step that ends at once. `None`: the base is not on this machine."""
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text("#!/bin/sh\nexit 125\n" if answer is None else f"#!/bin/sh\nprintf '{answer}\\n'\n")
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{docker.parent}:{os.environ['PATH']}")
+    with pytest.raises(ImageError) as caught:
+        build._run(script(tmp_path, SILENT, 1), "mine:1")
+    assert caught.value.message.startswith(message)

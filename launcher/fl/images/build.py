@@ -213,8 +213,17 @@ def _run(command: Sequence[str], base: str) -> build_log.Log:
     if code != 0:
         if _NO_BUILDX.search("\n".join(view.log.lines[:5])):
             ask_daemon()
-        raise build_log.explain(view.log.lines, code, base)
+        raise build_log.explain(view.log.lines, code, base, lacks_python)
     return view.log
+
+
+def lacks_python(base: str, wanted: str) -> bool:
+    """True where a base image that is on this machine answers, and has no Python of that version on its PATH."""
+    version = "import sys; print(*sys.version_info[:2], sep=chr(46))"
+    find = f"for one in python{wanted} python3 python; do $one -c '{version}'; done 2>/dev/null; true"
+    command = ["docker", "run", "--rm", "--pull", "never", "--network", "none", "--entrypoint", "", base, "sh", "-c", find]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode == 0 and wanted not in done.stdout.split()
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

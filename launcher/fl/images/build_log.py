@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
@@ -126,6 +126,8 @@ _NETWORK: Final = re.compile(
     re.I,
 )
 _PYTHON: Final = re.compile(r"No interpreter found for Python (\S+)|Python (3\.\d+)\.\S+ \(main")
+_VENV: Final = re.compile(r'^(?:#\d+ )?ERROR: .*uv venv --python (\d\.\d+)', re.M)
+"""The error of the step that makes the environment. BuildKit loses the last lines of a step that ends at once, never this one."""
 _NO_BASE: Final = (
     "docker login\nmirrors: {registry: …} in the settings, where that registry cannot be reached"
     "\na base image that is there: fl images build STACK --base REF"
@@ -147,8 +149,8 @@ _REMEDIES: Final = (
 )
 
 
-def explain(lines: Sequence[str], code: int, base: str) -> ImageError:
-    """The error behind a failed build: cause and cure."""
+def explain(lines: Sequence[str], code: int, base: str, lacks_python: Callable[[str, str], bool]) -> ImageError:
+    """The error behind a failed build: cause and cure. `lacks_python` is asked where the log is silent on why no environment came to be."""
     shown, text = failure(lines), "\n".join(lines)
     block = "\n".join(_block(lines))
     refused = re.search(r"(Cache export|Attestation)s? (is|are) not supported for the (\S+) driver", text)
@@ -161,17 +163,21 @@ def explain(lines: Sequence[str], code: int, base: str) -> ImageError:
     if _FULL.search(text):
         return ImageError(f"the disk of the docker daemon is full\n{shown}", "docker builder prune -f\ndocker system df")
     if (found := _PYTHON.search(block)) is not None:
-        wanted = found[1]
-        said = f"the base {base} has no Python {wanted}, which the row names" if wanted else f"the base {base} has Python {found[2]}"
-        return ImageError(f"{said}\n{shown}", "a base image with that Python: fl images build STACK --base REF")
+        return _no_python(f"has no Python {found[1]}, which the row names" if found[1] else f"has Python {found[2]}", base, shown)
     if _BASE.search(text):
         return ImageError(_failed(code, shown), _NO_BASE)
     for pattern, remedy in _REMEDIES:
         if re.search(pattern, block):
             return ImageError(_failed(code, shown), remedy)
+    if (step := _VENV.search(text)) is not None and lacks_python(base, step[1]):
+        return _no_python(f"has no Python {step[1]}, which the row names", base, shown)
     if _NETWORK.search(block):
         return Passing(_failed(code, shown), "try again: what was downloaded is kept")
     return ImageError(_failed(code, shown), "the lines above say what failed")
+
+
+def _no_python(said: str, base: str, shown: str) -> ImageError:
+    return ImageError(f"the base {base} {said}\n{shown}", "a base image with that Python: fl images build STACK --base REF")
 
 
 def _failed(code: int, shown: str) -> str:
