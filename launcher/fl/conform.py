@@ -9,10 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fl import conform_numbers, conform_set, evidence, launch, ledger, paths, recipe, run_image, runs, wheel
+from fl import builtin, conform_numbers, conform_set, evidence, launch, ledger, paths, recipe, run_image, runs, ui, wheel
 from fl.conform_set import Case
 from fl.decide import Decision, Options, Place, decide_recipe, run_name
-from fl.errors import EvidenceError, FlError, HardwareError, Interrupted, RecipeError, StackError, Terminated, TrainingError
+from fl.errors import (
+    EngineError,
+    EvidenceError,
+    FlError,
+    HardwareError,
+    Interrupted,
+    MatrixError,
+    RecipeError,
+    StackError,
+    Terminated,
+    TrainingError,
+)
 
 if TYPE_CHECKING:
     from fl.hardware import Hardware
@@ -36,6 +47,8 @@ class Result:
     outcome: str
     """passed, failed, refused, or `not declared`."""
     why: str = ""
+    remedy: str = ""
+    """What to type where it was refused before it started."""
     loss: tuple[float, ...] = ()
     seconds: float | None = None
     tight: conform_numbers.Compared | None = None
@@ -74,26 +87,32 @@ def conform(
 ) -> Report:  # fmt: skip
     """Runs the cases on one stack. `place`: the ledger; `plan` is shown what will run before it does; `jobs`: cases at a time.
 
-    Raises the FlError of a machine, stack or engine that cannot run anything; cases that fail are results, with evidence.
+    Raises the FlError of a machine, stack or engine that cannot run anything; cases that fail, or whose model cannot be had, are results,
+    with evidence.
     """
     run = run_name("conform")
     folder = paths.runs_home() / run
     _write_files(folder)
     try:
-        first = decide_recipe(_recipe(_carrier(cases), folder), options, _place(run, folder, folder / "out", hardware))
+        first = _first(cases, run, folder, options, hardware)
         plan(first)
         _writable(place)
         launch.preflight(first)
+        absent = _absent(cases, view)
+        if absent:  # nothing of theirs is in the plan that starts the engine
+            first = _first([case for case in cases if case.model not in absent], run, folder, options, hardware)
     except FlError:
         shutil.rmtree(folder)
         raise
     claimed = {case.name: conform_set.declared(case, first.stack) for case in cases}
     state = runs.create(run)
-    wanted = [_prepare(case, run, folder, options, hardware) for case in cases if claimed[case.name] is not False]
-    carrier = _batch(first, folder, [one for one in wanted if one.decision is not None], jobs)
+    wanted = [_prepare(case, run, folder, options, hardware, absent) for case in cases if claimed[case.name] is not False]
+    started = [one for one in wanted if one.refused is None]
+    carrier = _batch(first, folder, started, jobs)
     seen = _Seen(view)
     try:
-        _run(carrier, state, seen, place)
+        if started:
+            _run(carrier, state, seen, place)
     except FlError as error:
         stopped = isinstance(error, Interrupted | Terminated)
         state.update("stopped" if stopped else "failed", exit_code=error.exit_code, message=error.message.splitlines()[0])
@@ -109,10 +128,26 @@ def conform(
     return Report(run=run, decision=first, results=results, not_covered=tuple(conform_set.not_covered(first.stack)))
 
 
-def _carrier(cases: Sequence[Case]) -> Case:
-    """The case whose plan starts the engine: the one that needs more of this machine than its run folder, where it is among them."""
-    real = [case for case in cases if not str(case.keys["model_name_or_path"]).startswith("builtin/tiny-")]
-    return real[0] if real else next(case for case in conform_set.CASES if case.name == "sft-lora-fp32")
+def _first(cases: Sequence[Case], run: str, folder: Path, options: Options, hardware: Hardware) -> Decision:
+    """The plan that starts the engine: of the case that needs more of this machine than its run folder, where it is among them."""
+    real = [case for case in cases if case.model in builtin.PACKAGES]
+    carrier = real[0] if real else next(case for case in conform_set.CASES if case.name == "sft-lora-fp32")
+    return decide_recipe(_recipe(carrier, folder), options, _place(run, folder, folder / "out", hardware))
+
+
+def _absent(cases: Sequence[Case], view: View) -> dict[str, FlError]:
+    """Models whose weights are not here and cannot be fetched, with the reason."""
+    report: Callable[[str], None] = (lambda text: None) if view.quiet else ui.step
+    found: dict[str, FlError] = {}
+    with launch.caught() as signals:
+        for name in dict.fromkeys(case.model for case in cases):
+            try:
+                builtin.fetch(name, report, lambda: launch.stop_if_asked(signals))
+            except (EngineError, MatrixError) as error:
+                cure = "fl fetch quickstart, on a machine with a network, and copy its cache as docs/offline.md says"
+                found[name] = EngineError(error.message, f"{error.remedy.splitlines()[0]}\n{cure}")  # no word of the model, to the audit
+        launch.stop_if_asked(signals)
+    return found
 
 
 def _claim(case: Case, stack: Stack) -> str:
@@ -147,7 +182,7 @@ def _write_files(folder: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def _prepare(case: Case, run: str, folder: Path, options: Options, hardware: Hardware) -> _Prepared:
+def _prepare(case: Case, run: str, folder: Path, options: Options, hardware: Hardware, absent: Mapping[str, FlError]) -> _Prepared:
     """The case's folder with everything that a run's has; or why it is refused before it starts."""
     place = folder / "cases" / case.name
     place.mkdir(parents=True)
@@ -159,7 +194,7 @@ def _prepare(case: Case, run: str, folder: Path, options: Options, hardware: Har
             launch.write_refusal(error, place)
         return _Prepared(case, place, read.sha256, None, error)
     launch.write_inputs(decision, place)
-    return _Prepared(case, place, read.sha256, decision)
+    return _Prepared(case, place, read.sha256, decision, absent.get(case.model))
 
 
 def _batch(first: Decision, folder: Path, cases: Sequence[_Prepared], jobs: int | None) -> Decision:
@@ -207,7 +242,7 @@ def _run(carrier: Decision, state: runs.Run, seen: _Seen, place: Path) -> None:
 
 def _judge(one: _Prepared, seconds: float | None, stack: Stack, claimed: bool | None, place: Path) -> Result:
     """The case's evidence, made and added."""
-    if one.decision is not None and (seen := one.folder.parents[1] / run_image.NAME).is_file():
+    if one.refused is None and (seen := one.folder.parents[1] / run_image.NAME).is_file():
         shutil.copy(seen, one.folder)  # all cases ran in the one image that the engine was started with
     error = one.refused or (_ended(one.folder) if seconds is not None else TrainingError("it was not started"))
     loss = _curve(one.folder, "reward" if one.case.sampled else "loss")
@@ -223,21 +258,21 @@ def _judge(one: _Prepared, seconds: float | None, stack: Stack, claimed: bool | 
     if error is None and numbers is not None:
         error = EvidenceError(numbers)
     failure = None if error is None else {"type": _kind(error), "message": error.message[:2000]}
-    record = evidence.of_run(one.folder, evidence.outcome(error), failure, _reference(same, band))
+    record = evidence.of_run(one.folder, "refused" if one.refused else evidence.outcome(error), failure, _reference(same, band))
     if record.get("lane") is None:  # refused before there was a plan
         record = evidence.identified({**record, "lane": stack.lane, "stack": stack.id, "recipe_sha256": one.recipe_sha256,
                                       "trainer_sha256": wheel.code_sha256(), **_planned(one.case)})  # fmt: skip
     runs.write_json(one.folder / "evidence.json", record)
     ledger.add(place, record)
-    why = "" if error is None else error.message.splitlines()[0]
-    return Result(case=one.case, declared=claimed, outcome=record["outcome"], why=why, loss=curve, seconds=seconds, tight=same, cpu=band,
-                  record=record["id"])  # fmt: skip
+    why = "" if error is None else error.message.splitlines()[0].rstrip(":")
+    return Result(case=one.case, declared=claimed, outcome=record["outcome"], why=why, remedy=one.refused.remedy if one.refused else "",
+                  loss=curve, seconds=seconds, tight=same, cpu=band, record=record["id"])  # fmt: skip
 
 
 def _planned(case: Case) -> dict[str, Any]:
     """Model and method of a case that has no config."""
     return {
-        "model": {"name": case.keys["model_name_or_path"]},
+        "model": {"name": case.model},
         "method": {"stage": case.keys["stage"], "finetuning_type": case.keys["finetuning_type"]},
     }
 

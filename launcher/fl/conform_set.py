@@ -56,6 +56,11 @@ class Case:
     quick: bool = False
 
     @property
+    def model(self) -> str:
+        """Its name."""
+        return str(self.keys["model_name_or_path"])
+
+    @property
     def sampled(self) -> bool:
         """Whether its data are samples."""
         return self.keys["stage"] in SAMPLED

@@ -130,7 +130,7 @@ def carry_out(decision: Decision, run: runs.Run, view: View, signals: Signals) -
     """Environment or image, start, events to the view, until the end."""
     report: Callable[[str], None] = (lambda text: None) if view.quiet else ui.step
     _provide(decision, run, report, signals)
-    _stop_if_asked(signals)
+    stop_if_asked(signals)
     run.update("starting")
     started = engines.get(decision.plan.engine).start(decision.plan, _container_environment(decision))
     run.update("running", ident=started.ident, engine=decision.plan.engine)
@@ -152,19 +152,19 @@ def _provide(decision: Decision, run: runs.Run, report: Callable[[str], None], s
 
         if environment.ready(decision.lock, decision.stack.python) is None:
             run.update("building")
-            environment.ensure(decision.lock, decision.stack.python, report, lock.BUILD_CONSTRAINTS, lambda: _stop_if_asked(signals))
+            environment.ensure(decision.lock, decision.stack.python, report, lock.BUILD_CONSTRAINTS, lambda: stop_if_asked(signals))
     for extra in plan.extras:
         from fl.engines import extras
 
-        extras.ensure(extra, report, lambda: _stop_if_asked(signals))
+        extras.ensure(extra, report, lambda: stop_if_asked(signals))
     if "PYTHONPATH" in plan.environment:
         wheel.unpack_code(paths.cache_home())
     if plan.image.source == "pull":
         run.update("pulling")
-        engines.get(plan.engine).pull(str(plan.image.reference), report, lambda: _stop_if_asked(signals))
-    _stop_if_asked(signals)
-    builtin.fetch(decision.config.model.name, report)
-    modelscope.fetch(modelscope.asked(decision.config), report, lambda: _stop_if_asked(signals))
+        engines.get(plan.engine).pull(str(plan.image.reference), report, lambda: stop_if_asked(signals))
+    stop_if_asked(signals)
+    builtin.fetch(decision.config.model.name, report, lambda: stop_if_asked(signals))
+    modelscope.fetch(modelscope.asked(decision.config), report, lambda: stop_if_asked(signals))
     for folder in (decision.cache, decision.cache / "home", paths.cache_home() / "trainer"):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for folder in _written(decision):
@@ -204,7 +204,8 @@ def _container_environment(decision: Decision) -> Mapping[str, str]:
     return decision.secrets if decision.plan.engine == "host" else {}
 
 
-def _stop_if_asked(signals: Signals) -> None:
+def stop_if_asked(signals: Signals) -> None:
+    """Raises what a signal means that arrived before the training began."""
     if signals.terminated:
         raise Terminated("stopped by SIGTERM before the training began")
     if signals.interrupts:

@@ -55,7 +55,7 @@ def _state(case: Case, own: Sequence[Entry]) -> str:
     """What the newest run of a case came to on each engine; the worst of them."""
     digest = hashlib.sha256(case.recipe()).hexdigest()
     newest: dict[str, Entry] = {}
-    for entry in sorted((e for e in own if e.recipe_sha256 == digest), key=lambda e: (e.time, e.id)):
+    for entry in sorted((e for e in own if e.recipe_sha256 == digest and not audit.silent(e)), key=lambda e: (e.time, e.id)):
         newest[entry.engine] = entry
     outcomes = {entry.outcome for entry in newest.values()}
     if not outcomes:

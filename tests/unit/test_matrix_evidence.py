@@ -43,6 +43,8 @@ BOXED = of(DECLARED[0], "docker")
 
 def test_a_row_that_the_ledger_shows() -> None:
     assert found(*ALL, BOXED) == []
+    absent = of(DECLARED[0], outcome="refused", failure={"type": "EngineError", "message": "no network"}, time="2026-11-26T00:00:00Z")
+    assert found(*ALL, absent, BOXED) == []  # of the engine, not of the row
     older = [of(case, trainer="t" * 64) for case in DECLARED]
     assert found(*older, of(DECLARED[0], "podman", trainer="t" * 64)) == []
 

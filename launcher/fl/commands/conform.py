@@ -47,7 +47,7 @@ def conform(
 
     cases = conform_set.chosen(only, quick=quick)
     if listed:
-        ui.table(("case", "model", "needs"), [(c.name, str(c.keys["model_name_or_path"]), c.feature or "-") for c in cases])
+        ui.table(("case", "model", "needs"), [(c.name, c.model, c.feature or "-") for c in cases])
         return
     from fl import conform as conforming
     from fl.decide import Options
@@ -116,12 +116,17 @@ def _show(report: Report, seconds: float, ledger: Path) -> None:
     ui.out()
     for result in (r for r in report.results if r.why and r.outcome != "passed"):
         ui.out(ui.clean(f"{result.case.name}: {result.outcome}: {result.why}"))
+        for line in result.remedy.splitlines():
+            ui.out(ui.clean(f"  try: {line}"))
     counts = [f"{sum(r.outcome == o for r in report.results)} {o}" for o in ("passed", "failed", "refused", "not declared")]
     ui.out(f"{report.decision.stack.id}: {', '.join(counts)}, in {seconds:.0f} s; records are in {ledger}")
     if report.not_covered:
         ui.out(f"claimed by the row, and no case stands for it: {', '.join(report.not_covered)}")
     if broken := [r for r in report.results if r.broken]:
-        ui.out(ui.paint(f"{len(broken)} cases that the row claims did not pass: logs are below {report.decision.folder / 'cases'}", "red"))
+        some = "1 case that the row claims" if len(broken) == 1 else f"{len(broken)} cases that the row claims"
+        began = any(r.seconds is not None for r in broken)
+        end = f": logs are below {report.decision.folder / 'cases'}" if began else ": refused before it started, for the reason above"
+        ui.out(ui.paint(f"{some} did not pass{end}", "red"))
 
 
 def _row(result: Result) -> tuple[str, ...]:
@@ -144,8 +149,8 @@ def _json(report: Report, seconds: float) -> dict[str, Any]:
         "not_covered": list(report.not_covered),
         "cases": [
             {
-                "name": r.case.name, "declared": r.declared, "outcome": r.outcome, "why": r.why or None, "loss": list(r.loss),
-                "seconds": r.seconds, "same_stack": _compared(r.tight), "cpu": _compared(r.cpu), "evidence": r.record,
+                "name": r.case.name, "declared": r.declared, "outcome": r.outcome, "why": r.why or None, "remedy": r.remedy or None,
+                "loss": list(r.loss), "seconds": r.seconds, "same_stack": _compared(r.tight), "cpu": _compared(r.cpu), "evidence": r.record,
             } for r in report.results
         ],
     }  # fmt: skip

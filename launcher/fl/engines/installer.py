@@ -97,10 +97,12 @@ def uv_settings() -> dict[str, str]:
 
 def uv_binary() -> str:
     """The uv that fl depends on; EngineError when the installation lost it."""
-    from uv import find_uv_bin
-
     try:
+        from uv import find_uv_bin
+
         return os.fsdecode(find_uv_bin())
+    except ImportError as error:
+        raise EngineError("uv, which installs packages for fl, is not in this Python", "python -m pip install uv") from error
     except FileNotFoundError as error:
         raise EngineError(f"uv is not where its package puts it: {error}", "python -m pip install --force-reinstall uv") from error
 
