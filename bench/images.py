@@ -2,8 +2,8 @@
 
     python bench/images.py [--base REF] [--cold] [--no-cuda] [--twice]
 
-Every step again with the downloads kept, nothing changed, one pin changed; `--cold`: also from nothing, which empties the builder's cache
-mounts, so that other builds on this machine miss them too. Then the newest CUDA row, whole and verified, with its jit variant, in which an
+Every step again with the downloads kept, nothing changed, one pin changed; `--cold`: also from nothing, for which the builder's whole cache
+goes, so that other builds on this machine miss it too. Then the newest CUDA row, whole and verified, with its jit variant, in which an
 operation of DeepSpeed is compiled, where the disk has room for it; `--twice` builds that row from nothing again and compares the layers.
 The images are built under names of their own, which are removed in the end.
 """
@@ -132,7 +132,7 @@ def main(words: list[str]) -> int:
             skip(f"fl images build {CUDA}", f"not asked for, or no base image {CUDA_BASE}")
             return 0
         with Builder(CUDA, CUDA_BASE, Path(name)) as builder:
-            return cuda(builder, twice="--twice" in words)
+            return cuda(builder, cold="--cold" in words, twice="--twice" in words)
 
 
 def layers_of(image: str) -> list[str]:
@@ -141,8 +141,16 @@ def layers_of(image: str) -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
-def cuda(builder: Builder, *, twice: bool) -> int:
+def forget() -> None:
+    """Empties the builder's cache: steps, downloads, lists of packages. The disk is waited for: the last build may keep it busy."""
+    subprocess.run(["docker", "builder", "prune", "--all", "--force"], capture_output=True, check=True)
+    os.sync()
+
+
+def cuda(builder: Builder, *, cold: bool, twice: bool) -> int:
     """The newest CUDA row, whole: built, then verified, a tiny model trained in it on the processor."""
+    if cold:
+        forget()
     try:
         took, built = builder.seconds(no_cache=twice)
     except ImageError as error:
@@ -150,7 +158,7 @@ def cuda(builder: Builder, *, twice: bool) -> int:
             raise
         skip(f"fl images build {CUDA}", error.message)
         return 0
-    figure(f"fl images build {CUDA}", took, "s", peer=("the prototype, cold, quiet machine", 61))
+    figure(f"fl images build {CUDA}{', cold' if cold else ''}", took, "s", peer=("the prototype, cold, quiet machine", 61))
     figure("size of the image", built.size / 1e9, "GB", peer=("the prototype, trimmed by hand", 6.09))
     begin = time.monotonic()
     report = verify.verify(builder.matrix, builder.row, built.reference)
@@ -176,7 +184,8 @@ def cuda(builder: Builder, *, twice: bool) -> int:
 
 def measure(builder: Builder, cold: bool) -> None:
     if cold:
-        figure("fl images build, cold, downloads included", builder.seconds(no_cache=True)[0], "s")
+        forget()
+        figure("fl images build, cold, downloads included", builder.seconds()[0], "s")
     took, built = builder.again()
     figure("fl images build, every step, downloads kept", took, "s", peer=(PEER, 36))
     for layer in built.layers:

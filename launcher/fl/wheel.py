@@ -60,6 +60,11 @@ def code_sha256() -> str:
     return _digest(_trainer_files())
 
 
+def sha256() -> str:
+    """Hash of all that the wheel holds, without packing it."""
+    return hashlib.sha256((_digest(_content()) + _metadata()).encode()).hexdigest()
+
+
 def requirements() -> list[str]:
     """What fl itself needs at run time, as normalized requirements: of the installed distribution, else of the checkout's project file."""
     from importlib import metadata

@@ -154,6 +154,7 @@ def test_the_context_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     folder, folders = context.prepare(MATRIX, CPU, "train", tmp_path, context.Site(base="mine:1"))
+    context.complete(folder, folders)
     locked = lock.path(CPU.id, "train", "linux/amd64")
     assert locked is not None
     assert (folder / "full" / "lock.txt").read_bytes() == locked.read_bytes()
@@ -171,7 +172,7 @@ def test_a_context_that_did_not_change_has_the_same_time_stamps(tmp_path: Path) 
         pytest.skip("the CPU stack is for linux/amd64")
     found = []
     for name in ("one", "two"):
-        context.prepare(MATRIX, CPU, "train", tmp_path / name, context.Site(base="mine:1"))
+        context.complete(*context.prepare(MATRIX, CPU, "train", tmp_path / name, context.Site(base="mine:1")))
         files = [file for file in (tmp_path / name).rglob("*") if file.is_file()]
         found.append({str(file.relative_to(tmp_path / name)): (file.stat().st_mtime_ns, file.stat().st_size) for file in files})
     assert found[0] == found[1]

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 from fl import __version__, paths, ui
 from fl.engines import daemon
 from fl.errors import EngineError, ImageError, Interrupted, Terminated, UsageError
-from fl.images import build_log, inventory, jit, lock, render, tags
+from fl.images import build_log, inputs, inventory, jit, lock, render, tags
 from fl.images.archive import room
-from fl.images.context import MACHINES, SECRET, Site, check_platform, need_lock, prepare
+from fl.images.context import MACHINES, SECRET, Site, check_platform, complete, need_lock, prepare
 from fl.images.publish import local, platform_of
 
 if TYPE_CHECKING:
@@ -292,9 +292,21 @@ def build(
         base = re.findall(r"^FROM (\S+) AS os$", dockerfile, re.M)[0]
         ui.step(f"build {names[0]} for {platform} from {base}")
         labels = provenance(stack.of(flavor), base, os.environ)
-        log = _try(argv(stack, context, folders, arguments, labels, options), base, options.retries)
-        identity = built_id(json.loads((Path(name) / "built").read_text(encoding="utf-8")))
-    return _name(identity, names, arguments, stack, platform, log.layers(build_log.stages(dockerfile)))
+        identity = None
+        if (known := inputs.base(base, platform)) is not None:
+            seen = inputs.files(context, folders)
+            labels[inputs.LABEL] = inputs.digest(seen, known, platform, sorted(arguments.items()), sorted(labels.items()))
+            if not (options.no_cache or options.cache_to or options.attest):
+                identity = inputs.standing(names[0], labels[inputs.LABEL])
+        if identity is not None:
+            ui.say("  nothing changed: the image is there")
+            steps = inputs.steps(dockerfile, arguments, "run")
+        else:
+            complete(context, folders, platform)
+            log = _try(argv(stack, context, folders, arguments, labels, options), base, options.retries)
+            identity = built_id(json.loads((Path(name) / "built").read_text(encoding="utf-8")))
+            steps = log.layers(build_log.stages(dockerfile))
+    return _name(identity, names, arguments, stack, platform, steps)
 
 
 def built_id(metadata: Mapping[str, Any]) -> str:

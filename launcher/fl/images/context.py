@@ -173,7 +173,7 @@ def need_lock(stack: Stack, flavor: Flavor, platform: str, *, allow_unlocked: bo
 def prepare(
     matrix: Matrix, stack: Stack, flavor: Flavor, root: Path, site: Site, platform: str | None = None
 ) -> tuple[Path, dict[str, Path]]:
-    """Fills `root`: the context, the named contexts and the secrets. Gives (context, named contexts)."""
+    """Fills `root`: the context, the named contexts and the secrets, all but what `complete` adds. Gives (context, named contexts)."""
     platform = platform or host_platform()
     locked = need_lock(stack, flavor, platform, allow_unlocked=site.allow_unlocked)
     text = locked.read_text(encoding="utf-8")
@@ -201,15 +201,19 @@ def prepare(
         pins = "".join(f"{name}=={version}\n" for name, version in lock.parse(text).items())
         (context / "full" / "constraints.txt").write_text(pins, encoding="utf-8")
     shutil.copyfile(lock.BUILD_CONSTRAINTS, context / "full" / "build-constraints.txt")
+    return context, folders
+
+
+def complete(context: Path, folders: Mapping[str, Path], platform: str | None = None) -> None:
+    """Adds what every build takes and that is large: our own code as a wheel, and uv. Then no file's time tells when it was written."""
     wheel.pack(context / "own")
-    if platform == host_platform():
+    if platform in (None, host_platform()):
         take_uv(folders["uv"])
     else:
-        take_foreign_uv(folders["uv"], lock.entries(text)["uv"], platform)
+        take_foreign_uv(folders["uv"], lock.entries((context / "full" / "lock.txt").read_text(encoding="utf-8"))["uv"], platform)
     for file in (*context.rglob("*"), *(folders["uv"] / name for name in ("ca", "site"))):
         if file.is_file():
             stamp(file)
-    return context, folders
 
 
 def stamp(file: Path) -> None:
