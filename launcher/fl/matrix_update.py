@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from packaging.version import Version
 
-from fl import audit, matrix_edit, matrix_rules, paths
+from fl import audit, matrix_edit, matrix_rules, paths, whole
 from fl.errors import MatrixError
 from fl.images import lock, lock_resolve, render
 from fl.matrix import Flavor, Matrix, Stack, parse
@@ -351,16 +351,14 @@ def write(proposals: Iterable[Proposal]) -> list[str]:
     text = matrix_edit.replace(chosen[0].before.text, edits)
     if wrong := check(text):
         raise MatrixError(f"the new matrix does not hold together: {wrong[0].where}: {wrong[0].message}", "fl matrix update STACK")
-    written = [str(lock.write(c.stack, c.flavor, c.platform, c.after)) for one in chosen for c in one.locks]
-    return [write_matrix(text), *written]
+    return write_matrix(text, [c for one in chosen for c in one.locks])
 
 
-def write_matrix(text: str) -> str:
-    """Replaces matrix.yaml, whole or not at all; its name."""
-    part = paths.MATRIX.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(paths.MATRIX)
-    return str(paths.MATRIX)
+def write_matrix(text: str, locks: Iterable[LockChange] = ()) -> list[str]:
+    """Replaces matrix.yaml and the locks that belong to it, all or none; their names."""
+    lock.of_project()
+    files = {paths.MATRIX: text, **{lock.place(c.stack, c.flavor, c.platform): c.after for c in locks}}
+    return whole.write(files, MatrixError, "the same command again")
 
 
 def resolver(matrix: Matrix) -> Resolve:

@@ -77,7 +77,18 @@ def load(path: Path | None = None) -> Settings:
     for key, value in texts.items():
         if not isinstance(value, str):
             raise UsageError(f"{path}: `{key}` must be a text, found {value!r}", f"mend {path}")
+    if texts.get("registry"):
+        texts["registry"] = place(texts["registry"], f"{path}: registry")
     return Settings(**texts, mirrors=_mirrors(values.get("mirrors") or {}, path))
+
+
+def place(told: str, where: str) -> str:
+    """Host and path of a registry, without a slash at its end. UsageError for anything else; `where` it was told."""
+    if _PLACE.fullmatch(found := told.rstrip("/")):
+        return found
+    hint = found.split("://", 1)[-1].lower()
+    said = f"{where}: {told!r} is no registry: it takes a host and a path, in small letters and without http://"
+    raise UsageError(said, hint if _PLACE.fullmatch(hint) else "registry.example.com/team")
 
 
 def _mapping(values: object, known: tuple[str, ...], what: str, path: Path) -> None:

@@ -55,11 +55,14 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("launcher", "trainers/fl_trainers", "images"):
         copytree(ROOT / name, tmp_path / name)
     (tmp_path / "matrix.yaml").write_bytes((ROOT / "matrix.yaml").read_bytes())
+    (tmp_path / "pyproject.toml").touch()
     return tmp_path
 
 
 def lock(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{checkout / 'launcher'}:{checkout / 'trainers'}", "DOCKER_CONFIG": str(checkout)}
+    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull, "UV_HTTP_RETRIES": "0"}
+    own = {"PYTHONPATH": f"{checkout / 'launcher'}:{checkout / 'trainers'}", "DOCKER_CONFIG": str(checkout)}
+    environment = {**os.environ, **nowhere, **own}
     command = [sys.executable, "-m", "fl", "images", "lock", "--digests", *words]
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
@@ -70,8 +73,11 @@ def test_a_base_s_digest_is_compared_and_written_with_comments_kept(host: str, c
     assert done.returncode == 8, done.stderr
     assert f"cpu-torch213: debian:bookworm-slim is {DIGEST}, the row says None" in done.stderr
     assert (checkout / "matrix.yaml").read_text() == before
-    done = lock(checkout, "--extras", "cpu-torch213", "--platform", "linux/s390x")  # the digests, and nothing to resolve after them
-    assert "written: " in done.stderr, done.stderr
+    done = lock(checkout, "cpu-torch213", "--platform", "linux/s390x")
+    assert (done.returncode, "no image for linux/s390x" in done.stderr) == (8, True)
+    assert (checkout / "matrix.yaml").read_text() == before, "nothing is written before the command is known to be possible"
+    done = lock(checkout, "cpu-torch213")  # no index is here: the digest is written, and the lock could not be made
+    assert (done.returncode, "written: " in done.stderr, "could not be locked" in done.stderr) == (8, True, True), done.stderr
     after = (checkout / "matrix.yaml").read_text()
     line = '  base: {image: "debian:bookworm-slim", digest: '
     assert after == before.replace(f"{line}null}}", f"{line}{DIGEST}}}", 1)

@@ -161,6 +161,13 @@ def test_a_proposal_is_a_branch_and_one_pull_request(tmp_path: Path) -> None:
     assert "torch 2.14.0 → 2.14.1" in Path(f"{words}.md").read_text()
 
 
+def test_what_is_locked_beside_the_locks_is_locked_again_before_they_are_checked() -> None:
+    """A lock that `fl matrix update --write` changed is not the one that extras and nvcc were locked beside: --check ends with 8 then."""
+    text = (GITHUB / "workflows/update-matrix.yml").read_text()
+    order = [text.index(one) for one in ("matrix update --write", "images lock --extras", "images lock --jit", "images lock --check")]
+    assert order == sorted(order)
+
+
 def test_the_page_of_stacks_is_what_the_matrix_says_now(capsys: pytest.CaptureFixture[str]) -> None:
     from fl.cli import main
 

@@ -54,7 +54,7 @@ def _listed(matrix: Matrix) -> list[dict[str, Any]]:
                     "reference": tags.reference(stack.id, flavor, registry=registry),
                     "base": render.base(stack, flavor),
                     "status": stack.status,
-                    "lock": "complete" if found else "partial" if lock.path(stack.id, flavor, platform, partial=True) else "absent",
+                    "lock": lock.state(stack.id, flavor, platform),
                     "lock_sha256": lock.sha256(found) if found else None,
                 })  # fmt: skip
     return sorted(entries, key=lambda entry: entry["platform"] != host_platform())
@@ -93,33 +93,33 @@ def list_(as_json: bool, changed_since: str | None, md: bool) -> None:
 @images.command()
 @click.argument("stacks", nargs=-1, metavar="[STACK]...")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Write DIR/<lane>/<stack>.<flavor>.Dockerfile.")
-def render(stacks: tuple[str, ...], output: Path | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Texts, files and the state of each lock as one JSON document.")
+def render(stacks: tuple[str, ...], output: Path | None, as_json: bool) -> None:
     """Render Dockerfiles: all, or those of the named stacks. Offline."""
     from fl import matrix as rows
+    from fl import whole
     from fl.images import lock
     from fl.images import render as rendering
 
     matrix = rows.load()
+    entries: list[dict[str, Any]] = []
     for stack in _chosen(matrix, stacks):
         for flavor in rendering.flavors(stack):
+            file = str(output / rendering.filename(stack, flavor)) if output else None
+            locks = {platform: lock.state(stack.id, flavor, platform) for platform in stack.hosts.platforms}
             text = rendering.dockerfile(matrix, stack, flavor)
-            if output is None:
-                ui.out(text.rstrip("\n"))
-            else:
-                _write(output / rendering.filename(stack, flavor), text)
-            held = {name: lock.path(stack.id, flavor, name, partial=True) for name in stack.hosts.platforms}
-            without = [name for name, file in held.items() if file is None]
-            partial = [name for name in stack.hosts.platforms if held[name] and lock.path(stack.id, flavor, name) is None]
-            if without:
-                ui.warning(f"{stack.id} has no lock for {', '.join(without)}: it cannot be built there")
-            if partial:
-                ui.warning(f"the lock of {stack.id} for {', '.join(partial)} is partial: it is built there with --allow-unlocked only")
-
-
-def _write(target: Path, text: str) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ImageError(f"{target} cannot be written: {error.strerror}", "fl images render --output DIR") from error
-    ui.say(str(target))
+            entries.append({"stack": stack.id, "lane": stack.lane, "flavor": flavor, "locks": locks, "file": file, "text": text})
+    if output:
+        whole.write({Path(one["file"]): one["text"] for one in entries}, ImageError, "fl images render --output DIR")
+    for one in entries:
+        if one["file"]:
+            ui.say(one["file"])
+        elif not as_json:
+            ui.out(one["text"].rstrip("\n"))
+        without, partial = ([name for name, state in one["locks"].items() if state == wanted] for wanted in ("absent", "partial"))
+        if without:
+            ui.warning(f"{one['stack']} has no lock for {', '.join(without)}: it cannot be built there")
+        if partial:
+            ui.warning(f"the lock of {one['stack']} for {', '.join(partial)} is partial: it is built there with --allow-unlocked only")
+    if as_json:
+        ui.document({"schema": 1, "dockerfiles": entries})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from fl import ui
 from fl.errors import ImageError, MatrixError
@@ -11,9 +12,9 @@ if TYPE_CHECKING:
     from fl.matrix import Matrix
 
 
-def run(matrix: Matrix, ids: tuple[str, ...], *, write: bool) -> Matrix:
-    """The matrix with the digests of its bases, written; its locks are of other rows then. MatrixError where they only were compared and
-    one moved, ImageError where none could be had."""
+def run(matrix: Matrix, ids: tuple[str, ...], *, write: bool) -> tuple[Matrix, list[dict[str, Any]]]:
+    """The matrix with the digests of its bases, written, and what was found; its locks are of other rows then. MatrixError where they
+    only were compared and one moved, ImageError where none could be had."""
     from fl import matrix as rows
     from fl.images import bases
     from fl.matrix_update import write_matrix
@@ -32,5 +33,5 @@ def run(matrix: Matrix, ids: tuple[str, ...], *, write: bool) -> Matrix:
         told = "\n".join(f"{one.stack}: {one.image} is {one.digest}, the row says {one.before}" for one in moved)
         raise MatrixError(told, "fl images lock --digests STACK   writes it and locks again")
     if moved:
-        ui.say(f"written: {write_matrix(bases.edited(matrix, moved))}")
-    return rows.load()
+        ui.say(f"written: {write_matrix(bases.edited(matrix, moved))[0]}")
+    return rows.load(), [{**asdict(one), "place": one.place[-1], "moved": one.moved} for one in found]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fl import ui
-from fl.errors import MatrixError
+from fl.errors import MatrixError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,16 +60,17 @@ def lock(
     from fl import matrix as rows
     from fl.commands import images_digests, images_extras, images_jit
 
+    if extras + jit + digests > 1 or (flavor and (extras or jit)):
+        raise UsageError("--extras, --jit and --digests go one at a time; --extras and --jit take no --flavor", "fl images lock --help")
     matrix = rows.load()
-    if digests:
-        matrix = images_digests.run(matrix, stacks, write=not check)
-    if extras:
-        images_extras.run(matrix, stacks, platforms, only_check=check, as_json=as_json)
-        return
-    if jit:
-        images_jit.run(matrix, stacks, platforms, only_check=check, as_json=as_json)
-        return
     found = list(_wanted(matrix, stacks, flavor, platforms))
+    if extras or jit:
+        (images_extras if extras else images_jit).run(matrix, stacks, platforms, only_check=check, as_json=as_json)
+        return
+    bases: list[dict[str, Any]] = []
+    if digests:
+        matrix, bases = images_digests.run(matrix, stacks, write=not check)
+        found = list(_wanted(matrix, stacks, flavor, platforms))
     for one in found:
         if check:
             _check(matrix, one, named=bool(stacks))
@@ -81,13 +82,17 @@ def lock(
     if check and not (stacks or flavor or platforms):
         problems += [*images_extras.checked(matrix), *images_jit.checked(matrix)]
     if as_json and not problems:
-        ui.document({"schema": 1, "locks": [one.document() for one in found]})
+        told = {"schema": 1, "locks": [one.document() for one in found]}
+        ui.document({**told, "digests": bases} if digests else told)
+    changed = dict.fromkeys(one.stack.id for one in found if one.changed and one.flavor == "train")
+    if changed and not check:
+        ui.say(f"what is locked beside a stack's lock is to be locked again: fl images lock --extras {' '.join(changed)}; and --jit")
     if problems:
-        raise MatrixError("\n".join(problems), "fl images lock [--extras] STACK   makes it again" if check else "")
+        raise MatrixError("\n".join(problems), "fl images lock [--extras|--jit] STACK   makes it again" if check else "")
 
 
 def _wanted(matrix: Matrix, ids: tuple[str, ...], flavor: Flavor | None, platforms: tuple[str, ...]) -> Iterator[Locked]:
-    """The locks that are meant. MatrixError for a platform that no row has, or that a named row has not."""
+    """The locks that are meant. MatrixError for a platform or a flavor that no row has, or that no named row has."""
     from fl.images import render
 
     chosen = [matrix.stack(name) for name in ids] or [stack for stack in matrix.stacks if stack.status != "retired"]
@@ -95,6 +100,8 @@ def _wanted(matrix: Matrix, ids: tuple[str, ...], flavor: Flavor | None, platfor
     for platform in platforms:
         if platform not in known:
             raise MatrixError(f"no image for {platform}; known: {', '.join(known)}", "fl images list")
+    if flavor and not any(flavor in render.flavors(stack) for stack in chosen):
+        raise MatrixError(f"{', '.join(ids)} has no {flavor} image", "fl images list")
     for stack in chosen:
         for one in render.flavors(stack):
             if flavor in (None, one):

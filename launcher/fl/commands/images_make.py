@@ -59,7 +59,7 @@ def build(
 
     matrix, begin = rows.load(), time.monotonic()
     row = matrix.stack(stack)
-    host = registry or settings.load().registry
+    host = settings.place(registry, "--registry") if registry else settings.load().registry
     if push and host is None:
         raise UsageError("--push needs a registry, and none is configured", "--registry HOST/PATH")
     options = building.Options(check_disk=not how.pop("no_disk_check"), **how)
@@ -142,13 +142,20 @@ def _meant(matrix: Matrix, name: str, flavor: Flavor) -> tuple[Stack, Flavor, st
 
     from fl import settings
     from fl.engines import daemon
-    from fl.images import tags
+    from fl.images import render, tags
     from fl.images.build import ask_daemon
 
     ask_daemon()
-    if name in {stack.id for stack in matrix.stacks}:
-        return matrix.stack(name), flavor, tags.reference(name, flavor, registry=settings.load().registry)
     address = daemon.endpoint(os.environ)
+    if name in {stack.id for stack in matrix.stacks}:
+        stack = matrix.stack(name)
+        if flavor not in (have := render.flavors(stack)):
+            raise UsageError(f"{stack.id} has no {flavor} image: it has {', '.join(have)}", "fl images list")
+        reference = tags.reference(name, flavor, registry=settings.load().registry)
+        if daemon.image(address, reference) is None:
+            more = "" if flavor == "train" else f" --flavor {flavor}"
+            raise ImageError(f"the image {reference} is not on this machine", f"fl images build {name}{more}\ndocker pull {reference}")
+        return stack, flavor, reference
     found = daemon.image(address, name)
     if found is None and "/" in name:
         from fl.engines.docker_pull import pull

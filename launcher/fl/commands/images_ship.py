@@ -27,7 +27,7 @@ def _registry(told: str | None) -> str:
     if found is None:
         file = paths.config_home() / "config.yaml"
         raise UsageError("no registry is configured", f"--registry HOST/PATH, or `registry: HOST/PATH` in {file}")
-    return found.rstrip("/")
+    return settings.place(found, "--registry") if told else found
 
 
 def _tell(line: str) -> None:
@@ -36,7 +36,7 @@ def _tell(line: str) -> None:
 
 def _source(matrix: Matrix, name: str, flavor: Flavor, host: str) -> tuple[Stack, Flavor, str]:
     """The row, the flavor and the image on this machine that a stack's id or a reference means."""
-    from fl.images import publish, tags
+    from fl.images import publish, render, tags
 
     if name not in {stack.id for stack in matrix.stacks} and (":" in name or "/" in name):
         labels = (publish.local(name).get("Config") or {}).get("Labels") or {}
@@ -50,7 +50,10 @@ def _source(matrix: Matrix, name: str, flavor: Flavor, host: str) -> tuple[Stack
         except ImageError:
             continue
         return stack, flavor, reference
-    raise ImageError(f"the image {tags.reference(stack.id, flavor)} is not on this machine", f"fl images build {stack.id}")
+    if flavor not in (have := render.flavors(stack)):
+        raise UsageError(f"{stack.id} has no {flavor} image: it has {', '.join(have)}", "fl images list")
+    more = "" if flavor == "train" else f" --flavor {flavor}"
+    raise ImageError(f"the image {tags.reference(stack.id, flavor)} is not on this machine", f"fl images build {stack.id}{more}")
 
 
 @click.command()
@@ -116,7 +119,7 @@ def tags(stacks: tuple[str, ...], flavor: Flavor, registry: str | None, release:
     chosen = [matrix.stack(one) for one in stacks] or [stack for stack in matrix.stacks if stack.status != "retired"]
     if release and not stacks:
         raise UsageError("a release is named for stacks that are told", "fl images tags STACK --release")
-    host = _registry(registry) if release else registry or settings.load().registry
+    host = _registry(registry) if release else (settings.place(registry, "--registry") if registry else settings.load().registry)
     entries = []
     for stack in chosen:
         if release:
@@ -197,6 +200,9 @@ def diff(before: str, after: str, flavor: Flavor, platform: str | None, as_json:
 
     matrix, where = rows.load(), platform or host_platform()
     old, new = (inventory.of(matrix, name, flavor, where) for name in (before, after))
+    for one in (old, new):
+        if one.unlocked:
+            ui.warning(f"the lock of {one.name} is partial: it lacks {', '.join(one.unlocked)}")
     if as_json:
         ui.document(differences.document(old, new))
         return
@@ -224,7 +230,11 @@ def sbom(name: str, flavor: Flavor, platform: str | None, output: Path | None, a
     from fl.images import sbom as bills
     from fl.images.context import host_platform
 
-    text = bills.document(inventory.of(rows.load(), name, flavor, platform or host_platform()))
+    held = inventory.of(rows.load(), name, flavor, platform or host_platform())
+    if held.unlocked:
+        said = f"the lock of {name} for {held.platform} is partial: a bill of it would lack {', '.join(held.unlocked)}"
+        raise ImageError(said, f"fl images lock {name}   where the row's index can be reached\nfl images sbom REF   of a built image")
+    text = bills.document(held)
     if output is None:
         ui.out(text.rstrip("\n"))
         return

@@ -30,9 +30,17 @@ def labels(before: Inventory, after: Inventory) -> list[Change]:
 
 def layer_changes(before: Inventory, after: Inventory) -> list[tuple[str, int | None, int | None]]:
     """(step, bytes before, bytes after) of steps that differ in size or stand on one side only."""
-    old, new = dict(before.layers), dict(after.layers)
+    old, new = _by_step(before), _by_step(after)
     names = [*old, *(name for name in new if name not in old)]
     return [(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
+
+
+def _by_step(one: Inventory) -> dict[str, int]:
+    """Bytes by step; those of the same words are one entry."""
+    found: dict[str, int] = {}
+    for step, size in one.layers:
+        found[step] = found.get(step, 0) + size
+    return found
 
 
 def document(before: Inventory, after: Inventory) -> dict[str, object]:
@@ -53,7 +61,7 @@ def document(before: Inventory, after: Inventory) -> dict[str, object]:
 def _side(one: Inventory) -> dict[str, object]:
     return {
         "name": one.name, "kind": one.kind, "packages_from": one.source, "packages": len(one.packages), "platform": one.platform,
-        "id": one.id, "digest": one.digest, "size": one.size,
+        "id": one.id, "digest": one.digest, "size": one.size, "unlocked": list(one.unlocked),
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from fl import matrix_rules, paths
+from fl import matrix_rules, whole
 from fl.errors import MatrixError
 from fl.images import extras, lock, lock_header
 
@@ -63,13 +63,9 @@ def resolve(matrix: Matrix, stack: Stack, platform: str) -> str:
 
 def write(stack: Stack, platform: str, text: str) -> Path:
     """Puts a file where `extras.read` finds it. MatrixError in an installed fl, whose data is not the project's."""
-    if not (paths.IMAGES.parent / "pyproject.toml").is_file():
-        raise MatrixError("locks are part of the project: this fl is an installed one", "fl images lock --extras   in a checkout")
+    lock.of_project()
     target = extras.place(stack, platform)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(target)
+    whole.write({target: text}, MatrixError, f"fl images lock --extras {stack.id}")
     return target
 
 

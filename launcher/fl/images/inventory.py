@@ -10,18 +10,19 @@ import subprocess
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fl import paths
 from fl.engines import daemon
 from fl.errors import ImageError, UsageError
-from fl.images import lock
+from fl.images import lock, lock_header, render
 from fl.images.build_log import OPENING
 from fl.images.publish import local, platform_of
 
 if TYPE_CHECKING:
-    from fl.matrix import Flavor, Matrix
+    from fl.matrix import Flavor, Matrix, Stack
 
 _STATUS: Final = "/var/lib/dpkg/status"
 _RELEASE: Final = "/usr/lib/os-release"
@@ -53,6 +54,8 @@ class Inventory:
     platform: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     lock_text: str | None = None
+    unlocked: tuple[str, ...] = ()
+    """What a partial lock lacks."""
     python: str | None = None
     """Full version, where it was asked."""
     release: Mapping[str, str] = field(default_factory=dict)
@@ -64,21 +67,37 @@ def of(matrix: Matrix, name: str, flavor: Flavor, platform: str) -> Inventory:
     stack, _, revision = name.partition("@")
     if stack in {row.id for row in matrix.stacks} or (revision and ":" not in name and "/" not in name):
         return of_lock(matrix, stack, flavor, platform, revision or None)
+    near = get_close_matches(name, [row.id for row in matrix.stacks], 1)
+    if near and ":" not in name and daemon.image(daemon.endpoint(os.environ), name) is None:
+        raise ImageError(f"{name} is neither a stack nor an image on this machine; did you mean {near[0]}?", "fl images list")
     return of_image(name)
 
 
 def of_lock(matrix: Matrix, stack: str, flavor: Flavor, platform: str, revision: str | None = None) -> Inventory:
     """The lock of an image, as it is or as it was at a revision of this checkout."""
     if revision is None:
-        matrix.stack(stack)
-        found = lock.path(stack, flavor, platform)
+        _known(matrix.stack(stack), flavor, platform)
+        found = lock.path(stack, flavor, platform, partial=True)
         text = found.read_text(encoding="utf-8") if found else None
         where = stack
     else:
         text, where = _at(revision, lock.filename(stack, flavor, platform)), f"{stack}@{revision}"
     if text is None:
         raise ImageError(f"{where} has no lock for {flavor} on {platform}", f"fl images lock {stack}")
-    return Inventory(name=where, kind="lock", source="lock", packages=lock.parse(text), platform=platform, lock_text=text)
+    header = lock_header.parse(text)
+    missing = tuple(f"{one.name}=={one.version}" for one in header.unlocked) if header else ()
+    return Inventory(
+        name=where, kind="lock", source="lock", packages=lock.parse(text), platform=platform, lock_text=text, unlocked=missing
+    )
+
+
+def _known(stack: Stack, flavor: Flavor, platform: str) -> None:
+    """ImageError for an image that no row describes."""
+    if flavor not in (have := render.flavors(stack)):
+        raise ImageError(f"{stack.id} has no {flavor} image: it has {', '.join(have)}", "fl images list")
+    if platform not in stack.hosts.platforms:
+        said = f"{stack.id} has no lock for {flavor} on {platform}: it is for {', '.join(stack.hosts.platforms)}"
+        raise ImageError(said, f"--platform {stack.hosts.platforms[0]}")
 
 
 def _at(revision: str, filename: str) -> str | None:
@@ -100,7 +119,8 @@ def git(*words: str) -> str:
         raise UsageError(f"git cannot be asked: {error.strerror}", "install git") from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UsageError(f"git does not know that revision: {last}", "git fetch --unshallow, or another revision")
+        what = words[-1].removesuffix("^{commit}") if words[0] == "rev-parse" else " ".join(words)
+        raise UsageError(f"git does not know the revision {what}: {last}", "git fetch --unshallow, or another revision")
     return done.stdout
 
 

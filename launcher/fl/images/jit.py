@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from fl import paths, pip_config
+from fl import paths, pip_config, whole
 from fl.errors import MatrixError, UsageError
 from fl.images import extras, extras_resolve, lock, lock_header
 
@@ -150,11 +150,7 @@ def _ask(stack: Stack, platform: str, base: dict[str, str], version: str) -> str
 
 def write(stack: Stack, platform: str, text: str) -> Path:
     """Puts a lock where `need` finds it. MatrixError in an installed fl, whose data is not the project's."""
-    if not (paths.IMAGES.parent / "pyproject.toml").is_file():
-        raise MatrixError("locks are part of the project: this fl is an installed one", "fl images lock --jit   in a checkout")
+    lock.of_project()
     target = place(stack, platform)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(target)
+    whole.write({target: text}, MatrixError, f"fl images lock --jit {stack.id}")
     return target

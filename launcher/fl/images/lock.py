@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from fl import paths
+from fl import paths, whole
 from fl.errors import MatrixError
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ def path(stack: str, flavor: str, platform: str, *, partial: bool = False) -> Pa
     """
     found = sorted(paths.IMAGES.glob(f"*/locks/{filename(stack, flavor, platform)}"))
     return found[0] if found and (partial or not is_partial(found[0].read_text(encoding="utf-8"))) else None
+
+
+def state(stack: str, flavor: str, platform: str) -> str:
+    """`complete`, `partial` or `absent`."""
+    return "complete" if path(stack, flavor, platform) else "partial" if path(stack, flavor, platform, partial=True) else "absent"
 
 
 def is_partial(text: str) -> bool:
@@ -110,14 +115,21 @@ def _compile(stack: Stack, pins: Mapping[str, str], platform: str, previous: str
     return lock_resolve.ask(lock_resolve.Question(stack=stack, pins=pins, platform=platform, previous=previous), index)
 
 
-def write(stack: Stack, flavor: str, platform: str, text: str) -> Path:
-    """Puts a lock where `path` finds it. Raises MatrixError in an installed fl, whose data is not the project's."""
-    folder = paths.IMAGES / stack.lane / "locks"
+def place(stack: Stack, flavor: str, platform: str) -> Path:
+    """Where the lock of an image stands, or will."""
+    return paths.IMAGES / stack.lane / "locks" / filename(stack.id, flavor, platform)
+
+
+def of_project() -> None:
+    """MatrixError in an installed fl: its matrix and locks are not the project's."""
     if not (paths.IMAGES.parent / "pyproject.toml").is_file():
-        raise MatrixError("locks are part of the project: this fl is an installed one", "fl images lock   in a checkout of the project")
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / filename(stack.id, flavor, platform)
-    part = target.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(target)
+        raise MatrixError("locks are part of the project: this fl is an installed one", "the same command in a checkout of the project")
+
+
+def write(stack: Stack, flavor: str, platform: str, text: str) -> Path:
+    """Puts a lock where `path` finds it. Raises MatrixError in an installed fl, whose data is not the project's, and
+    where it cannot be written."""
+    target = place(stack, flavor, platform)
+    of_project()
+    whole.write({target: text}, MatrixError, f"fl images lock {stack.id}")
     return target

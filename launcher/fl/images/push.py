@@ -213,5 +213,6 @@ def explain(said: str, reference: str) -> ImageError:
         return ImageError(f"The registry {host} did not take {reference} as it was sent: {text}", f"a proxy before {host} changes bytes?")
     if _PASSING.search(text):
         said = f"The registry {host} broke off the push of {reference}: {text}."
-        return Transient(said, f"curl -I https://{host}/v2/\ndocker push {reference}")
+        scheme = "http" if registry.is_local(host) else "https"
+        return Transient(said, f"curl -I {scheme}://{host}/v2/\ndocker push {reference}")
     return ImageError(f"{reference} cannot be pushed: {text}", f"docker push {reference}")

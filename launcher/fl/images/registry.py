@@ -242,7 +242,8 @@ class Registry:
     def _unreachable(self, name: Name, error: requests.RequestException) -> ImageError:
         silent = isinstance(error, requests.Timeout) or "timed out" in str(error).lower()
         what = f"did not answer in {self._timeout:g} s" if silent else f"cannot be reached: {_last(error)}"
-        return ImageError(f"{self.host} {what} ({name})", f"curl -I https://{self.host}/v2/   a proxy: HTTPS_PROXY")
+        scheme = "http" if self._plain else "https"
+        return ImageError(f"{self.host} {what} ({name})", f"curl -I {scheme}://{self.host}/v2/   a proxy: HTTPS_PROXY")
 
 
 def _said(answer: requests.Response) -> str:
@@ -258,4 +259,7 @@ def _said(answer: requests.Response) -> str:
 def _last(error: BaseException) -> str:
     """The cause at the end of requests' chains of repr()."""
     text = " ".join(str(error).split())
-    return text.rsplit(": ", 1)[-1].rstrip("')\"")[:200] or type(error).__name__
+    last = text.rsplit(": ", 1)[-1].rstrip("'\"")
+    while last.endswith(")") and last.count(")") > last.count("("):
+        last = last[:-1].rstrip("'\"")
+    return last[:200] or type(error).__name__
