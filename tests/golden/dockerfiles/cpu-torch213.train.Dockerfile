@@ -20,7 +20,7 @@ RUN --mount=type=cache,id=fl-apt-lists,target=/var/lib/apt/lists,sharing=locked 
     apt-get update -qq; \
     set -- -o 'Dpkg::Options::=--force-unsafe-io' -o 'Dpkg::Options::=--path-include=/usr/share/doc/*/copyright'; \
     for path in '/usr/share/doc/*' '/usr/share/info/*' '/usr/share/locale/*' '/usr/share/man/*' '/usr/lib/*/libpython3*.a' '/usr/lib/gcc/*san*.a' \
-        '/usr/lib/*/lib*san.so*' '/usr/bin/*-lto-dump-*'; do \
+        '/usr/lib/*/lib*san.so*' '/usr/bin/*lto-dump*'; do \
         set -- -o "Dpkg::Options::=--path-exclude=${path}" "$@"; \
     done; \
     apt-get install -y -qq --no-install-recommends "$@" ca-certificates python3 >/dev/null; \
