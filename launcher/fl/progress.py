@@ -23,6 +23,7 @@ class View:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.losses: list[float] = []
+        self.rewards: list[float] = []
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._printed = 0.0
@@ -63,6 +64,8 @@ class View:
         loss = event.get("loss")
         if isinstance(loss, int | float):
             self.losses.append(float(loss))
+        if isinstance(reward := event.get("reward"), int | float):
+            self.rewards.append(float(reward))
         if self.quiet:
             return
         if sys.stderr.isatty():

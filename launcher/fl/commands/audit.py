@@ -186,17 +186,19 @@ def _show(found: list[Cell], everything: bool, *, by_stack: bool) -> None:
     if by_stack:
         ui.table(("model", "stack", "state", "why"), [(_name(c.model), c.stack, c.state, c.why) for c in shown])
         if shown and all(cell.state == "unknown" for cell in shown):
-            ui.say("nobody knows before it is tried: `fl run quickstart model_name_or_path=MODEL max_steps=2`, then `fl audit add RUN`")
+            try_it = "`fl run quickstart model_name_or_path=MODEL max_steps=2`, then `fl audit add RUN`"
+            ui.say(f"nobody knows before it is tried: {try_it}", hang=2)
     else:
         names = list(dict.fromkeys(cell.lane for cell in found))
         best = audits.lanes(shown)
         ui.table(("model", *names), [(_name(m), *(row[n].state if n in row else "" for n in names)) for m, row in best.items()])
         for cell in (cell for row in best.values() for cell in row.values() if cell.state in ("proven", "failed", "stale")):
-            ui.out(f"  {ui.clean(cell.model)} on {cell.stack}: {cell.state}, {ui.clean(cell.why)}")
+            ui.out(f"  {ui.clean(cell.model)} on {cell.stack}: {cell.state}, {ui.clean(cell.why)}", hang=4)
     counts = [f"{sum(c.state == state for c in found)} {state}" for state in audits.ORDER]
     ui.say(f"\n{', '.join(counts)} (model x stack)")
     if not everything:
-        ui.say("models that nobody has run: `fl audit --all`; one model: `fl audit --model NAME`; what to run next: `fl audit --needs`")
+        others = "models that nobody has run: `fl audit --all`; one model: `fl audit --model NAME`; what to run next: `fl audit --needs`"
+        ui.say(others, hang=0)
 
 
 def _name(model: str) -> str:
@@ -278,7 +280,7 @@ def _show_needs(found: list[Cell], rows: Matrix, as_json: bool, *, filtered: boo
          _command(w) if w.proves else _one(w.stack.id))
         for w in wins if w.declared or w.again
     ])  # fmt: skip
-    ui.say(f"`fl conform` proves its own small models; any other one at a time: `{_one('STACK')}`, then `fl audit add RUN`")
+    ui.say(f"`fl conform` proves its own small models; any other one at a time: `{_one('STACK')}`, then `fl audit add RUN`", hang=2)
 
 
 def _one(stack: str) -> str:

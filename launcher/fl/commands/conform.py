@@ -115,7 +115,7 @@ def _show(report: Report, seconds: float, ledger: Path) -> None:
     ui.table(("case", "outcome", "loss", "same stack", "CPU fp32", "seconds"), [_row(result) for result in report.results])
     ui.out()
     for result in (r for r in report.results if r.why and r.outcome != "passed"):
-        ui.out(ui.clean(f"{result.case.name}: {result.outcome}: {result.why}"))
+        ui.out(ui.clean(f"{result.case.name}: {result.outcome}: {result.why}"), hang=2)
         for line in result.remedy.splitlines():
             ui.out(ui.clean(f"  try: {line}"))
     counts = [f"{sum(r.outcome == o for r in report.results)} {o}" for o in ("passed", "failed", "refused", "not declared")]

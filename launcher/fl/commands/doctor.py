@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,19 +78,16 @@ def meaning(file: IO[bytes], as_json: bool) -> int:
 
 def screen(findings: Sequence[Finding]) -> None:
     """A line a finding; evidence and cure below what is not well."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     before = ""
     for names, finding in _grouped(findings):
         mark, style = _MARKS[finding.status]
         title = "" if names == before else names
         before = names
-        text = "\n".join(
-            _wrapped(f"{title:<12} {ui.clean(finding.finding)}" if "," not in title else f"{title}: {ui.clean(finding.finding)}", width - 2)
-        )
-        ui.out(f"{ui.paint(mark, style)} " + (ui.paint(text, "dim") if finding.status == "skipped" else text))
+        text = f"{title:<12} {ui.clean(finding.finding)}" if "," not in title else f"{title}: {ui.clean(finding.finding)}"
+        ui.out(f"{ui.paint(mark, style)} " + (ui.paint(text, "dim") if finding.status == "skipped" else text), hang=len(_INDENT))
         if finding.status in ("warning", "error"):
             for seen in [e for e in finding.evidence if e.value not in finding.finding][:4]:
-                ui.out(ui.paint(f"{_INDENT}seen  ", "dim") + ui.clean(f"{seen.source}: {seen.value}"))
+                ui.out(ui.paint(f"{_INDENT}seen  ", "dim") + ui.clean(f"{seen.source}: {seen.value}"), hang=len(_INDENT) + 8)
         if finding.status != "ok":
             for line in finding.remedy.splitlines():
                 ui.out(ui.paint(f"{_INDENT}try   ", "cyan") + ui.clean(line))
@@ -112,9 +107,3 @@ def _grouped(findings: Sequence[Finding]) -> list[tuple[str, Finding]]:
         else:
             groups.append((finding.check, finding))
     return groups
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    if width < 60:
-        return [text]
-    return textwrap.wrap(text, width, subsequent_indent=_INDENT, break_long_words=False, break_on_hyphens=False) or [text]

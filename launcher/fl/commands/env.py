@@ -21,6 +21,6 @@ def env(as_json: bool) -> None:
         if isinstance(value, dict):
             ui.out(ui.paint(section, "bold"))
             for name, text in value.items():
-                ui.out(f"  {ui.clean(name)}: {ui.clean(report.text(text))}")
+                ui.out(f"  {ui.clean(name)}: {ui.clean(report.text(text))}", hang=4)
         else:
             ui.out(ui.paint(section, "bold") + f" {ui.clean(report.text(value))}")

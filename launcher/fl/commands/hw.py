@@ -52,7 +52,7 @@ def hw(as_json: bool, record: Path | None, keep_ids: bool, replay: Path | None) 
 
         screen(hardware)
         for note in restrict(hardware, os.environ)[1]:
-            ui.out(ui.clean(note))
+            ui.out(ui.clean(note), hang=2)
 
 
 def screen(hardware: Hardware) -> None:
@@ -73,7 +73,8 @@ def screen(hardware: Hardware) -> None:
     memory = f", {cpu.memory_mib / 1024:.0f} GiB" if cpu.memory_mib else ""
     ui.out(
         f"cpu: {ui.clean(cpu.model or hardware.arch)}, {cpu.cores} core{'s' if cpu.cores > 1 else ''}{memory}"
-        + (f" ({', '.join(cpu.features)})" if cpu.features else "")
+        + (f" ({', '.join(cpu.features)})" if cpu.features else ""),
+        hang=5,
     )
     for problem in hardware.problems:
         _problem(problem)
@@ -101,6 +102,6 @@ def _word(value: bool | None) -> str:
 
 def _problem(problem: Problem) -> None:
     style = "red" if problem.severity == "error" else "yellow"
-    ui.out(ui.paint(f"{problem.severity} ({problem.code}): ", style) + ui.clean(problem.message))
+    ui.out(ui.paint(f"{problem.severity} ({problem.code}): ", style) + ui.clean(problem.message), hang=2)
     if problem.remedy:
         ui.out("  " + ui.clean(problem.remedy))

@@ -87,7 +87,8 @@ def list_(as_json: bool, changed_since: str | None, md: bool) -> None:
     ui.table(header, lines)
     missing = [e for e in entries if e["lock_sha256"] is None]
     if missing:
-        ui.say(f"{len(missing)} without a complete lock cannot be built yet: `fl images lock STACK` where the row's index can be reached")
+        cure = "`fl images lock STACK` where the row's index can be reached"
+        ui.say(f"{len(missing)} without a complete lock cannot be built yet: {cure}", hang=2)
 
 
 @images.command()

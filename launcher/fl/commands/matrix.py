@@ -146,14 +146,14 @@ def explain(hw: str, replay: Path | None, as_json: bool) -> None:
         ui.document({"schema": 1, "platform": hardware.platform, "notes": list(notes), "verdicts": found})
         return
     for note in notes:
-        ui.out(ui.clean(note))
+        ui.out(ui.clean(note), hang=2)
     for lane in lanes:
-        ui.out(ui.paint(_heading(hardware, lane), "bold"))
+        ui.out(ui.paint(_heading(hardware, lane), "bold"), hang=2)
         for verdict in rows[lane]:
             _print_verdict(verdict)
     others = {lane: [stack.id for stack in absent if stack.lane == lane] for lane in dict.fromkeys(stack.lane for stack in absent)}
     for lane, ids in others.items():
-        ui.out(f"{ui.paint(f'{lane}:', 'bold')} {_nothing_of(lane)} ({', '.join(ids)})")
+        ui.out(f"{ui.paint(f'{lane}:', 'bold')} {_nothing_of(lane)} ({', '.join(ids)})", hang=2)
 
 
 def _meant(hardware: Hardware, lane: LaneName) -> list[Accelerator]:
@@ -186,9 +186,9 @@ def _print_verdict(verdict: Verdict) -> None:
     mark = ui.paint("chosen", "green") if verdict.chosen else "fits" if verdict.fits else ui.paint("refused", "red")
     ui.out(f"  {verdict.stack.id}: {mark}")
     for text in verdict.why:
-        ui.out(f"    {ui.clean(text)}")
+        ui.out(f"    {ui.clean(text)}", hang=6)
     for text in verdict.warnings:
-        ui.out(f"    {ui.paint('note:', 'yellow')} {ui.clean(text)}")
+        ui.out(f"    {ui.paint('note:', 'yellow')} {ui.clean(text)}", hang=6)
 
 
 def _lanes(hw: str, present: list[Any]) -> list[Any]:
@@ -241,7 +241,7 @@ def _print_stack(loaded: Matrix, stack: Stack) -> None:
     ui.out("sources")
     _print_facts(stack.sources)
     for note in stack.notes:
-        ui.out(f"note: {note}")
+        ui.out(f"note: {note}", hang=6)
 
 
 def _extras(stack: Stack) -> dict[str, str]:
@@ -261,4 +261,4 @@ def _extras(stack: Stack) -> dict[str, str]:
 def _print_facts(facts: dict[str, str]) -> None:
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
-        ui.out(f"  {name.ljust(width)}  {value}")
+        ui.out(f"  {name.ljust(width)}  {value}", hang=width + 4)

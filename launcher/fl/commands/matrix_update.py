@@ -67,7 +67,7 @@ def update(
         _print_end(found, written, writing)
         for row in newer:
             allowed = "; ".join(row.refused) if row.refused else f"a row for it: {row.command}"
-            ui.out(f"{row.lane}: torch {row.torch} is there, the newest row has {row.before}: {ui.clean(allowed)}")
+            ui.out(f"{row.lane}: torch {row.torch} is there, the newest row has {row.before}: {ui.clean(allowed)}", hang=2)
     refused = [f"{one.title}: {one.refused}" for one in found if one.refused]
     if refused and not as_json:
         raise MatrixError("\n".join(refused), "fl images lock STACK   says the same with the versions of now")
@@ -136,7 +136,7 @@ def _print(one: Proposal) -> None:
         ui.out("  Dockerfile:")
         ui.out("\n".join(f"    {line}" for line in patch.splitlines()))
     for model in updating.models(one):
-        ui.out(f"  {model['model']} on {model['stack']}: {model['before']} → {model['after']}: {model['why']}")
+        ui.out(f"  {model['model']} on {model['stack']}: {model['before']} → {model['after']}: {model['why']}", hang=2)
     for line in updating.left_over(one):
         ui.out(f"  look at {line}")
 
@@ -148,7 +148,7 @@ def _print_end(found: list[Proposal], written: list[str], writing: bool) -> None
     if newer and not writing:
         ui.say("nothing is written; --write does")
     if newer:
-        ui.say("a row with other pins is not proven: train with it (`fl run --stack ID`), then let status and confidence say so")
+        ui.say("a row with other pins is not proven: train with it (`fl run --stack ID`), then let status and confidence say so", hang=2)
 
 
 def _new_row(
@@ -181,4 +181,4 @@ def _new_row(
         ui.say(f"written: {name}")
     if not written:
         ui.say("nothing is written; --write does")
-    ui.say("what was not checked says so in sources; check it, then train with the row: docs/adding-a-stack.md")
+    ui.say("what was not checked says so in sources; check it, then train with the row: docs/adding-a-stack.md", hang=2)

@@ -14,8 +14,10 @@ from fl import ui
 
 if TYPE_CHECKING:
     from fl.decide import Decision
+    from fl.progress import View
 
 LANES = ("auto", "cuda", "rocm", "ascend", "xpu", "cpu")
+_HANG = 11
 ENGINES = ("auto", "docker", "podman", "apptainer", "host")
 
 
@@ -99,7 +101,7 @@ def start(decision: Decision, as_json: bool, detach: bool) -> None:
     if as_json:
         ui.document(record)
     else:
-        finish(decision, view.losses)
+        finish(decision, view)
 
 
 def show(decision: Decision) -> None:
@@ -122,22 +124,25 @@ def show(decision: Decision) -> None:
         ("run", plan.run),
     ]
     for name, text in lines:
-        ui.out(ui.paint(f"{name:>9}", "bold") + f"  {ui.clean(text)}")
+        ui.out(ui.paint(f"{name:>9}", "bold") + f"  {ui.clean(text)}", hang=_HANG)
     for reason in plan.reasons:
         if not reason.chosen and reason.why.startswith("is for the "):
             continue  # a row of another lane: in the JSON, not on the screen
-        mark = "✓" if reason.chosen else "✗"
-        ui.out(ui.paint(f"{'why':>9}", "dim") + f"  {mark} {ui.clean(reason.stack)}: {ui.clean(reason.why)}")
+        other = reason.why.startswith("engine ") and not reason.why.startswith(f"engine {plan.engine}:")
+        mark = "✓" if reason.chosen and not other else "✗"
+        ui.out(ui.paint(f"{'why':>9}", "dim") + f"  {mark} {ui.clean(reason.stack)}: {ui.clean(reason.why)}", hang=_HANG + 2)
     for change in plan.adaptations:
         ui.out(
             ui.paint(f"{'adapted':>9}", "yellow")
-            + ui.clean(f"  {change.key}: {change.before} → {change.after} ({change.reason}; effect: {change.effect})")
+            + ui.clean(f"  {change.key}: {change.before} → {change.after} ({change.reason}; effect: {change.effect})"),
+            hang=_HANG + 2,
         )
     for text in plan.warnings:
-        ui.out(ui.paint(f"{'warning':>9}", "yellow") + f"  {ui.clean(text)}")
+        ui.out(ui.paint(f"{'warning':>9}", "yellow") + f"  {ui.clean(text)}", hang=_HANG)
     for problem in plan.problems:
-        ui.out(ui.paint(f"{problem.severity:>9}", "red" if problem.severity == "error" else "yellow") + f"  {ui.clean(problem.message)}")
-    ui.out(ui.paint(f"{'command':>9}", "dim") + "  " + ui.clean(_short(plan.argv)))
+        style = "red" if problem.severity == "error" else "yellow"
+        ui.out(ui.paint(f"{problem.severity:>9}", style) + f"  {ui.clean(problem.message)}", hang=_HANG)
+    ui.out(ui.paint(f"{'command':>9}", "dim") + "  " + ui.clean(_short(plan.argv)), hang=_HANG)
 
 
 def _engine_detail(decision: Decision) -> str:
@@ -149,17 +154,18 @@ def _engine_detail(decision: Decision) -> str:
 
 def _short(argv: tuple[str, ...], most: int = 110) -> str:
     text = shlex.join(argv)
-    return text if len(text) <= most else text[:most] + " … (--print-command shows all of it)"
+    return text if len(text) <= most else text[:most].rpartition(" ")[0] + " … (--print-command shows all of it)"
 
 
-def finish(decision: Decision, losses: list[float]) -> None:
+def finish(decision: Decision, view: View) -> None:
     """What came out, and what to type next."""
     output = Path(decision.config.training.output_dir)
     ui.out()
-    if losses:
-        last = losses[-max(1, len(losses) // 10) :]  # one batch's loss says little
+    name, values = ("reward", view.rewards) if view.rewards else ("loss", view.losses)  # of samples the loss says nothing
+    if values:
+        last = values[-max(1, len(values) // 10) :]  # one batch's says little
         of = f" (mean of the last {len(last)} logged)" if len(last) > 1 else ""
-        ui.out(ui.paint(f"loss {losses[0]:.4f} → {sum(last) / len(last):.4f}{of}", "green"))
+        ui.out(ui.paint(f"{name} {values[0]:.4f} → {sum(last) / len(last):.4f}{of}", "green"))
     rows = _comparison(output)
     if rows:
         from fl.progress import comparison
