@@ -53,7 +53,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def fl() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `fl` as a user would, in a process of its own."""
 
-    def call(*arguments: str, timeout: float = 60, **options: object) -> subprocess.CompletedProcess[str]:
+    def call(*arguments: str, timeout: float = 180, **options: object) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'launcher'}:{ROOT / 'trainers'}", "COLUMNS": "120"}
         environment.update(options.pop("env", {}))  # type: ignore[call-overload]
         return subprocess.run(

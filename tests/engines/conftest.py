@@ -24,4 +24,4 @@ def podman_has_no_image_more() -> Iterator[None]:
 
 
 def _podman(*words: str) -> int:
-    return subprocess.run(["podman", "image", *words], env=environment(), capture_output=True, timeout=120, check=False).returncode
+    return subprocess.run(["podman", "image", *words], env=environment(), capture_output=True, timeout=600, check=False).returncode

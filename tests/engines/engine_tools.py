@@ -10,7 +10,7 @@ from fl import engines
 from fl.errors import EngineError
 from fl.grants import EngineFacts
 
-_PATIENCE = 30.0
+_PATIENCE = 90.0
 """Seconds. A busy machine may take several to start a command for the first time."""
 
 

@@ -29,7 +29,7 @@ def docker(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess
     return subprocess.run(["docker", *words], input=stdin, capture_output=True, text=True, check=False)
 
 
-def fl(*words: str, timeout: float = 120, **variables: str) -> subprocess.CompletedProcess[str]:
+def fl(*words: str, timeout: float = 600, **variables: str) -> subprocess.CompletedProcess[str]:
     command, environment = [sys.executable, "-m", "fl", *words], {**os.environ, **variables}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=timeout)
 
@@ -58,8 +58,9 @@ def tiny(name: str, stack: str = "cpu-torch213", platform: str = "linux/amd64", 
 
 
 def wait_for(port: int) -> None:
-    for _ in range(100):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=0.2):
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.05)
     pytest.fail(f"nothing listens on {port}")
@@ -114,7 +115,7 @@ def digest_of(name: str) -> str | None:
     accept = ", ".join(f"application/vnd.{kind}+json" for kind in kinds)
     request = urllib.request.Request(f"http://{host}/v2/{repository}/manifests/{tag}", headers={"Accept": accept})
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return str(answer.headers["Docker-Content-Digest"])
     except urllib.error.HTTPError:
         return None

@@ -44,12 +44,12 @@ def box() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="fl-apptainer-") as folder:
         place = Path(folder) / "box.sif"
         done = subprocess.run(
-            ["apptainer", "build", str(place), f"docker-daemon:{BOX}"], capture_output=True, text=True, check=False, timeout=120
+            ["apptainer", "build", str(place), f"docker-daemon:{BOX}"], capture_output=True, text=True, check=False, timeout=600
         )
         if done.returncode:
             pytest.skip(f"this apptainer makes nothing: {done.stderr[-300:]}")
         probe = subprocess.run(
-            ["apptainer", "exec", "--containall", str(place), "true"], capture_output=True, text=True, check=False, timeout=60
+            ["apptainer", "exec", "--containall", str(place), "true"], capture_output=True, text=True, check=False, timeout=300
         )
         if probe.returncode:
             pytest.skip(f"this apptainer starts nothing: {probe.stderr[-300:]}")
@@ -74,7 +74,7 @@ def plan(box: str, *command: str, flags: tuple[str, ...] = (), devices: tuple[st
     return SimpleNamespace(run=run, engine="apptainer", image=SimpleNamespace(reference=box, file=box), argv=argv, devices=devices)
 
 
-def wait(started: Started, seconds: float = 30) -> Ended:
+def wait(started: Started, seconds: float = 120) -> Ended:
     deadline = time.monotonic() + seconds
     while (ended := started.poll()) is None:
         assert time.monotonic() < deadline, "it did not end"
@@ -86,7 +86,7 @@ def log(what: Any) -> str:
     return (paths.runs_home() / what.run / "log.txt").read_text()
 
 
-def until(true: Callable[[], object], seconds: float = 20) -> None:
+def until(true: Callable[[], object], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
@@ -156,7 +156,7 @@ def test_a_program_that_does_not_listen_is_killed_with_all_of_its_own(engine: en
     what = plan(box, "sh", "-c", "trap '' TERM; setsid sleep 345 & echo on; while :; do sleep 0.1; done")
     started = engine.start(what, {})
     until(lambda: "on" in log(what))
-    assert len(processes.marked(what.run)) >= 2
+    until(lambda: len(processes.marked(what.run)) >= 2)
     started.stop(1)
     assert wait(started).exit_code == 137
     until(lambda: not processes.marked(what.run))
@@ -235,7 +235,7 @@ def test_only_bound_nodes_are_there_and_the_callers_group_opens_them(box: str, t
              "setpriv", "--reuid=65534", "--regid=65534", "--groups", groups, "env", "HOME=/tmp",
              "apptainer", "exec", "--containall", "--cleanenv", "--no-eval", "--no-privs", "--net", "--network", "none", "--mount", node,
              str(sandbox), "sh", "-c", script],
-            capture_output=True, text=True, check=False, timeout=60,
+            capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
         if "user namespace" in done.stderr:
             pytest.skip(f"no containers for ordinary users here: {done.stderr[-200:]}")
@@ -262,7 +262,7 @@ def trained() -> str:
 
 
 def test_it_trains_in_the_image(fl: Fl, tmp_path: Path, trained: str) -> None:
-    done = fl("run", "--engine", "apptainer", "--json", "tiny-sft", f"output_dir={tmp_path}/out", timeout=240)
+    done = fl("run", "--engine", "apptainer", "--json", "tiny-sft", f"output_dir={tmp_path}/out", timeout=600)
     assert done.returncode == 0, done.stderr
     evidence = json.loads(done.stdout)
     assert evidence["image"]["reference"] == trained and evidence["environment"]["matches_lock"] is True
@@ -279,9 +279,9 @@ def test_sigterm_saves_a_checkpoint(tmp_path: Path, trained: str) -> None:
         [sys.executable, "-m", "fl", "run", "--engine", "apptainer", "tiny-sft", "max_steps=100000", f"output_dir={tmp_path}/out"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    until(lambda: any('"step"' in p.read_text() for p in paths.runs_home().glob("*/events.jsonl")), 120)
+    until(lambda: any('"step"' in p.read_text() for p in paths.runs_home().glob("*/events.jsonl")), 400)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=90)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 143, said
     assert list((tmp_path / "out").glob("checkpoint-*"))
 
@@ -291,12 +291,12 @@ def test_a_killed_launcher_leaves_a_run_that_stop_ends(fl: Fl, tmp_path: Path, t
         [sys.executable, "-m", "fl", "run", "--engine", "apptainer", "tiny-sft", "max_steps=100000", f"output_dir={tmp_path}/out"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    until(lambda: any('"step"' in p.read_text() for p in paths.runs_home().glob("*/events.jsonl")), 120)
+    until(lambda: any('"step"' in p.read_text() for p in paths.runs_home().glob("*/events.jsonl")), 400)
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     (run,) = paths.runs_home().iterdir()
     assert [(r["run"], r["state"]) for r in json.loads(fl("ps", "--json").stdout)["runs"]] == [(run.name, "running")]
-    stopped = fl("stop", run.name, timeout=120)
+    stopped = fl("stop", run.name, timeout=600)
     assert stopped.returncode == 0, stopped.stderr
     assert not processes.marked(run.name) and not (run / "apptainer").exists()
     assert list((tmp_path / "out").glob("checkpoint-*"))

@@ -33,7 +33,7 @@ def lock(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-o",
         str(folder / "lock.txt"),
     ]
-    done = subprocess.run(argv, env=installer.uv_settings(), capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(argv, env=installer.uv_settings(), capture_output=True, text=True, timeout=600, check=False)
     if done.returncode != 0:
         pytest.skip(f"the package index cannot be reached: {done.stderr[-200:]}")
     return folder / "lock.txt"
@@ -47,7 +47,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def versions(python: Path) -> str:
     code = "import six, packaging, sys; print(six.__version__, packaging.__version__, sys.prefix)"
-    return subprocess.run([str(python), "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+    return subprocess.run([str(python), "-c", code], capture_output=True, text=True, timeout=300, check=True).stdout.strip()
 
 
 def test_it_holds_what_the_lock_says_and_is_found_again_at_once(lock: Path) -> None:
@@ -56,9 +56,10 @@ def test_it_holds_what_the_lock_says_and_is_found_again_at_once(lock: Path) -> N
     assert versions(python) == f"1.16.0 24.2 {python.parents[1]}"
     assert pythons.inspect_interpreter(python, lock).ok
     assert any(line.startswith("Installed 2 packages") for line in told)
-    began = time.monotonic()
+    said, began = list(told), time.process_time()
     assert environment.ensure(lock, VERSION, told.append) == python
-    assert time.monotonic() - began < 0.1
+    assert time.process_time() - began < 0.1
+    assert told == said, "nothing was made"
 
 
 def test_a_package_with_another_hash_is_refused(lock: Path, tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def child(lock: Path) -> subprocess.Popen[str]:
 def test_killed_at_any_moment_the_next_one_makes_it_whole(lock: Path, after: float) -> None:
     process = child(lock)
     folder = environment.location(lock, VERSION)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not folder.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(after)
@@ -111,7 +112,7 @@ def test_killed_at_any_moment_the_next_one_makes_it_whole(lock: Path, after: flo
 
 def test_two_at_once(lock: Path) -> None:
     both = [child(lock) for _ in range(2)]
-    told = [process.communicate(timeout=120)[0] for process in both]
+    told = [process.communicate(timeout=600)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert "".join(told).count("making an environment") == 1
     assert versions(environment.location(lock, VERSION) / "bin/python").startswith("1.16.0 24.2")

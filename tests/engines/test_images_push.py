@@ -153,7 +153,7 @@ def test_a_registry_that_falls_silent_is_given_up(image: str, host: str) -> None
     with faulty(host, "stall", 300) as silent:
         done = fl("images", "push", image, "--registry", silent, "--timeout", "2", "--retries", "1", "--json")
         forget(silent)
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 100, "docker alone would wait for ever"
     assert done.returncode == 7
     error = json.loads(done.stdout)["error"]
     assert "No byte of" in error["message"] and "for 2 s" in error["message"] and "(2 tries)" in error["message"]
@@ -166,9 +166,12 @@ def test_an_interrupted_push_moves_no_name(image: str, host: str, number: signal
     with faulty(host, "stall", 300) as silent:
         command = [sys.executable, "-m", "fl", "images", "push", image, "--registry", silent]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        time.sleep(2)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.strip().startswith("pushing "):
+                break
         process.send_signal(number)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=120)
         forget(silent)
     assert process.returncode == code
     assert "the push was" in said
@@ -219,7 +222,7 @@ def test_a_full_disk_of_the_registry_is_named_at_once(image: str, storage: Path)
         subprocess.run(["umount", str(storage)], check=True)
     assert done.returncode == 7
     assert f"The disk of the registry {host} is full" in done.stderr
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 60, "told at once, not after all of docker's tries"
 
 
 def test_what_may_not_go_out_under_a_stack_s_name(image: str, host: str) -> None:

@@ -57,7 +57,7 @@ class Machine:
         who = () if user is None else ("setpriv", f"--reuid={user}", f"--regid={user}", "--groups", ",".join(map(str, (user, *groups))))
         return subprocess.run(
             ["nsenter", "--target", str(self.pid), "--mount", "--net", "--pid", *who, *command], env={**self.environment, **environment},
-            capture_output=True, text=True, timeout=90, check=False, cwd="/",
+            capture_output=True, text=True, timeout=600, check=False, cwd="/",
         )  # fmt: skip
 
     def docker(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -65,7 +65,7 @@ class Machine:
 
 
 def outside(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["docker", *words], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(["docker", *words], capture_output=True, text=True, check=False, timeout=300)
 
 
 @contextlib.contextmanager
@@ -483,5 +483,5 @@ def fl_with(own: Machine, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "fl", "run", "--dry-run", "--engine", "docker", "--image", BOX, "--hw", "cpu",
          "tiny-sft", f"output_dir={own.folder}/o"],
-        env=environment, capture_output=True, text=True, timeout=60, check=False,
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip

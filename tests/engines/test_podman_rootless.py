@@ -37,7 +37,7 @@ class Rootless:
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         who = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
         return subprocess.run(
-            [*who, *command], env=self.variables, capture_output=True, text=True, timeout=90, check=False, cwd=self.folder
+            [*who, *command], env=self.variables, capture_output=True, text=True, timeout=600, check=False, cwd=self.folder
         )
 
 

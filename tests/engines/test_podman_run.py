@@ -55,7 +55,7 @@ def nothing_left() -> Iterator[None]:
 
 
 def test_it_trains_in_the_image(fl: Fl, tmp_path: Path, image: str, nothing_left: None) -> None:
-    done = fl("run", "--engine", "podman", "--json", "tiny-sft", f"output_dir={tmp_path}/out", timeout=240)
+    done = fl("run", "--engine", "podman", "--json", "tiny-sft", f"output_dir={tmp_path}/out", timeout=600)
     assert done.returncode == 0, done.stderr
     evidence = json.loads(done.stdout)
     assert evidence["image"]["reference"] == image and evidence["environment"]["matches_lock"] is True
@@ -71,6 +71,6 @@ def test_it_trains_in_the_image(fl: Fl, tmp_path: Path, image: str, nothing_left
 def test_a_failure_of_the_trainer_is_told_and_cleaned_up(fl: Fl, tmp_path: Path, image: str, nothing_left: None) -> None:
     data = tmp_path / "bad.jsonl"
     data.write_text('{"instruction": 1')
-    done = fl("run", "--engine", "podman", "tiny-sft", f"dataset={data}", f"output_dir={tmp_path}/out", timeout=240)
+    done = fl("run", "--engine", "podman", "tiny-sft", f"dataset={data}", f"output_dir={tmp_path}/out", timeout=600)
     assert done.returncode in (5, 10), done.stderr
     assert "bad" in done.stderr

@@ -189,8 +189,9 @@ def test_two_runs_in_one_output_folder_are_refused(trainer: Trainer, config: Con
         first = subprocess.Popen([train_python, "-m", "fl_trainers", path], stdout=output, stderr=output, env=environment())
     try:
         events = path.parent / "events.jsonl"
-        deadline = time.monotonic() + 60
-        while not (events.exists() and '"step"' in events.read_text()) and time.monotonic() < deadline:
+        deadline = time.monotonic() + 300
+        while not (events.exists() and '"step"' in events.read_text()):
+            assert time.monotonic() < deadline and first.poll() is None, log.read_text()
             time.sleep(0.1)
         second = trainer.train(config("second", training={"output_dir": str(path.parent / "out"), "overwrite_output_dir": True}))
         assert second.code == 5, log.read_text()

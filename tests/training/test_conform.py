@@ -33,7 +33,7 @@ def run(tmp_path: Path, *words: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_runs_numbers_and_records(fl: Fl, tmp_path: Path) -> None:
-    done = fl("conform", "--engine", "host", "--hw", "cpu", "--only", "*lora-*16", cwd=tmp_path, timeout=180)
+    done = fl("conform", "--engine", "host", "--hw", "cpu", "--only", "*lora-*16", cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sft-lora-bf16" in done.stdout and "not declared" in done.stdout  # fp16
     good, faults = ledger.verify(tmp_path / "evidence")
@@ -84,7 +84,7 @@ def test_what_had_ended_when_it_was_stopped_is_in_the_ledger(tmp_path: Path) -> 
             if " 2/" in line:
                 break
         process.send_signal(signal.SIGINT)
-        rest = process.communicate(timeout=120)[0]
+        rest = process.communicate(timeout=600)[0]
     assert process.returncode == 130, rest
     assert "their records are in" in rest
     good, faults = ledger.verify(tmp_path / "ev")
@@ -106,7 +106,7 @@ def bare_cache(tmp_path: Path) -> Path:
 
 def test_without_a_network_the_real_model_alone_is_refused(fl: Fl, tmp_path: Path, bare_cache: Path) -> None:
     words = ("conform", "--engine", "host", "--hw", "cpu", "--only", "sft-lora-fp32-[ps]*")
-    done = fl(*words, cwd=tmp_path, timeout=180, env={**OFFLINE, "XDG_CACHE_HOME": str(bare_cache)})
+    done = fl(*words, cwd=tmp_path, timeout=600, env={**OFFLINE, "XDG_CACHE_HOME": str(bare_cache)})
     assert done.returncode == 9 and "Traceback" not in done.stderr, done.stdout + done.stderr
     rows = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if line.startswith("sft-") and ": " not in line}
     assert rows == {"sft-lora-fp32-phi3": "passed", "sft-lora-fp32-smollm2-135m": "refused"}

@@ -32,7 +32,7 @@ def recipe(tmp_path: Path, train_python: Path) -> Callable[..., str]:
 
 
 def asked(fl: Fl, *arguments: str) -> dict[str, Any]:
-    done = fl("recipe", "data", "--hw", "cpu", "--json", *arguments, timeout=180)
+    done = fl("recipe", "data", "--hw", "cpu", "--json", *arguments, timeout=600)
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     return document
@@ -55,7 +55,7 @@ def test_rows_are_shown_with_what_is_trained_and_every_cause_is_counted(fl: Fl, 
     assert causes["empty answer"] == {"reason": "empty answer", "rows": 1, "examples": ["mine row 17"], "dropped": True}
     assert causes["cut to 64 tokens"]["dropped"] is False
     assert not (tmp_path / "out").exists()
-    text = fl("recipe", "data", "--hw", "cpu", "--ids", path, timeout=180).stdout
+    text = fl("recipe", "data", "--hw", "cpu", "--ids", path, timeout=600).stdout
     assert "⟦It is 2.<|im_end|>\n⟧" in text and "dropped: 1 × empty answer (mine row 17)" in text
     assert " ".join(f"⟦{token}⟧" for token in trained) in " ".join(text.split())
 
@@ -86,7 +86,7 @@ def test_a_file_is_named_directly(fl: Fl, recipe: Callable[..., str], tmp_path: 
 
 
 def test_data_that_cannot_be_used_are_exit_5_with_the_trainers_words(fl: Fl, recipe: Callable[..., str]) -> None:
-    done = fl("recipe", "data", "--hw", "cpu", "--json", recipe([{"instruction": "a", "outptu": "b"}]), timeout=180)
+    done = fl("recipe", "data", "--hw", "cpu", "--json", recipe([{"instruction": "a", "outptu": "b"}]), timeout=600)
     assert done.returncode == 5
     error = json.loads(done.stdout)["error"]
     assert "no column output (for response)" in error["message"] and "outptu" in error["remedy"]
@@ -98,7 +98,7 @@ def test_the_bundled_format_of_a_real_model_is_its_tokenizers_own(fl: Fl, recipe
     entry = {"columns": {"prompt": "instruction", "response": "output", "system": "system", "history": "history"}}
     rows[:3] = [{**row, "system": None, "history": None} for row in rows[:3]]
     path = recipe(rows, entry, model_name_or_path="builtin/smollm2-135m", template=None)
-    done = fl("recipe", "data", "--hw", "cpu", "--json", "--rows", "4", path, timeout=180)
+    done = fl("recipe", "data", "--hw", "cpu", "--json", "--rows", "4", path, timeout=600)
     if done.returncode == 6:
         pytest.skip("the package index does not have the model")
     own = json.loads(done.stdout)

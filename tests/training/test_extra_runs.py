@@ -42,12 +42,12 @@ Fl = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def test_fetched_once_they_are_used_without_an_index(fl: Fl, folder: Path, train_python: Path) -> None:
     where = ("--hw", "cpu", "--engine", "host", "--json", "recipe.yaml")
-    fetched = fl("fetch", *where, cwd=folder, timeout=200)
+    fetched = fl("fetch", *where, cwd=folder, timeout=600)
     assert fetched.returncode == 0, fetched.stderr
     told = json.loads(fetched.stdout)
     assert (told["extras"], told["offline"]) == (["badam", *TRACKERS], True)
     nothing = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "UV_OFFLINE": "1", "UV_CACHE_DIR": str(folder / "uv")}
-    done = fl("run", *where, cwd=folder, timeout=200, env=nothing)
+    done = fl("run", *where, cwd=folder, timeout=600, env=nothing)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["outcome"] == "passed" and len(record["metrics"]["loss"]) == 2

@@ -42,7 +42,7 @@ def repositories(tmp_path_factory: pytest.TempPathFactory, train_python: Path) -
     (rows / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'launcher'}:{ROOT / 'trainers'}", "XDG_STATE_HOME": str(folder / "state")}
     command = [sys.executable, "-m", "fl", "run", "--engine", "host", "tiny-sft", "max_steps=1", f"output_dir={model}"]
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=180)
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=600)
     for file in model.glob("train*"):
         file.unlink()
     return folder
@@ -89,7 +89,7 @@ def test_what_was_fetched_trains_without_a_network(fl: Fl, site: dict[str, objec
         pytest.skip("no network namespace can be made here")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'launcher'}:{ROOT / 'trainers'}", **site["env"]}  # type: ignore[dict-item]
     command = [*alone, sys.executable, "-m", "fl", "run", "--engine", "host", "--json", "recipe.yaml"]
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert len(json.loads(run.stdout)["metrics"]["loss"]) == 2
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()

@@ -49,7 +49,7 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_step(process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for_step(process: subprocess.Popen[str], seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         for folder in runs().iterdir() if runs().is_dir() else ():
@@ -74,7 +74,7 @@ def trainers() -> list[str]:
 
 
 def test_a_run_leaves_model_evidence_and_a_truthful_state(fl: Fl, tmp_path: Path) -> None:
-    done = fl("run", "--engine", "host", "tiny-sft", f"output_dir={tmp_path}/out", timeout=180)
+    done = fl("run", "--engine", "host", "tiny-sft", f"output_dir={tmp_path}/out", timeout=600)
     assert done.returncode == 0, done.stderr
     assert "loss" in done.stdout
     assert "cpu-torch213" in done.stdout
@@ -102,7 +102,7 @@ def test_a_run_leaves_model_evidence_and_a_truthful_state(fl: Fl, tmp_path: Path
 
 
 def test_an_output_folder_that_cannot_be_made_is_told(fl: Fl) -> None:
-    done = fl("run", "--engine", "host", "tiny-sft", "output_dir=/proc/none/out", timeout=60)
+    done = fl("run", "--engine", "host", "tiny-sft", "output_dir=/proc/none/out", timeout=300)
     assert done.returncode == 5, done.stderr
     assert "/proc" in done.stderr and "output_dir: a folder of yours" in done.stderr and "Traceback" not in done.stderr
 
@@ -118,7 +118,7 @@ def test_the_same_recipe_and_seed_give_the_same_losses(fl: Fl, tmp_path: Path) -
             "tiny-sft",
             "max_steps=6",
             f"output_dir={tmp_path}/{number}",
-            timeout=180,
+            timeout=600,
             env={"OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, done.stderr
@@ -131,7 +131,7 @@ def test_one_interrupt_saves_and_ends_with_130(tmp_path: Path) -> None:
     process = start("tiny-sft", "max_steps=100000", f"output_dir={tmp_path}/out")
     wait_for_step(process)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=90)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 130, said
     assert list((tmp_path / "out").glob("checkpoint-*"))
     assert state()["state"] == "stopped"
@@ -140,10 +140,10 @@ def test_one_interrupt_saves_and_ends_with_130(tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_is_resumed_by_the_same_command(fl: Fl, tmp_path: Path) -> None:
-    process = start("tiny-sft", "max_steps=3000", "overwrite_output_dir=false", f"output_dir={tmp_path}/out")
+    process = start("tiny-sft", "max_steps=100000", "overwrite_output_dir=false", f"output_dir={tmp_path}/out")
     wait_for_step(process)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=90)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 143, said
     (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
     reached = int(checkpoint.name.split("-")[1])
@@ -155,7 +155,7 @@ def test_a_stopped_run_is_resumed_by_the_same_command(fl: Fl, tmp_path: Path) ->
         f"max_steps={reached + 3}",
         "overwrite_output_dir=false",
         f"output_dir={tmp_path}/out",
-        timeout=180,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     newest = max(runs().iterdir(), key=lambda folder: folder.stat().st_mtime)
@@ -170,7 +170,7 @@ def test_two_interrupts_end_at_once(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 130
     assert trainers() == []
 
@@ -179,12 +179,12 @@ def test_a_killed_launcher_leaves_a_run_that_ps_tells_and_stop_ends(fl: Fl, tmp_
     process = start("tiny-sft", "max_steps=100000", f"output_dir={tmp_path}/out")
     wait_for_step(process)
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     name = only_run().name
     listed = json.loads(fl("ps", "--json").stdout)
     assert [(r["run"], r["state"]) for r in listed["runs"]] == [(name, "running")]
     assert trainers()
-    stopped = fl("stop", name, timeout=120)
+    stopped = fl("stop", name, timeout=600)
     assert stopped.returncode == 0, stopped.stderr
     assert trainers() == []
     assert name in fl("ps", "-a").stdout
@@ -203,7 +203,7 @@ def test_a_loss_that_is_not_a_number_names_the_step(fl: Fl, tmp_path: Path) -> N
         "warmup_ratio=0",
         "max_grad_norm=0",
         f"output_dir={tmp_path}/out",
-        timeout=180,
+        timeout=600,
     )
     assert done.returncode == 10, done.stderr
     assert "step" in done.stderr
@@ -222,19 +222,19 @@ def test_data_that_cannot_be_used_is_exit_5(fl: Fl, tmp_path: Path, rows: str, s
         f"model_name_or_path: builtin/tiny-qwen3\nstage: sft\ndo_train: true\nfinetuning_type: full\ndataset: mine\n"
         f"dataset_dir: {tmp_path}\noutput_dir: {tmp_path}/out\nmax_steps: 2\n"
     )
-    done = fl("run", "--engine", "host", str(tmp_path / "recipe.yaml"), timeout=120)
+    done = fl("run", "--engine", "host", str(tmp_path / "recipe.yaml"), timeout=600)
     assert done.returncode == 5, done.stderr
     assert said in done.stderr
 
 
 def test_a_detached_run_goes_on_and_can_be_followed(fl: Fl, tmp_path: Path) -> None:
-    done = fl("run", "--engine", "host", "--detach", "tiny-sft", f"output_dir={tmp_path}/out", timeout=60)
+    done = fl("run", "--engine", "host", "--detach", "tiny-sft", f"output_dir={tmp_path}/out", timeout=300)
     assert done.returncode == 0, done.stderr
     name = only_run().name
     assert name in done.stdout
-    followed = fl("logs", "-f", name, timeout=120)
+    followed = fl("logs", "-f", name, timeout=600)
     assert "step 20/20" in followed.stdout
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300
     while time.monotonic() < end and state()["state"] != "finished":
         time.sleep(0.2)
     assert state()["state"] == "finished"

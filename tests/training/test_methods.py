@@ -39,7 +39,7 @@ def runs(train_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Facts:
     around = environment()
     around["PYTHONPATH"] += "".join(f":{folder}" for folder in optional(EXTRAS))
     done = subprocess.run(
-        [train_python, HERE / "method_runs.py", folder], env=around, capture_output=True, text=True, timeout=300, check=False
+        [train_python, HERE / "method_runs.py", folder], env=around, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(done.stdout))

@@ -39,7 +39,7 @@ def predictions(folder: Path) -> list[dict[str, str]]:
 def test_a_trained_model_predicts_and_so_does_a_run_without_training(fl: Fl, tmp_path: Path, train_python: Path) -> None:
     trained = recipe(tmp_path, "trained", model_name_or_path="builtin/tiny-llama", do_train=True, dataset="words", max_steps=200,
                      learning_rate=0.005, per_device_train_batch_size=6, save_strategy="no", lr_scheduler_type="constant")  # fmt: skip
-    done = fl("run", "--engine", "host", "--hw", "cpu", trained, timeout=240)
+    done = fl("run", "--engine", "host", "--hw", "cpu", trained, timeout=600)
     assert done.returncode == 0, done.stderr
     lines = predictions(tmp_path / "trained")
     assert [line["label"] for line in lines] == [row["output"] for row in WORDS[:4]]
@@ -52,7 +52,7 @@ def test_a_trained_model_predicts_and_so_does_a_run_without_training(fl: Fl, tmp
     everything = json.loads((tmp_path / "trained" / "all_results.json").read_text())
     assert everything["predict_rouge-l"] == results["predict_rouge-l"] and "train_loss" in everything
     alone = recipe(tmp_path, "alone", model_name_or_path=str(tmp_path / "trained"))
-    done = fl("run", "--engine", "host", "--hw", "cpu", alone, timeout=240)
+    done = fl("run", "--engine", "host", "--hw", "cpu", alone, timeout=600)
     assert done.returncode == 0, done.stderr
     assert predictions(tmp_path / "alone") == lines
     assert not list((tmp_path / "alone").glob("*.safetensors")) and not (tmp_path / "alone" / "train_results.json").exists()

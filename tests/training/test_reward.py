@@ -97,7 +97,7 @@ def test_data_without_pairs_is_refused(reward: Callable[..., Done], rows: Any, d
 @pytest.mark.training
 @pytest.mark.parametrize("name", ["tiny-dpo", "tiny-kto", "tiny-rm", "tiny-ppo"])
 def test_shipped_recipes_of_these_stages_learn(fl: Callable[..., Any], tmp_path: Path, train_python: Path, name: str) -> None:
-    done = fl("run", "--engine", "host", "--python", str(train_python), "--json", name, f"output_dir={tmp_path}/out", timeout=180)
+    done = fl("run", "--engine", "host", "--python", str(train_python), "--json", name, f"output_dir={tmp_path}/out", timeout=600)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outcome"] == "passed"
     logged = [json.loads(line) for line in (tmp_path / "out" / "trainer_log.jsonl").read_text().splitlines()]

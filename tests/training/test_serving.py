@@ -57,7 +57,7 @@ def read(python: Path, vllm: Path, adapter: Path, rank: int) -> subprocess.Compl
     paths = os.pathsep.join(str(one) for one in (vllm, HERE))
     environment = {**os.environ, "PYTHONPATH": paths, "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "CRITICAL"}
     command = [str(python), str(HERE / "vllm_reads.py"), str(adapter), json.dumps(list(range(5, 25))), str(rank)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
 
 
 KINDS: list[dict[str, Any]] = [{"target": ["all"]}, {"rslora": True, "rank": 4, "target": ["q_proj", "v_proj", "down_proj"]}]

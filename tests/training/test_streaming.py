@@ -30,12 +30,12 @@ def test_streaming_through_the_command_with_rows_held_for_evaluation(fl: Fl, tmp
               "dataloader_num_workers": 0, "eval_strategy": "steps", "eval_steps": 30, "per_device_train_batch_size": 4,
               "learning_rate": 0.01, "save_strategy": "no", "logging_steps": 5}  # fmt: skip
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    done = fl("run", "--engine", "host", "--hw", "cpu", "--json", str(tmp_path / "recipe.json"), timeout=240)
+    done = fl("run", "--engine", "host", "--hw", "cpu", "--json", str(tmp_path / "recipe.json"), timeout=600)
     assert done.returncode == 0, done.stderr
     losses = json.loads(done.stdout)["metrics"]["loss"]
     assert losses[-1] < 0.6 * losses[0]
     assert "eval_loss" in json.loads((tmp_path / "out" / "eval_results.json").read_text())
-    refused = fl("run", "--engine", "host", "--hw", "cpu", str(tmp_path / "recipe.json"), "max_steps=-1", timeout=60)
+    refused = fl("run", "--engine", "host", "--hw", "cpu", str(tmp_path / "recipe.json"), "max_steps=-1", timeout=300)
     assert refused.returncode == 5 and "set max_steps" in refused.stderr
 
 

@@ -27,7 +27,7 @@ def plan(code: str, run: str = RUN, **more: Any) -> Any:
     return SimpleNamespace(**{"run": run, "argv": argv, "working_directory": "/", "environment": {}, "secrets": {}, **more})
 
 
-def wait(started: Started, seconds: float = 20) -> Ended:
+def wait(started: Started, seconds: float = 120) -> Ended:
     deadline = time.monotonic() + seconds
     while (ended := started.poll()) is None:
         assert time.monotonic() < deadline, "it did not end"
@@ -35,7 +35,7 @@ def wait(started: Started, seconds: float = 20) -> Ended:
     return ended
 
 
-def until(true: Any, seconds: float = 10) -> None:
+def until(true: Any, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
@@ -85,7 +85,7 @@ def test_stop_is_a_sigterm_that_can_be_obeyed() -> None:
     until(lambda: "ready" in log_of(RUN).read_text())
     began = time.monotonic()
     started.stop(20)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 15, "not the whole grace"
     assert wait(started).exit_code == 143
 
 
