@@ -126,7 +126,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     try:
         with contextlib.suppress(OSError, IndexError):
             os.kill(first(process), signal.SIGTERM)
-        process.wait(15)
+        process.wait(60)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(15)
@@ -338,6 +338,7 @@ def test_ascend_the_chosen_cards_and_the_managers(own: Machine) -> None:
 
 
 def cdi_spec(own: Machine, missing: str | None = None) -> None:
+    """Writes the spec, and waits until the daemon, which watches the folder, has read it. `missing`: a library that is not there."""
     devices = [
         {"name": str(n), "containerEdits": {"deviceNodes": [{"path": f"/dev/nvidia{n}", "hostPath": f"/dev/dri/renderD{minor}"}]}}
         for n, minor in enumerate(RENDER)
@@ -348,11 +349,17 @@ def cdi_spec(own: Machine, missing: str | None = None) -> None:
     edits = {"env": ["NVIDIA_VISIBLE_DEVICES=void"], "mounts": mounts, "deviceNodes": [{"path": "/dev/nvidiactl", "hostPath": "/dev/kfd"}]}
     text = json.dumps({"cdiVersion": "0.6.0", "kind": "nvidia.com/gpu", "devices": devices, "containerEdits": edits})
     (own.folder / "cdi" / "own.json").write_text(text)
+    end = time.monotonic() + 60
+    while True:
+        done = own.docker("run", "--rm", "--network", "none", "--device", "nvidia.com/gpu=1", BOX, "true")
+        if missing in done.stderr if missing else done.returncode == 0:
+            return
+        assert time.monotonic() < end, done.stderr
+        time.sleep(0.2)
 
 
 def test_nvidia_by_a_fresh_cdi_spec(own: Machine) -> None:
     cdi_spec(own)
-    time.sleep(0.5)
     grants, flags = request(own, "cuda", "h100x8-driver580", [1, 3], facts(own))
     assert grants.cdi == ("nvidia.com/gpu=1", "nvidia.com/gpu=3") and grants.gpus is None and grants.isolated
     flags = [*flags[:2], "--group-add", str(RENDER_GID), *flags[2:]]
@@ -439,7 +446,6 @@ def test_what_the_daemon_says_of_a_cdi_device_that_it_does_not_know(own: Machine
 
 def test_what_the_daemon_says_of_a_spec_whose_library_is_gone(own: Machine) -> None:
     cdi_spec(own, missing="/usr/lib/x86_64-linux-gnu/libcuda.so.1.2.3")
-    time.sleep(0.5)
     error = failed(own, "--device", "nvidia.com/gpu=1")
     assert "libcuda.so.1.2.3" in error.message and "nvidia-ctk cdi generate" in error.remedy
 
