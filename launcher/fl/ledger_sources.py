@@ -14,7 +14,7 @@ def records(source: str) -> list[dict[str, Any]]:
     if not source.strip():
         raise EvidenceError("a source has no name", "a run's name, a folder of records, or a file")
     path = Path(source)
-    run = paths.runs_home() / source / "evidence.json"
+    run = paths.runs_home() / (source if path.exists() or "/" in source else _run(source)) / "evidence.json"
     if not path.exists() and "/" not in source and run.parent.is_dir():
         if not run.is_file():
             _close(run.parent)
@@ -31,6 +31,17 @@ def records(source: str) -> list[dict[str, Any]]:
     if not files:
         raise EvidenceError(f"{path} holds no records", "a run's name, a folder of records, or a file")
     return [_one(file) for file in files]
+
+
+def _run(source: str) -> str:
+    """The run that a name, or its beginning, means; the source itself where there is none."""
+    from fl import run_status
+
+    known = sorted(folder.name for folder in run_status.folders())
+    fits = [source] if source in known else [name for name in known if name.startswith(source)]
+    if len(fits) > 1:
+        raise EvidenceError(f"{len(fits)} runs begin with {source!r}, the newest is {max(fits)}", "fl ps --all")
+    return fits[0] if fits else source
 
 
 def _close(folder: Path) -> None:

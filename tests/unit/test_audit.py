@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -297,6 +298,15 @@ def test_a_run_whose_launcher_died_leaves_its_evidence_when_it_is_added(tmp_path
     assert fl(tmp_path, "add", "sft-1").returncode == 0
     (made,) = ledger.read(tmp_path / "evidence")
     assert (made["outcome"], made["metrics"]["loss"], made["stack"]) == ("passed", [2.0, 1.0], "cpu-torch213")
+    assert "0 of 1 records are new" in fl(tmp_path, "add", "sft").stderr  # as for `fl logs`: the beginning of the name
+    shutil.copytree(run, run.with_name("sft-2"))
+    several = fl(tmp_path, "add", "sft")
+    assert several.returncode == 9 and "2 runs begin with 'sft'" in several.stderr and "sft-2" in several.stderr
+
+
+def test_a_filter_that_nothing_fits_is_said(place: Path) -> None:
+    done = fl(place, "--state", "impossible", "--stack", "cpu-torch213")
+    assert done.returncode == 0 and done.stdout == "" and "nothing matches" in done.stderr
 
 
 def test_the_matrix_may_be_another_file(place: Path) -> None:

@@ -183,9 +183,12 @@ def _show(found: list[Cell], everything: bool, *, by_stack: bool) -> None:
     from fl import audit as audits
 
     shown = _tried(found, everything)
+    if not shown:
+        ui.say("nothing matches" if everything else "no model that was run matches; `fl audit --all` shows also those that nobody has run")
+        return
     if by_stack:
         ui.table(("model", "stack", "state", "why"), [(_name(c.model), c.stack, c.state, c.why) for c in shown])
-        if shown and all(cell.state == "unknown" for cell in shown):
+        if all(cell.state == "unknown" for cell in shown):
             try_it = "`fl run quickstart model_name_or_path=MODEL max_steps=2`, then `fl audit add RUN`"
             ui.say(f"nobody knows before it is tried: {try_it}", hang=2)
     else:
@@ -364,7 +367,7 @@ def verify(context: click.Context, signers: Path | None, as_json: bool) -> None:
         signatures = [{"signer": one.signer, "records": len(one.ids)} for one in lists]
         ui.document({"schema": 1, "ledger": str(place), "records": good, "signatures": signatures})
         return
-    ui.out(ui.clean(f"{place}: {good} records, every id holds: none was changed since it was written"))
+    ui.out(ui.clean(f"{place}: {good} record{'' if good == 1 else 's'}, every id holds: none was changed since it was written"))
     if signers is None:
         ui.out("  who wrote them a hash cannot tell: `fl audit verify --signers FILE`")
     for one in lists:

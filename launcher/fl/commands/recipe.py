@@ -108,13 +108,14 @@ def data(
 @_json
 def list_(as_json: bool) -> None:
     """List the recipes that come with fl."""
-    from fl import resolve
+    from fl import paths, resolve
 
     rows = [{"name": name, "about": resolve.title(path), "path": str(path)} for name, path in resolve.shipped_recipes().items()]
     if as_json:
         ui.document({"recipes": rows})
     else:
         ui.table(("NAME", "ABOUT"), [(row["name"], row["about"]) for row in rows])
+        ui.say(f"\nthey are in {paths.recipes()}")
 
 
 @recipe.command()

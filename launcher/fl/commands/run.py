@@ -148,7 +148,8 @@ def show(decision: Decision) -> None:
 def _engine_detail(decision: Decision) -> str:
     plan = decision.plan
     if plan.image.reference:
-        return f", image {plan.image.reference} ({plan.image.source})"
+        source = "not looked for" if plan.image.source == "none" else plan.image.source
+        return f", image {plan.image.reference} ({source})"
     return f", {plan.argv[0]}"
 
 
@@ -172,7 +173,7 @@ def finish(decision: Decision, view: View) -> None:
 
         comparison(rows)
     adapter = decision.config.method.finetuning_type in ("lora", "oft")
-    ui.out(f"\n{'adapter' if adapter else 'model'}   {output}")
+    ui.out(f"\n{'adapter' if adapter else 'model':<8}  {output}")
     if (output / "training_loss.png").is_file():
         ui.out(f"curve     {output / 'training_loss.png'}")
     ui.out(f"evidence  {decision.folder / 'evidence.json'}")
