@@ -27,8 +27,12 @@ def passed(done: Done, *, padding_free: bool) -> list[float]:
         {"arguments": {"gradient_accumulation_steps": 3, "num_train_epochs": 2, "max_steps": -1}},
         {"method": {"finetuning_type": "full"}, "arguments": {"learning_rate": 0.002}, "model": {"gradient_checkpointing": True}},
         {"arguments": {"average_tokens_across_devices": False}},
+        {
+            "model": {"path": "builtin/tiny-qwen3-moe", "name": "experts", "moe_aux_loss_coef": 0.5},
+            "arguments": {"average_tokens_across_devices": False},
+        },
     ],
-    ids=["lora, accumulation that does not divide the epoch", "full, recomputed", "each process counts its own labels"],
+    ids=["lora, accumulation that does not divide the epoch", "full, recomputed", "each process counts its own labels", "uneven experts"],
 )
 def test_two_processes_have_the_losses_of_padded_batches_without_padding(trainer: Trainer, config: Config, parts: dict[str, Any]) -> None:
     def losses(folder: str, ranks: int, speed: str) -> list[float]:

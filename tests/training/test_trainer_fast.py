@@ -20,6 +20,13 @@ def test_a_batch_without_padding_has_the_same_loss_and_gradients_and_documents_s
         assert found["strangers"] == 0.0 < 1e-4 < found["own"], kind
 
 
+def test_the_loss_of_uneven_experts_is_added_without_padding_too(trainer: Trainer) -> None:
+    for kind, found in trainer.check("flat_experts").items():
+        assert found["added"] > 0.5, kind
+        assert found["loss"] < 1e-5, kind
+        assert found["gradient"] < 5e-6, kind
+
+
 def test_the_chunked_head_is_torchs_cross_entropy(trainer: Trainer) -> None:
     for found in trainer.check("head_losses"):
         assert max(found.values()) < 2e-5
@@ -105,8 +112,12 @@ def test_a_fused_lora_layer_is_pefts(trainer: Trainer) -> None:
         {"model": {"gradient_checkpointing": True}},
         {"method": {"stage": "pt"}},
         {"model": {"path": "builtin/tiny-gemma3", "name": "windows"}, "data": {"packing": True}},
+        {
+            "model": {"path": "builtin/tiny-qwen3-moe", "name": "experts", "moe_aux_loss_coef": 0.5},
+            "arguments": {"gradient_accumulation_steps": 3},
+        },
     ],
-    ids=["lora", "full", "accumulation", "neat packing", "packing", "recomputed", "pre-training", "windows in packs"],
+    ids=["lora", "full", "accumulation", "neat packing", "packing", "recomputed", "pre-training", "windows in packs", "uneven experts"],
 )
 def test_the_same_losses_without_padding(trainer: Trainer, config: Callable[..., Path], parts: dict[str, dict[str, object]]) -> None:
     def losses(speed: str) -> tuple[list[float], bool]:
@@ -161,6 +172,10 @@ def test_pairs_have_the_same_losses_without_padding(
     assert len(flat) == len(padded) > 1
     assert flat == pytest.approx(padded, abs=1e-3)
     assert flat_slopes[0] == pytest.approx(slopes[0], rel=1e-4)
+
+
+def test_pairs_of_models_that_scale_their_logits_have_the_same_probabilities(trainer: Trainer) -> None:
+    assert max(trainer.check("flat_pairs").values()) < 1e-5
 
 
 @pytest.mark.parametrize("stage", ["sft", "pt"])

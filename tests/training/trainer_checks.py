@@ -233,6 +233,9 @@ FLAT: dict[str, dict[str, Any]] = {
     "phi3": {"sliding_window": 4}, "olmo": {}, "olmo2": {}, "glm4": {}, "starcoder2": {"sliding_window": 4},
     "olmo3": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}, "ernie4_5": {}, "hunyuan_v1_dense": {},
     "exaone4": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}, "apertus": {}, "helium": {},
+    "granite": {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "attention_multiplier": 0.5, "residual_multiplier": 0.5},
+    "cohere": {"logit_scale": 0.25},
+    "cohere2": {"logit_scale": 0.25, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}, "mixtral": {"num_local_experts": 4},
     "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
@@ -240,8 +243,8 @@ FLAT: dict[str, dict[str, Any]] = {
 """The model types of choice.TYPES, with windows that are shorter than the longest row."""
 
 
-def _tiny_rows(kind: str = "qwen3", device: str = "cpu") -> tuple[Any, list[dict[str, Any]], Any]:
-    """A small model in float32, three rows of different lengths, and torch."""
+def _tiny_rows(kind: str = "qwen3", device: str = "cpu", more: dict[str, Any] | None = None) -> tuple[Any, list[dict[str, Any]], Any]:
+    """A small model in float32, three rows of different lengths, and torch. more: settings of the model."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -249,7 +252,7 @@ def _tiny_rows(kind: str = "qwen3", device: str = "cpu") -> tuple[Any, list[dict
     size = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
             "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
             "tie_word_embeddings": False}  # fmt: skip
-    settings = AutoConfig.for_model(kind, **size | FLAT[kind])
+    settings = AutoConfig.for_model(kind, **size | FLAT[kind] | (more or {}))
     rows = []
     for length in (5, 9, 3):
         ids = torch.randint(0, 300, (length,)).tolist()
@@ -257,12 +260,12 @@ def _tiny_rows(kind: str = "qwen3", device: str = "cpu") -> tuple[Any, list[dict
     return AutoModelForCausalLM.from_config(settings).to(device), rows, torch
 
 
-def flat_and_padded(kind: str = "qwen3", device: str = "cpu") -> dict[str, float]:
+def flat_and_padded(kind: str = "qwen3", device: str = "cpu", more: dict[str, Any] | None = None) -> dict[str, float]:
     """Loss and largest gradient difference of a padding-free batch against the padded one, and of what one document sees of another."""
     from fl_trainers.fast.flat import Flat
     from fl_trainers.fast.step import Step
 
-    made, rows, torch = _tiny_rows(kind, device)
+    made, rows, torch = _tiny_rows(kind, device, more)
 
     def placed(batch: dict[str, Any]) -> dict[str, Any]:
         return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
@@ -296,6 +299,23 @@ def flat_and_padded(kind: str = "qwen3", device: str = "cpu") -> dict[str, float
 def flat_kinds(device: str = "cpu") -> dict[str, dict[str, float]]:
     """flat_and_padded of each model type that is taken without padding."""
     return {kind: flat_and_padded(kind, device) for kind in FLAT}
+
+
+def flat_experts() -> dict[str, dict[str, float]]:
+    """flat_and_padded of the types with experts, whose uneven use adds to the loss; `added`: by how much."""
+    found = {}
+    for kind in ("qwen3_moe", "qwen2_moe", "mixtral", "olmoe"):
+        with_it, without = ({"output_router_logits": told, "router_aux_loss_coef": 2.0} for told in (True, False))
+        found[kind] = flat_and_padded(kind, more=with_it)
+        found[kind]["added"] = _padded_loss(kind, with_it) - _padded_loss(kind, without)
+    return found
+
+
+def _padded_loss(kind: str, more: dict[str, Any]) -> float:
+    made, rows, _ = _tiny_rows(kind, more=more)
+    batch = Collator(0)(rows)
+    batch.pop("num_tokens")
+    return float(made(**batch).loss.detach())
 
 
 def head_losses() -> list[dict[str, float]]:
@@ -611,3 +631,20 @@ def step_of_two(folder: str) -> list[dict[str, float]]:
     first = _step_of_two(0, folder)
     os.waitpid(child, 0)
     return [first, json.loads(Path(folder, "second.json").read_text())]
+
+
+def flat_pairs() -> dict[str, float]:
+    """By model type: how far log-probabilities of answers are from those that a padded batch gives, of models that scale their logits."""
+    from fl_trainers import preference
+    from fl_trainers.fast import pairs
+
+    found = {}
+    for kind in ("llama", "granite", "cohere"):
+        made, rows, torch = _tiny_rows(kind)
+        batch = Collator(0)(rows)
+        batch.pop("num_tokens")
+        with torch.no_grad():
+            wanted, _ = preference.log_probabilities(made(**batch).logits, batch["labels"])
+            got, _ = pairs.Pairs(made, None).log_probabilities(pairs.flat(batch))
+        found[kind] = float((got - wanted).abs().max())
+    return found

@@ -124,7 +124,7 @@ class Loop(optimizers.Chosen, Trainer):  # type: ignore[misc]
             count, share = (inputs["labels"] != IGNORE).sum(), self.current_gradient_accumulation_steps * world_size()
         elif not self.args.average_tokens_across_devices:
             share = world_size()
-        loss = self._steps.run(inputs, count * share, self._backward)
+        loss = self._steps.run(inputs, count, self._backward, share)
         if self.fast.graphs and self.accelerator.sync_gradients:
             self._steps.average()
         return loss

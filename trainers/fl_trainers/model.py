@@ -108,8 +108,10 @@ def load_model(config: Config, source: str, tokenizer: Any, device: Device) -> t
     sharding.meet(config)
     model = config.model
     if model.kind == "tiny":
-        _balance(config, None)
         made = tiny.model(model.path, len(tokenizer), int(config.training.arguments.get("seed", 42)))
+        _balance(config, made.config)
+        if config.model.moe_aux_loss_coef is not None:
+            made.router_aux_loss_coef = config.model.moe_aux_loss_coef
         made = quantization.built_in(config, device, made.to(dtype=device.dtype))
     else:
         common: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}

@@ -51,8 +51,9 @@ class Graphs:
         self.added = [weight for weight in self.weights if not (masters.fresh and weight in masters.copies)]
         """Weights whose gradients are added to; what stands in the others is written over."""
 
-    def run(self, batch: dict[str, Any], count: Any, backward: Any = None) -> Any:
+    def run(self, batch: dict[str, Any], count: Any, backward: Any = None, share: int = 1) -> Any:
         """As Step.run."""
+        count = count * share
         length = bucket(batch["num_tokens"], self.parts)
         if length not in self.held:
             cold, self.warm = not self.warm, True  # libraries set themselves up at their first call, which no graph can hold

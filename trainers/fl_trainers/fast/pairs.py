@@ -58,7 +58,7 @@ class Pairs(Step):
         with attention.switched(self.causal.config), self._autocast():
             given = {name: batch[name] for name in value_head.JOINED}
             hidden = self.body(**given, use_cache=False).last_hidden_state.squeeze(0)
-            logits = self.head(hidden[batch["kept"]])
+            logits = self.head(self.scaled(hidden[batch["kept"]]))
         each = -functional.cross_entropy(logits.float(), batch["targets"], reduction="none")
         counts, rows = batch["counts"], batch["rows"]
         if ld_alpha is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import Any
 
 import torch
@@ -37,22 +38,24 @@ class Step:
         self.body = getattr(self.causal, self.causal.base_model_prefix)
         self.head = self.causal.get_output_embeddings()
         self.dtype, self.compiled, self.whole_logits = dtype, compiled, whole
-        self.masters = masters or Masters()
+        self.masters, self.share = masters or Masters(), 1
         attention.register()
 
     def fits(self) -> bool:
         """Whether the head is one plain matrix."""
         return type(self.head) is torch.nn.Linear and self.head.bias is None
 
-    def run(self, batch: dict[str, Any], count: Any, backward: Any = None) -> Any:
+    def run(self, batch: dict[str, Any], count: Any, backward: Any = None, share: int = 1) -> Any:
         """The mean loss over `count` labels (a number or a scalar on the device); gradients are added to the weights'.
 
+        share: among how many batches, of this process or of all, a batch's own mean is divided; `count` is of one of them then.
         A batch without labels gives 0, and gradients of 0 for every weight, so that no other process waits for them.
         """
+        self.share = share
         targets, kept = batch["targets"], batch["kept"]
         with attention.switched(self.causal.config):
             given = (targets, None) if self.whole_logits else (targets[kept], kept)
-            value = self._through(batch, given[0], self.scale(count, targets.device), given[1])
+            value = self._through(batch, given[0], self.scale(count * share, targets.device), given[1])
             (backward or torch.Tensor.backward)(value)
         return value.detach()
 
@@ -75,17 +78,36 @@ class Step:
 
     def loss(self, batch: dict[str, Any], targets: Any, scale: Any, kept: Any | None) -> Any:
         """The loss as a graph of autograd. kept: the places of the targets; None: they are all places."""
+        balanced = bool(getattr(self.causal.config, "output_router_logits", False))
         with self._autocast():
-            hidden = self.body(
+            found = self.body(
                 input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False,
                 cu_seq_lens_q=batch["borders"], cu_seq_lens_k=batch["borders"],
-                max_length_q=batch["longest"], max_length_k=batch["longest"],
-            ).last_hidden_state.squeeze(0)  # fmt: skip
-            if self.whole_logits:
-                logits = self.head(hidden).float()
-                return torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") * scale
-            rows = hidden if kept is None else hidden[kept]
-            return head.loss(rows, self.head.weight, targets, scale, compiled=self.compiled, masters=self.masters)
+                max_length_q=batch["longest"], max_length_k=batch["longest"], **({"output_router_logits": True} if balanced else {}),
+            )  # fmt: skip
+            value = self._of_head(found.last_hidden_state.squeeze(0), targets, scale, kept)
+            return value + self._of_routers(found.router_logits) if balanced else value
+
+    def _of_head(self, hidden: Any, targets: Any, scale: Any, kept: Any | None) -> Any:
+        hidden = self.scaled(hidden)
+        if self.whole_logits:
+            logits = self.head(hidden).float()
+            return torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") * scale
+        rows = hidden if kept is None else hidden[kept]
+        return head.loss(rows, self.head.weight, targets, scale, compiled=self.compiled, masters=self.masters)
+
+    def scaled(self, hidden: Any) -> Any:
+        """States before the head, multiplied by what the model multiplies its logits by."""
+        settings = self.causal.config
+        factor = float(getattr(settings, "logit_scale", None) or 1.0) / float(getattr(settings, "logits_scaling", None) or 1.0)
+        return hidden if factor == 1 else hidden * factor
+
+    def _of_routers(self, scores: Any) -> Any:
+        """What keeps experts evenly used, by the model's own function: there is no padding to leave out. As with padded batches each
+        batch adds its own, whatever it counts among the labels of a step."""
+        of_model = sys.modules[type(self.causal).__module__].load_balancing_loss_func
+        uneven = of_model(scores, self.causal.num_experts, self.causal.num_experts_per_tok)
+        return self.causal.router_aux_loss_coef * self.ranks / self.share * uneven
 
     def _autocast(self) -> Any:
         if self.dtype is None:
