@@ -38,6 +38,8 @@ _MODEL_OF: Final[dict[str, type[Row]]] = {
 """Key in the file → what stands below it; the nearest one above a field says which fields are known there."""
 
 Location = tuple[int | str, ...]
+_MOST: Final = 1_000_000
+"""Values of a matrix, aliases written out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,24 @@ def _duplicates(node: Any, path: str = "") -> Iterator[Finding]:
             yield from _duplicates(value, f"{path}.{number}")
 
 
+def _aliases(node: Any, above: tuple[int, ...], sizes: dict[int, int]) -> Finding | None:
+    """The first alias that stands inside what it names, or that makes a text of no use for people out of a short one. `sizes`: of the
+    nodes that were looked at, written out."""
+    if id(node) in above:
+        return Finding(f"line {node.start_mark.line + 1}", "an anchor holds an alias of itself", "write out what is meant")
+    if id(node) in sizes:
+        return None
+    inner = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else node.value
+    children = inner if isinstance(node, yaml.CollectionNode) else []
+    for child in children:
+        if found := _aliases(child, (*above, id(node)), sizes):
+            return found
+    sizes[id(node)] = 1 + sum(sizes[id(child)] for child in children)
+    if sizes[id(node)] > _MOST:
+        return Finding(f"line {node.start_mark.line + 1}", f"aliases make more than {_MOST} values of it", "write out what is meant")
+    return None
+
+
 def _known_fields(location: Location) -> list[str]:
     model: type[Row] = Matrix
     for step in location[:-1]:
@@ -148,6 +168,8 @@ def read_form(text: str) -> tuple[list[Finding], Matrix | None]:
         return [Finding(where, f"not YAML: {error.problem or error.context}")], None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         return [Finding("line 1", f"not YAML: {str(error).splitlines()[0]}")], None
+    if places.root is not None and (alias := _aliases(places.root, (), {})):
+        return [alias], None
     found = list(_duplicates(places.root))
     try:
         matrix = Matrix.model_validate(value)

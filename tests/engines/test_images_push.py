@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from image_tools import digest_of, docker, faulty, fl, flip, need_docker, registry, tiny
+from image_tools import BOX, digest_of, docker, faulty, fl, flip, need_docker, registry, tiny
 
 from fl import __version__
 from fl.images import tags
@@ -172,9 +172,9 @@ def test_an_interrupted_push_moves_no_name(image: str, host: str, number: signal
                 break
         process.send_signal(number)
         _, said = process.communicate(timeout=120)
-        forget(silent)
     assert process.returncode == code
     assert "the push was" in said
+    assert docker("image", "inspect", tags.reference(STACK, registry=silent)).returncode != 0
     assert digest_of(tags.moving(STACK, registry=host)) is None
 
 
@@ -241,8 +241,15 @@ def test_what_may_not_go_out_under_a_stack_s_name(image: str, host: str) -> None
 
 
 def test_a_registry_that_is_not_there(image: str) -> None:
+    name = tags.reference(STACK, registry="127.0.0.1:1")
     done = fl("images", "push", image, "--registry", "127.0.0.1:1", "--retries", "0")
+    assert docker("image", "inspect", name).returncode != 0, "a push that failed leaves no name behind"
+    docker("tag", BOX, name)
+    again = fl("images", "push", image, "--registry", "127.0.0.1:1", "--retries", "0")
+    named = docker("image", "inspect", "--format", "{{.Id}}", name, BOX).stdout.split()
     forget("127.0.0.1:1")
+    assert again.returncode == 7
+    assert named[0] == named[1], "and takes none away"
     assert done.returncode == 7
     assert "connection refused" in done.stderr
     done = fl("images", "tags", STACK, "--registry", "127.0.0.1:1")

@@ -21,6 +21,10 @@ from fl.images import templates
         ({"a.j2": '{% include "b.j2" %}', "b.j2": "\n\n{% endfor %}"}, "b.j2, line 3: Encountered unknown tag 'endfor'"),
         ({"a.j2": '{% include "b.j2" %}'}, "a.j2 wants the template b.j2, which is not there"),
         ({"a.j2": "FROM {{ bsae }}"}, "a.j2 cannot be filled: 'bsae' is undefined"),
+        ({"a.j2": "FROM {{ base + 1 }}"}, "a.j2 cannot be filled: can only concatenate str"),
+        ({"a.j2": "FROM {{ base | nosuch }}"}, "a.j2, line 1: No filter named 'nosuch'"),
+        ({"a.j2": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"}, "a.j2 cannot be filled: maximum recursion depth exceeded"),
+        ({"a.j2": '{% set other = "a.j2" %}{% include other %}'}, "a.j2 cannot be filled: maximum recursion depth exceeded"),
     ],
 )
 def test_a_broken_template_is_said_with_its_place(tmp_path: Path, files: dict[str, str], said: str) -> None:

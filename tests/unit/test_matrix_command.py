@@ -80,6 +80,8 @@ PINS_130 = 'train: {torch: "2.14.0", deepspeed: "0.19.8", bitsandbytes: "0.50.2"
 PINS_91 = 'train: {torch: "2.10.0", torch-npu: "2.10.0.post4", deepspeed: "0.19.8", bitsandbytes: null,'
 CPU_SOURCES = TEXT[TEXT.index("    pins: "):TEXT.index("  confidence: verified\n")]
 
+MANY = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9))
+"""A text of nine lines that would be a thousand million values."""
 BROKEN: dict[str, tuple[str, str, str]] = {
     "chip of a driver": ("sm_103: {runtime", "H100: {runtime", "'H100' is not a chip's name"),
     "driver of a chip": ('runtime: "13.0", driver: "570"', 'runtime: "13.0", driver: "R570"', "'R570' is not a driver version"),
@@ -93,6 +95,8 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "duplicate id": ("- id: cuda128-torch210", "- id: cuda130-torch214", "the id cuda130-torch214 is given twice"),
     "duplicate key": ('  python: "3.13"\n', '  python: "3.13"\n  python: "3.12"\n', "'python' is given twice, first on line "),
     "not YAML": ('  python: "3.13"\n', '  python: "3.13\n', "not YAML: "),
+    "an alias inside its anchor": ("schema: 1\n", "schema: 1\nloop: &a [*a]\n", "line 15: an anchor holds an alias of itself"),
+    "aliases of aliases": ("schema: 1\n", f"schema: 1\n{MANY}", "line 20: aliases make more than 1000000 values of it"),
     "a tab": ('  python: "3.13"\n', '\tpython: "3.13"\n', "not YAML: "),
     "a number": ('  python: "3.13"\n', "  python: 3.10\n", "3.1 is a number here, and YAML drops its last zeros"),
     "unknown lane": ("  lane: rocm\n", "  lane: rcom\n", "'rcom' is not one of cuda, rocm, ascend, xpu, cpu. Did you mean rocm?"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -86,12 +87,8 @@ def publish(
     targets = names(stack, flavor, host, only_moving, variant_of(inspected))
     several = len(stack.hosts.platforms) > 1
     first = tags.of_platform(targets[0], platform_of(inspected)) if several else targets[0]
-    _tag(source, first)
-    try:
+    with _named(source, first, keep=not several):
         pushed = push.push(first, report, silence=silence, retries=retries)
-    finally:
-        if several and first != source:
-            _untag(first)
     holder = registry.Registry(registry.parse(first).host)
     manifest = holder.manifest(registry.parse(f"{first.rsplit(':', 1)[0]}@{pushed.digest}"))
     if manifest is None:
@@ -209,6 +206,23 @@ def look_up(name: str) -> dict[str, Any]:
     return {"digest": manifest.digest, "platforms": [f"{one.get('os')}/{one.get('architecture')}" for one in found]}
 
 
+@contextlib.contextmanager
+def _named(source: str, name: str, *, keep: bool) -> Iterator[None]:
+    """Another name of an image on this machine. After a failure, or without `keep`, it names again what it named before, or nothing."""
+    address, done = daemon.endpoint(os.environ), False
+    before = daemon.image(address, name)
+    _tag(source, name)
+    try:
+        yield
+        done = True
+    finally:
+        if name != source and not (done and keep):
+            if before is None:
+                _untag(name)
+            else:
+                _tag(str(before["Id"]), name)
+
+
 def _tag(source: str, target: str) -> None:
     from docker.errors import DockerException
     from docker.utils import parse_repository_tag
@@ -221,8 +235,6 @@ def _tag(source: str, target: str) -> None:
 
 
 def _untag(name: str) -> None:
-    import contextlib
-
     from docker.errors import DockerException
 
     with contextlib.suppress(DockerException):

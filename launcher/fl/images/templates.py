@@ -15,7 +15,7 @@ _REMEDY = "mend the template, then fl images render STACK"
 
 def render(folder: Path, name: str, values: dict[str, Any]) -> str:
     """The text. ImageError for templates that include each other in a circle, are malformed, missing, or name what nothing fills."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound, TemplateSyntaxError, UndefinedError
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError, TemplateNotFound, TemplateSyntaxError
 
     environment = Environment(
         loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
@@ -28,8 +28,8 @@ def render(folder: Path, name: str, values: dict[str, Any]) -> str:
         raise ImageError(f"{folder / (error.name or name)}, line {error.lineno}: {error.message}", _REMEDY) from error
     except TemplateNotFound as error:
         raise ImageError(f"{folder / name} wants the template {error.name}, which is not there", f"ls {folder}") from error
-    except UndefinedError as error:
-        raise ImageError(f"{folder / name} cannot be filled: {error.message}", _REMEDY) from error
+    except (TemplateError, TypeError, ValueError, RecursionError) as error:
+        raise ImageError(f"{folder / name} cannot be filled: {error}", _REMEDY) from error
 
 
 def _circle(environment: Environment, name: str, way: tuple[str, ...]) -> tuple[str, ...]:
