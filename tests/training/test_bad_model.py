@@ -243,3 +243,30 @@ def test_a_checkpoint_of_another_recipe_is_named(trainer: Trainer, config: Confi
     shutil.copy(tmp_path / "kept.json", Path(out["output_dir"]) / "checkpoint-4" / "fl_origin.json")
     same = trainer.train(config("same", model=moved, arguments={**saving, "max_steps": 5}, training=out))
     assert same.code == 0 and not same.of("warning") and same.of("resume"), same.output
+
+
+def test_a_checkpoint_says_when_rows_or_bits_are_others(trainer: Trainer, config: Config, model: Path) -> None:
+    given: dict[str, Any] = {"kind": "folder", "path": str(model), "name": "mine"}
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    first = trainer.train(config("first", model=given, arguments={**saving, "max_steps": 4}))
+    assert first.code == 0, first.output
+    out = {"output_dir": str(first.folder / "out")}
+    record = Path(out["output_dir"]) / "checkpoint-4" / "fl_origin.json"
+    told = json.loads(record.read_text())
+    assert told["data"]["sequences"] == len(SUMS) and told["quantization"] is None
+    bits = {**told, "quantization": {"bits": 4, "type": "nf4"}}
+    changes: dict[str, tuple[list[dict[str, Any]], dict[str, Any], list[str]]] = {
+        "same": (SUMS, told, []),
+        "fewer": (SUMS[:20], told, ["(36 sequences), and the recipe's are ", "(20 sequences)"]),
+        "edited": ([{**row, "output": row["output"][::-1]} for row in SUMS], told, [" as well, with another content"]),
+        "bits": (SUMS, bits, ["was trained with quantization_bit 4 (nf4), the recipe has none"]),
+        "old": (SUMS[:20], {key: told[key] for key in told if key not in ("data", "quantization")}, []),
+    }
+    for name, (rows, origin, words) in changes.items():
+        shutil.rmtree(Path(out["output_dir"]) / "checkpoint-5", ignore_errors=True)
+        record.write_text(json.dumps(origin))
+        done = trainer.train(config(name, rows, model=given, arguments={**saving, "max_steps": 5}, training=out))
+        assert done.code == 0 and done.of("resume"), done.output
+        said = [event["message"] for event in done.of("warning") if event["code"] == "checkpoint"]
+        assert len(said) == bool(words), (name, said)
+        assert all(word in said[0] for word in words), (name, said)

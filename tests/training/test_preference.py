@@ -52,6 +52,13 @@ def test_better_answers_win(prefer: Callable[..., Done], stage: str, kind: str) 
     assert (done.folder / "out" / ("adapter_config.json" if kind == "lora" else "model.safetensors")).is_file()
 
 
+@pytest.mark.parametrize(("liked", "said"), [(True, "every answer is liked"), (False, "no answer is liked")])
+def test_kto_says_when_it_has_one_kind_of_answer(prefer: Callable[..., Done], liked: bool, said: str) -> None:
+    done = prefer("kto", rows=[{**row, "label": liked} for row in MARKS], arguments={"max_steps": 1})
+    assert done.code == 0, done.output
+    assert [event["message"] for event in done.of("warning") if said in event["message"]], done.of("warning")
+
+
 @pytest.mark.parametrize(
     ("loss", "start"), [("sigmoid", 0.6931), ("hinge", 1.0), ("ipo", 25.0), ("kto_pair", 0.5)]
 )  # beta 0.1, no margin yet: log 2, 1, (1 / 0.2)², 1/2

@@ -94,6 +94,7 @@ def test_each_data_set_is_evaluated_by_itself_or_all_together(trainer: Trainer, 
     held = [line for line in logged if "loss" not in line]
     assert [key for line in held for key in line if key.startswith("eval_")] == ["eval_few_loss", "eval_more_loss"] * 2
     assert held[-1]["eval_more_loss"] == found["eval_more_loss"]
+    assert f"eval more loss {found['eval_more_loss']:.4g}"[:18] in each.output, each.output
     still = {**often, "eval_steps": 2, "max_steps": 30, "learning_rate": 0.0}
     early: dict[str, Any] = {"arguments": still, "method": {"early_stopping_steps": 2}}
     which = trainer.train(config("which", data={"eval": sets, "eval_on_each_dataset": True}, **early))

@@ -275,7 +275,8 @@ class Follow(TrainerCallback):  # type: ignore[misc]
             self.events.emit("eval", step=state.global_step, **{**kept, "loss": logs.get("eval_loss")})
             shown = {key: value for key, value in kept.items() if "accuracy" in key or key.endswith("_reward")}
             self._trainer_log(state, {"eval_loss": logs.get("eval_loss"), **shown})
-            told = next((key for key in ("eval_loss", *shown) if key in kept), "eval_loss")
+            each = [key for key in kept if key.endswith("_loss")]
+            told = next((key for key in ("eval_loss", *shown, *each) if key in kept), "eval_loss")
             log.info("step %d/%d  %s %s", state.global_step, state.max_steps, told.replace("_", " "), _short(logs.get(told)))
 
     def _step(self, state: Any, logs: dict[str, Any]) -> None:

@@ -38,7 +38,49 @@ def of(config: Config, source: str, tokenizer: Any) -> dict[str, Any]:
         if model.train_from_scratch:
             base["seed"] = config.training.arguments.get("seed", 42)
     adapters = [_digest([path]) for folder in model.adapters for path in (Path(folder) / "adapter_model.safetensors",) if path.is_file()]
-    return {"schema": 1, "model": base, "adapters": adapters, "stage": config.method.stage}
+    quantized = model.quantization and {"bits": model.quantization.bits, "type": model.quantization.type}
+    return {"schema": 1, "model": base, "adapters": adapters, "stage": config.method.stage, "quantization": quantized}
+
+
+def data_of(config: Config, sequences: Any) -> dict[str, Any]:
+    """What rows are trained on: the data sets' names, and of what is no stream how many sequences there are and a hash of some."""
+    found: dict[str, Any] = {"sets": [one.name for one in config.data.train]}
+    if not config.data.streaming and len(sequences):
+        digest = hashlib.sha256()
+        for place in sorted({len(sequences) * number // PIECES for number in range(PIECES)}):
+            digest.update(json.dumps(dict(sequences[place]), sort_keys=True, default=_plain).encode())
+        found |= {"sequences": len(sequences), "sha256": digest.hexdigest()}
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, Iterable) else str(value)
+
+
+def note_changes(checkpoint: Path, here: dict[str, Any], events: Events) -> None:
+    """Says what is other than when the checkpoint was made, though the run can go on from it: the rows, and how the weights are held."""
+    try:
+        there = dict(json.loads((checkpoint / FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return  # must_match has said so
+    if isinstance(there.get("data"), dict) and there["data"] != here["data"]:
+        before, now = (_rows(record["data"]) for record in (there, here))
+        other = f"of {before}, and the recipe's are {now}" if before != now else f"named {now} as well, with another content"
+        message = f"{checkpoint.name} was trained on other rows: {other}. As many steps as it has done are skipped of the recipe's"
+        events.warn("checkpoint", message, checkpoint=checkpoint.name)
+    if isinstance(there.get("quantization", ""), dict | None) and there["quantization"] != here["quantization"]:
+        before, now = (_bits(record["quantization"]) for record in (there, here))
+        message = f"{checkpoint.name} was trained with quantization_bit {before}, the recipe has {now}: expect another loss"
+        events.warn("checkpoint", message, checkpoint=checkpoint.name)
+
+
+def _rows(data: dict[str, Any]) -> str:
+    names = ", ".join(map(str, data.get("sets") or ())) or "no data set"
+    return f"{names} ({data['sequences']} sequences)" if "sequences" in data else names
+
+
+def _bits(quantized: dict[str, Any] | None) -> str:
+    return "none" if quantized is None else f"{quantized.get('bits')} ({quantized.get('type')})"
 
 
 def _file(source: str, name: str, revision: str) -> Path | None:

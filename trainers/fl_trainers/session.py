@@ -77,7 +77,9 @@ def open_model(session: Session) -> None:
     rows = session.items[0] or [item for held in session.items[1].values() for item in held]
     session.tokenizer = model.load_tokenizer(config, source, pipeline.texts(rows), session.events)
     plain, digest = model.load_model(config, source, session.tokenizer, session.device)
-    session.origin = functools.cache(lambda: origin.of(config, source, session.tokenizer))
+    made_of = functools.cache(lambda: origin.of(config, source, session.tokenizer))
+    rows_of = functools.cache(lambda: {"data": origin.data_of(config, session.prepared.train)} if session.prepared else {})
+    session.origin = lambda: {**made_of(), **(rows_of() if session.prepared else {})}
     if session.resume and config.training.do_train:
         origin.must_match(Path(session.resume), session.origin(), config, session.events)
     if config.model.kind == "tiny" and config.method.finetuning_type in ("lora", "oft"):
@@ -118,6 +120,8 @@ def tokenize(session: Session) -> pipeline.Prepared:
         pipeline.tell(kept.report, session.events)
     elif config.data.tokenized_path and rank() == 0:
         tokens.save(config, session.tokenizer, prepared)
+    if session.resume and config.training.do_train:
+        origin.note_changes(Path(session.resume), session.origin(), session.events)
     held = sum(len(rows) for rows in prepared.eval.values())
     known: dict[str, Any] = {}
     if not config.data.streaming:

@@ -15,8 +15,13 @@ def load(session: Session) -> None:
 
 
 def data(session: Session) -> None:
-    """Questions and answers as token ids, with labels on the last answers."""
-    common.tokenize(session)
+    """Questions and answers as token ids, with labels on the last answers. Says so where all answers are liked, or none is."""
+    prepared = common.tokenize(session)
+    if session.config.data.streaming:
+        return
+    if len(kinds := {bool(row["liked"]) for row in prepared.train}) == 1:
+        every = "every answer is liked" if kinds.pop() else "no answer is liked"
+        session.events.warn("data", f"{every}: kto learns from the difference between both kinds, and has one here")
 
 
 def trainer(session: Session) -> Any:
