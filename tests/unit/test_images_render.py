@@ -129,6 +129,18 @@ def test_what_an_added_package_breaks_in_a_vendor_s_image_is_seen(tmp_path: Path
     assert "click<9" in line
 
 
+@pytest.mark.parametrize(("name", "flavor"), IMAGES)
+def test_every_rule_that_is_ignored_has_its_reason_above(name: str, flavor: rows.Flavor) -> None:
+    lines = text_of(name, flavor).splitlines()
+    ignored = [number for number, line in enumerate(lines) if "hadolint ignore" in line]
+    assert ignored
+    for number in ignored:
+        assert re.fullmatch(r"# hadolint ignore=DL\d{4}", lines[number]), "one rule, for one step"
+        reason, above = lines[number - 1], lines[number - 2]
+        told = {"DL3002": "the stages before", "DL3006": "without a tag", "DL3008": "without versions"}[lines[number][-6:]]
+        assert reason.startswith(f"# {told}"), (above, reason)
+
+
 def test_hadolint_finds_nothing() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     if not hadolint.exists():

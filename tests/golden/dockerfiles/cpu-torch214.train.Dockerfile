@@ -10,6 +10,7 @@ SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 USER 0:0
 ARG SOURCE_DATE_EPOCH=315532800
 # The interpreter; torch needs nothing else of the system
+# without versions: the system's archive keeps the newest ones only, and a pin would break the build at its next correction
 # hadolint ignore=DL3008
 RUN --mount=type=cache,id=fl-apt-lists,target=/var/lib/apt/lists,sharing=locked \
     --mount=type=cache,id=fl-apt-cache,target=/var/cache,sharing=locked \

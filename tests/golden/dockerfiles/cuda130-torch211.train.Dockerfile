@@ -11,6 +11,7 @@ SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 USER 0:0
 ARG SOURCE_DATE_EPOCH=315532800
 # No CUDA base: the wheels bring the runtime. Triton compiles its launcher with gcc and Python.h, NCCL opens libibverbs
+# without versions: the system's archive keeps the newest ones only, and a pin would break the build at its next correction
 # hadolint ignore=DL3008
 RUN --mount=type=cache,id=fl-apt-lists,target=/var/lib/apt/lists,sharing=locked \
     --mount=type=cache,id=fl-apt-cache,target=/var/cache,sharing=locked \
@@ -86,6 +87,7 @@ FROM packages AS plain
 FROM packages AS jit
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 ARG SOURCE_DATE_EPOCH=315532800
+# without versions: the system's archive keeps the newest ones only, and a pin would break the build at its next correction
 # hadolint ignore=DL3008
 RUN --mount=type=cache,id=fl-apt-lists,target=/var/lib/apt/lists,sharing=locked \
     --mount=type=cache,id=fl-apt-cache,target=/var/cache,sharing=locked \
@@ -121,6 +123,7 @@ RUN --mount=type=bind,from=uv,target=/mnt --mount=type=bind,from=wheels,target=/
     touch --date "@${SOURCE_DATE_EPOCH}" /etc; \
     find /opt -xdev -newer /tmp/begin -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH}" {} +
 
+# without a tag: plain and jit are stages of this file
 # hadolint ignore=DL3006
 FROM ${VARIANT} AS own
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
