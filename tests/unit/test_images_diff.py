@@ -148,6 +148,18 @@ def test_another_version_of_fl_names_every_image_anew(project: Path) -> None:
         assert len(listed("--changed-since", "HEAD")) == expected
 
 
+@pytest.mark.parametrize("name", ["launcher/fl/cli.py", "trainers/fl_trainers/recipes/tiny.yaml"])
+def test_our_own_code_is_in_every_image(name: str, project: Path) -> None:
+    (project / name).parent.mkdir(parents=True)
+    (project / "tests").mkdir()
+    (project / "tests/test_x.py").write_text("x\n")
+    assert listed("--changed-since", "HEAD") == []
+    (project / name).write_text("x\n")
+    found = listed("--changed-since", "HEAD")
+    assert len(found) == len(listed())
+    assert all(entry["changed"] == ["code"] for entry in found)
+
+
 def test_what_the_resolver_reads_rebuilds_nothing(project: Path) -> None:
     edit(project / "images/common/dependency-metadata.toml", lambda text: text + "# x\n")
     assert listed("--changed-since", "HEAD") == []

@@ -127,6 +127,23 @@ def test_the_job_matrix_holds_every_image_that_can_be_built(tmp_path: Path) -> N
     assert {"stack": "cpu-torch213", "flavor": "train", "platform": "linux/amd64", "runner": "ubuntu-24.04"} in lines["images"]
 
 
+def test_a_pull_request_that_changes_code_alone_builds_one_image_of_each_platform(tmp_path: Path) -> None:
+    why = {"a": ["code"], "b": ["code"], "c": ["lock", "code"], "d": ["code"]}
+    told = [
+        {"stack": name, "flavor": "train", "platform": f"linux/{'arm64' if name == 'd' else 'amd64'}", "lock_sha256": "x", "changed": one}
+        for name, one in why.items()
+    ]
+    (tmp_path / "fl").write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps({'schema': 1, 'images': told})}\nEND\n")
+    (tmp_path / "fl").chmod(0o755)
+    command = [sys.executable, GITHUB / "scripts" / "build_matrix.py"]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "BASE": ""}
+    stacks = {}
+    for words in ((), ("--few",)):
+        done = subprocess.run([*command, *words], capture_output=True, text=True, env=environment, check=True)
+        stacks[words] = [one["stack"] for one in json.loads(done.stdout.partition("=")[2])]
+    assert stacks == {(): ["a", "b", "c", "d"], ("--few",): ["a", "c", "d"]}
+
+
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 def test_a_proposal_is_a_branch_and_one_pull_request(tmp_path: Path) -> None:
     def git(*words: str, cwd: Path) -> str:

@@ -62,7 +62,7 @@ def _listed(matrix: Matrix) -> list[dict[str, Any]]:
 
 @images.command("list")
 @click.option("--json", "as_json", is_flag=True, help="The build matrix as one JSON document.")
-@click.option("--changed-since", metavar="REV", help="Only images whose row, lock or template differs from a revision of this checkout.")
+@click.option("--changed-since", metavar="REV", help="Only images whose row, lock, template or our code differs from a revision.")
 @click.option("--md", is_flag=True, help="The table of docs/images.md: versions, locks, digests, sizes, what changed.")
 def list_(as_json: bool, changed_since: str | None, md: bool) -> None:
     """List the images that can be built, this machine's platform first."""

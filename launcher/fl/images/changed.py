@@ -1,4 +1,4 @@
-"""Which images a change of the project touches: rows, locks, templates and fl's version against a revision."""
+"""Which images a change of the project touches: rows, locks, templates, our own code and fl's version against a revision."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ _WORDS: Final = ("sources", "notes", "confidence", "status")
 """Fields of a row that say something about it and change nothing in an image."""
 _NOT_BUILT: Final = (".toml", ".json", ".md")
 """Files of images/common that the resolver or the launcher reads, and no Dockerfile."""
+_CODE: Final = ("launcher/fl", "trainers/fl_trainers")
+"""What the wheel in the last layer of every image is packed from."""
 
 
 def _row(table: Mapping[str, Any], stack: str, flavor: str) -> object:
@@ -49,7 +51,7 @@ def _templates(files: Iterable[str], lane: str, other: str) -> bool:
 def reasons(
     stack: Stack, flavor: Flavor, platform: str, files: frozenset[str], before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> list[str]:
-    """Why an image is another one than it was: `row`, `lock`, `template`. Pure."""
+    """Why an image is another one than it was: `row`, `lock`, `template`, `code`. Pure."""
     found = []
     if _row(before, stack.id, flavor) != _row(now, stack.id, flavor):
         found.append("row")
@@ -57,14 +59,16 @@ def reasons(
         found.append("lock")
     if _templates(files, stack.lane, render.template(stack, "serve" if flavor == "train" else "train")):
         found.append("template")
+    if any(name.startswith(tuple(f"{folder}/" for folder in _CODE)) for name in files):
+        found.append("code")
     return found
 
 
 def since(revision: str, matrix: Matrix) -> tuple[frozenset[str], Mapping[str, Any], Mapping[str, Any]]:
     """(changed files, matrix then, matrix now) between a revision and the working tree, new files included."""
     commit(revision)
-    changed = git("diff", "--name-only", "-z", revision, "--", "images", "matrix.yaml")
-    new = git("ls-files", "-z", "--others", "--exclude-standard", "--", "images")
+    changed = git("diff", "--name-only", "-z", revision, "--", "images", "matrix.yaml", *_CODE)
+    new = git("ls-files", "-z", "--others", "--exclude-standard", "--", "images", *_CODE)
     before = rows.parse(git("show", f"{revision}:matrix.yaml"))
     now = rows.parse(matrix.text)
     files = frozenset(name for name in (changed + new).split("\0") if name)
