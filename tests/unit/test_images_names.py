@@ -4,11 +4,16 @@ was begun."""
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fl import matrix as rows
+from fl import paths
 from fl.cli import main
 from fl.errors import ImageError, UsageError
 from fl.images import inventory, registry
@@ -85,3 +90,22 @@ def test_words_of_a_failed_connection_are_whole() -> None:
     cause = "<x>: Failed to resolve 'r.example' ([Errno -2] Not known)"
     told = f'Max retries exceeded with url: /v2/ (Caused by NameResolutionError("{cause}"))'
     assert registry._last(OSError(told)) == "Failed to resolve 'r.example' ([Errno -2] Not known)"
+
+
+@pytest.mark.parametrize("words", ["images lock cpu-torch213", "images lock --extras cpu-torch213", "matrix update cpu-torch213"])
+@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "was interrupted"), (signal.SIGTERM, 143, "was terminated")])
+def test_an_interrupted_resolver_leaves_nothing(words: str, number: signal.Signals, code: int, said: str, tmp_path: Path) -> None:
+    """The index takes the question and never answers."""
+    before = {file: file.read_bytes() for file in (paths.IMAGES / "cpu/locks").rglob("*.txt")}
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        index = {"PIP_INDEX_URL": f"http://127.0.0.1:{silent.getsockname()[1]}/simple", "PIP_CONFIG_FILE": os.devnull}
+        environment = {**os.environ, **index, "TMPDIR": str(tmp_path), "UV_CACHE_DIR": str(tmp_path / "cache")}
+        process = subprocess.Popen([sys.executable, "-m", "fl", *words.split()], stderr=subprocess.PIPE, text=True, env=environment)
+        silent.settimeout(120)
+        held = silent.accept()
+        process.send_signal(number)
+        told = process.communicate(timeout=120)[1]
+        held[0].close()
+    assert (process.returncode, said in told) == (code, True), told
+    assert list(tmp_path.glob("fl-lock-*")) == []
+    assert before == {file: file.read_bytes() for file in (paths.IMAGES / "cpu/locks").rglob("*.txt")}

@@ -59,13 +59,15 @@ def lock(
     """Resolve the locks of stacks: all, or the named ones. The same again until the row or its exclude_newer changes."""
     from fl import matrix as rows
     from fl.commands import images_digests, images_extras, images_jit
+    from fl.images.ending import interruptible
 
     if extras + jit + digests > 1 or (flavor and (extras or jit)):
         raise UsageError("--extras, --jit and --digests go one at a time; --extras and --jit take no --flavor", "fl images lock --help")
     matrix = rows.load()
     found = list(_wanted(matrix, stacks, flavor, platforms))
     if extras or jit:
-        (images_extras if extras else images_jit).run(matrix, stacks, platforms, only_check=check, as_json=as_json)
+        with interruptible("the locking"):
+            (images_extras if extras else images_jit).run(matrix, stacks, platforms, only_check=check, as_json=as_json)
         return
     bases: list[dict[str, Any]] = []
     if digests:
@@ -76,7 +78,8 @@ def lock(
             _check(matrix, one, named=bool(stacks))
         else:
             ui.step(one.title)
-            _resolve(matrix, one)
+            with interruptible(f"the lock of {one.title}"):
+                _resolve(matrix, one)
         ui.say(_line(one))
     problems = [f"{one.file.name if one.file else one.title}: {text}" for one in found for text in one.problems]
     if check and not (stacks or flavor or platforms):

@@ -38,11 +38,13 @@ def update(
     from fl import matrix_newer
     from fl import matrix_update as updating
     from fl.errors import MatrixError, UsageError
+    from fl.images.ending import interruptible
     from fl.matrix import load
 
     matrix = load()
     if torch is not None:
-        _new_row(matrix, stacks, torch, runtime, lane, writing, as_json)
+        with interruptible("the proposal"):
+            _new_row(matrix, stacks, torch, runtime, lane, writing, as_json)
         return
     if runtime is not None:
         raise UsageError("--runtime is for a new row", "fl matrix update --torch VERSION --runtime VERSION")
@@ -50,14 +52,15 @@ def update(
         raise UsageError("--layer locks every row of the layer again; it takes no STACK", f"fl matrix update --layer {layer}")
     resolve, make = _told(updating.resolver(matrix), updating.locker(fresh=fresh))
     found = []
-    if layer is not None:
-        ui.step(f"layer {layer}: looking for newer versions")
-        found.append(updating.of_layer(matrix, layer, resolve, make))
-    for stack in _targets(matrix, stacks, flavor) if layer is None else ():
-        ui.step(f"{stack.id}: looking for newer versions")
-        found.append(updating.of_row(matrix, stack, flavor, resolve, make))
-    written = updating.write(found) if writing else []
-    newer = [] if layer or stacks or flavor != "train" else matrix_newer.torches(matrix, resolve)
+    with interruptible("the update"):
+        if layer is not None:
+            ui.step(f"layer {layer}: looking for newer versions")
+            found.append(updating.of_layer(matrix, layer, resolve, make))
+        for stack in _targets(matrix, stacks, flavor) if layer is None else ():
+            ui.step(f"{stack.id}: looking for newer versions")
+            found.append(updating.of_row(matrix, stack, flavor, resolve, make))
+        written = updating.write(found) if writing else []
+        newer = [] if layer or stacks or flavor != "train" else matrix_newer.torches(matrix, resolve)
     if as_json:
         told = [{**asdict(one), "command": None if one.refused else one.command} for one in newer]
         ui.document({"schema": 1, "proposals": [_json(one) for one in found], "written": written, "torch": told})
