@@ -243,7 +243,8 @@ def judge(decision: Decision, ended: engines.Ended, signals: Signals) -> FlError
         return None
     if signals.interrupts or signals.terminated:
         return (Interrupted if signals.interrupts else Terminated)(f"the run was stopped; {_again(decision)}", remedy)
-    last = runs.last_error(folder / "events.jsonl")
+    last, cure = runs.last_words(folder / "events.jsonl") or ("", "")
+    remedy = "\n".join(filter(None, (cure, remedy)))
     code = _told(ended, folder)
     if ended.oom:
         return TrainingError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -78,14 +78,21 @@ def resolve(
     converted: str | None = None,
     threads: int | None = None,
 ) -> Config:
-    """The whole config. Relative paths start from `cwd`, those of shipped data from the recipe. `output_dir` wins over its own."""
+    """The whole config. Relative paths start from `cwd`, those of a shipped recipe's data from the recipe, unless they were typed as
+    overrides. `output_dir` wins over its own."""
     from fl.resolve_data import check_files, datasets
     from fl_trainers.config import Config, Run
 
-    base = Path(recipe.path).parent if recipe.shipped else cwd
+    typed = {text.partition("=")[0].strip() for text in recipe.overrides}
+
+    def base(key: str) -> Path:
+        return Path(recipe.path).parent if recipe.shipped and key not in typed else cwd
+
+    folder = recipe.get("dataset_dir")
+    folder = folder if folder == "ONLINE" else str(absolute(folder, base("dataset_dir")))
     with _opening():
-        train = datasets(recipe.get("dataset") or (), recipe.get("dataset_dir"), base)
-        evaluation = datasets(recipe.get("eval_dataset") or (), recipe.get("dataset_dir"), base)
+        train = datasets(recipe.get("dataset") or (), folder, base("dataset"))
+        evaluation = datasets(recipe.get("eval_dataset") or (), folder, base("eval_dataset"))
         check_files((*train, *evaluation))
         recipe_preference.check_datasets(recipe_preference.stage(recipe.get), (*train, *evaluation))
         model = _model(recipe, cwd, builtin_gguf, converted)
@@ -296,14 +303,14 @@ def _generation(recipe: Recipe) -> Generation:
     return Generation(**{name: recipe.get(name) for name in Generation.model_fields})
 
 
-def _json_files(recipe: Recipe, base: Path) -> dict[str, Mapping[str, Any]]:
+def _json_files(recipe: Recipe, base: Callable[[str], Path]) -> dict[str, Mapping[str, Any]]:
     """The JSON files that keys name instead of holding a mapping; the config holds their content."""
     result: dict[str, Mapping[str, Any]] = {}
     for key in _JSON_FILES:
         name = recipe.values.get(key)
         if not isinstance(name, str):
             continue
-        path = absolute(name, base)
+        path = absolute(name, base(key))
         try:
             content = json.loads(path.read_bytes())
         except FileNotFoundError:

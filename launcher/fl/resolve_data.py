@@ -47,7 +47,7 @@ _OPENAI_TAGS: Final = Tags(
 
 
 def datasets(names: Sequence[str], dataset_dir: str, base: Path) -> tuple[Dataset, ...]:
-    """The data sets; `base` is what a relative `dataset_dir` is relative to."""
+    """The data sets; `base` is what relative paths are relative to."""
     if not names:
         return ()
     if dataset_dir == "ONLINE":

@@ -56,7 +56,7 @@ def locate(name: str, cwd: Path) -> tuple[str, ModelKind]:
     path = absolute(name, cwd)
     if name.lower().endswith(".gguf"):
         return str(path), "gguf"
-    if path.is_dir() or name.startswith(("/", "./", "../", "~")) or not _HUB.fullmatch(name):
+    if path.exists() or name.startswith(("/", "./", "../", "~")) or not _HUB.fullmatch(name):
         return str(path), "folder"
     return name, "hub"
 

@@ -142,7 +142,13 @@ def last_events(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def last_error(path: Path) -> str | None:
-    """What the trainer said before it gave up: the first error told, since ranks fail one after the other; with its remedy."""
+    """What the trainer said before it gave up, with its remedy."""
+    said = last_words(path)
+    return None if said is None else "\n".join(filter(None, said))
+
+
+def last_words(path: Path) -> tuple[str, str] | None:
+    """(message, remedy) of the first error that the trainer told, since ranks fail one after the other."""
     try:
         size = path.stat().st_size
     except OSError:
@@ -151,5 +157,4 @@ def last_error(path: Path) -> str | None:
     first = next((e for e in events if e["event"] == "error"), None)
     if first is None:
         return None
-    message, remedy = str(first.get("message", "")), first.get("remedy")
-    return f"{message}\n{remedy}" if remedy else message
+    return str(first.get("message", "")), str(first.get("remedy") or "")

@@ -89,6 +89,11 @@ def test_a_model_folder_without_config(fl: Fl, recipe: Callable[..., str], tmp_p
     assert "config.json" in done.stderr
 
 
+def test_a_model_that_is_a_file(fl: Fl, recipe: Callable[..., str], tmp_path: Path) -> None:
+    done = fl("run", "--dry-run", recipe(model_name_or_path="rows.json"), env={"FL_REPLAY": str(HOSTS / "cpu-only")}, cwd=tmp_path)
+    assert done.returncode == 5 and f"{tmp_path}/rows.json is a file; a model is a folder" in done.stderr, done.stderr
+
+
 def test_an_output_folder_that_cannot_be_written(fl: Fl, recipe: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = dry(fl, "cpu-only", recipe(output_dir=str(tmp_path / "file" / "out")))

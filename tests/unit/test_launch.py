@@ -45,13 +45,14 @@ def test_every_end_of_the_trainer_has_a_class(tmp_path: Path, ended: Ended, kind
 
 
 def test_the_trainers_own_words_come_first(tmp_path: Path) -> None:
-    event = {"event": "error", "type": "NonFinite", "message": "the loss is NaN at step 7", "exit": 10}
+    event = {"event": "error", "type": "NonFinite", "message": "the loss is NaN at step 7", "exit": 10, "remedy": "a lower learning_rate"}
     (tmp_path / "events.jsonl").write_text(json.dumps(event) + "\n")
     (tmp_path / "log.txt").write_text("noise\n")
     error = launch.judge(decision(tmp_path), Ended(10), launch.Signals())
     assert error is not None
     assert "step 7" in error.message
     assert "noise" not in error.message
+    assert error.remedy.splitlines()[0] == "a lower learning_rate" and "learning_rate" not in error.message
 
 
 def test_without_them_the_end_of_the_log_is_shown(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,13 @@ def test_a_shipped_recipe_brings_its_data(tmp_path: Path, monkeypatch: pytest.Mo
     config = config_of("oft", cwd=tmp_path)
     assert config.data.train[0].path == str(RECIPES / "data/greetings.json")
     assert config.training.output_dir == str(tmp_path / "saves/oft")
+    shutil.copytree(RECIPES / "data", tmp_path / "mine")
+    typed = config_of("oft", "dataset_dir=mine", cwd=tmp_path)  # who types a path means the folder that they are in
+    assert typed.data.train[0].path == str(tmp_path / "mine/greetings.json")
+    direct = config_of("oft", "dataset=mine/greetings.json", cwd=tmp_path)
+    assert direct.data.train[0].path == str(tmp_path / "mine/greetings.json")
+    with pytest.raises(RecipeError, match=f"{tmp_path}/data/other is not there"):
+        config_of("oft", "dataset_dir=data/other", cwd=tmp_path)
     assert resolve.read("oft", cwd=tmp_path).shipped
     assert resolve.read(str(RECIPES / "oft.yaml"), cwd=tmp_path).shipped
     with pytest.raises(RecipeError, match="Did you mean 'oft'"):
