@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,11 @@ APART = frozenset({"test_host"})
 """Files of tests/engines that touch no daemon and no image."""
 _OURS = ("FL_REPLAY", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES",
          "ASCEND_RT_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "SLURM_JOB_ID", "XDG_DATA_HOME")  # fmt: skip
+
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # a shell starts what runs beside it so, and every process of a test would inherit that Ctrl-C means nothing
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

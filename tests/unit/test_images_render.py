@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from fl import matrix as rows
 from fl import paths
 from fl.commands.images import images
+from fl.errors import UsageError
 from fl.images import render, tags
 
 MATRIX = rows.load()
@@ -238,6 +240,18 @@ def test_ascend_has_the_vendor_s_environment_without_an_entrypoint() -> None:
         assert re.search(rf"\b{name}=/usr/local/Ascend/", text), name
     assert "/usr/local/Ascend/driver/lib64/driver" in text
     assert "--system-site-packages" in text
+
+
+def test_openeuler_s_cann_is_another_base_of_the_same_dockerfile() -> None:
+    """The vendor has both systems under each release: nothing in it is Ubuntu's."""
+    base = "quay.io/ascend/cann:9.1.0-a3-openeuler24.03-py3.12"
+    done = CliRunner().invoke(images, ["render", "cann91-torch210-a3", "--base", base, "--json"], catch_exceptions=False)
+    (train,) = json.loads(done.stdout)["dockerfiles"]
+    assert f"FROM {base} AS os" in train["text"]
+    assert train["text"] == text_of("cann91-torch210-a3").replace(MATRIX.stack("cann91-torch210-a3").base.image, base)
+    assert not re.search(r"\b(apt|apt-get|dpkg|deb)\b", train["text"])
+    with pytest.raises(UsageError, match="the base of one stack"):
+        CliRunner().invoke(images, ["render", "--base", base], catch_exceptions=False)
 
 
 def test_names_of_images() -> None:

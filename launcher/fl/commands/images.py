@@ -11,7 +11,7 @@ from fl import ui
 from fl.commands import images_make, images_ship
 from fl.commands.groups import Group
 from fl.commands.images_lock import lock as lock_command
-from fl.errors import ImageError
+from fl.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from fl.matrix import Matrix, Stack
@@ -94,21 +94,24 @@ def list_(as_json: bool, changed_since: str | None, md: bool) -> None:
 @images.command()
 @click.argument("stacks", nargs=-1, metavar="[STACK]...")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Write DIR/<lane>/<stack>.<flavor>.Dockerfile.")
+@click.option("--base", metavar="REF", help="The training image from this base instead of the row's, as build --base.")
 @click.option("--json", "as_json", is_flag=True, help="Texts, files and the state of each lock as one JSON document.")
-def render(stacks: tuple[str, ...], output: Path | None, as_json: bool) -> None:
+def render(stacks: tuple[str, ...], output: Path | None, base: str | None, as_json: bool) -> None:
     """Render Dockerfiles: all, or those of the named stacks. Offline."""
     from fl import matrix as rows
     from fl import whole
     from fl.images import lock
     from fl.images import render as rendering
 
+    if base is not None and len(stacks) != 1:
+        raise UsageError("--base replaces the base of one stack", "fl images render STACK --base REF")
     matrix = rows.load()
     entries: list[dict[str, Any]] = []
     for stack in _chosen(matrix, stacks):
-        for flavor in rendering.flavors(stack):
+        for flavor in rendering.flavors(stack) if base is None else rendering.flavors(stack)[:1]:
             file = str(output / rendering.filename(stack, flavor)) if output else None
             locks = {platform: lock.state(stack.id, flavor, platform) for platform in stack.hosts.platforms}
-            text = rendering.dockerfile(matrix, stack, flavor)
+            text = rendering.dockerfile(matrix, stack, flavor, base)
             entries.append({"stack": stack.id, "lane": stack.lane, "flavor": flavor, "locks": locks, "file": file, "text": text})
     if output:
         whole.write({Path(one["file"]): one["text"] for one in entries}, ImageError, "fl images render --output DIR")
