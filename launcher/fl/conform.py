@@ -70,6 +70,8 @@ class Report:
     decision: Decision
     results: tuple[Result, ...]
     not_covered: tuple[str, ...]
+    unkept: EvidenceError | None = None
+    """Why the ledger does not have all records: they are in the run's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def conform(
     wanted = [_prepare(case, run, folder, options, hardware, absent) for case in cases if claimed[case.name] is not False]
     started = [one for one in wanted if one.refused is None]
     carrier = _batch(first, folder, started, jobs)
-    seen = _Seen(view)
+    seen, unkept = _Seen(view), list[EvidenceError]()
     try:
         if started:
             _run(carrier, state, seen, place)
@@ -118,14 +120,21 @@ def conform(
         state.update("stopped" if stopped else "failed", exit_code=error.exit_code, message=error.message.splitlines()[0])
         for one in wanted:  # what was seen is not lost
             if one.case.name in seen.seconds:
-                _judge(one, seen.seconds[one.case.name], first.stack, claimed[one.case.name], place)
+                _judge(one, seen.seconds[one.case.name], first.stack, claimed[one.case.name], place, unkept)
         raise
     finally:
         shutil.rmtree(folder / "out", ignore_errors=True)
-    judged = {one.case.name: _judge(one, seen.seconds.get(one.case.name), first.stack, claimed[one.case.name], place) for one in wanted}
+    judged = {
+        one.case.name: _judge(one, seen.seconds.get(one.case.name), first.stack, claimed[one.case.name], place, unkept) for one in wanted
+    }
     results = tuple(judged.get(c.name) or Result(case=c, declared=False, outcome="not declared", why=_claim(c, first.stack)) for c in cases)
-    state.update("finished", exit_code=EvidenceError.exit_code if any(r.broken for r in results) else 0)
-    return Report(run=run, decision=first, results=results, not_covered=tuple(conform_set.not_covered(first.stack)))
+    state.update("finished", exit_code=EvidenceError.exit_code if unkept or any(r.broken for r in results) else 0)
+    why = EvidenceError(f"{len(unkept)} of {len(judged)} records are not kept: {unkept[0].message}", _again(run)) if unkept else None
+    return Report(run=run, decision=first, results=results, not_covered=tuple(conform_set.not_covered(first.stack)), unkept=why)
+
+
+def _again(run: str) -> str:
+    return f"fl audit --ledger DIR add {run}   takes them from the run's folder"
 
 
 def _first(cases: Sequence[Case], run: str, folder: Path, options: Options, hardware: Hardware) -> Decision:
@@ -240,8 +249,10 @@ def _run(carrier: Decision, state: runs.Run, seen: _Seen, place: Path) -> None:
         raise error or TrainingError("the batch ended early", f"fl logs {carrier.plan.run}")
 
 
-def _judge(one: _Prepared, seconds: float | None, stack: Stack, claimed: bool | None, place: Path) -> Result:
-    """The case's evidence, made and added."""
+def _judge(
+    one: _Prepared, seconds: float | None, stack: Stack, claimed: bool | None, place: Path, unkept: list[EvidenceError]
+) -> Result:  # fmt: skip
+    """The case's evidence, made and added; where the ledger takes it no more, that is noted."""
     if one.refused is None and (seen := one.folder.parents[1] / run_image.NAME).is_file():
         shutil.copy(seen, one.folder)  # all cases ran in the one image that the engine was started with
     error = one.refused or (_ended(one.folder) if seconds is not None else TrainingError("it was not started"))
@@ -263,7 +274,10 @@ def _judge(one: _Prepared, seconds: float | None, stack: Stack, claimed: bool | 
         record = evidence.identified({**record, "lane": stack.lane, "stack": stack.id, "recipe_sha256": one.recipe_sha256,
                                       "trainer_sha256": wheel.code_sha256(), **_planned(one.case)})  # fmt: skip
     runs.write_json(one.folder / "evidence.json", record)
-    ledger.add(place, record)
+    try:
+        ledger.add(place, record)
+    except EvidenceError as full:
+        unkept.append(full)
     why = "" if error is None else error.message.splitlines()[0].rstrip(":")
     return Result(case=one.case, declared=claimed, outcome=record["outcome"], why=why, remedy=one.refused.remedy if one.refused else "",
                   loss=curve, seconds=seconds, tight=same, cpu=band, record=record["id"])  # fmt: skip

@@ -16,6 +16,8 @@ def records(source: str) -> list[dict[str, Any]]:
     path = Path(source)
     run = paths.runs_home() / (source if path.exists() or "/" in source else _run(source)) / "evidence.json"
     if not path.exists() and "/" not in source and run.parent.is_dir():
+        if cases := _cases(run.parent):
+            return cases
         if not run.is_file():
             _close(run.parent)
         if not run.is_file():
@@ -27,10 +29,17 @@ def records(source: str) -> list[dict[str, Any]]:
         return [_one(path)]
     if (path / "evidence.json").is_file():
         return [_one(path / "evidence.json")]
+    if cases := _cases(path):
+        return cases
     files = sorted(file for file in path.rglob("*.json") if "signatures" not in file.parts)
     if not files:
         raise EvidenceError(f"{path} holds no records", "a run's name, a folder of records, or a file")
     return [_one(file) for file in files]
+
+
+def _cases(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run of `fl conform`."""
+    return [_one(file) for file in sorted(folder.glob("cases/*/evidence.json"))]
 
 
 def _run(source: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from fl import conform, conform_set, ledger, matrix, recipe, run_image
+from fl import conform, conform_set, ledger, ledger_sources, matrix, recipe, run_image
 from fl import conform_numbers as numbers
 from fl.conform_set import CASES, Case
 from fl.errors import EvidenceError, UsageError
@@ -165,6 +165,28 @@ def test_the_image_that_a_batch_ran_in_is_in_the_record_of_each_case(tmp_path: P
     seen = {"schema": 1, "id": f"sha256:{'a' * 64}", "digest": None, "lock_sha256": None}
     (tmp_path / run_image.NAME).write_text(json.dumps(seen), encoding="utf-8")
     prepared = conform._Prepared(case, folder, "0" * 64, cast(Any, object()))
-    conform._judge(prepared, 1.0, ROWS.stack("cpu-torch213"), True, tmp_path / "evidence")
+    conform._judge(prepared, 1.0, ROWS.stack("cpu-torch213"), True, tmp_path / "evidence", [])
     (record,) = ledger.read(tmp_path / "evidence")
     assert record["image"]["id"] == seen["id"]
+
+
+def test_a_ledger_that_becomes_full_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    run = tmp_path / "state" / "fl" / "runs" / "conform-1"
+    unkept: list[EvidenceError] = []
+
+    def full(place: Path, record: object) -> Path:
+        raise EvidenceError("the ledger takes no record: No space left on device")
+
+    monkeypatch.setattr(ledger, "add", full)
+    for name in ("sft-lora-fp32", "sft-full-fp32"):
+        folder = run / "cases" / name
+        folder.mkdir(parents=True)
+        (folder / "plan.json").write_text(json.dumps({"lane": "cpu", "stack": "cpu-torch213"}), encoding="utf-8")
+        (folder / "record.json").write_text(json.dumps({"outcome": "passed"}), encoding="utf-8")
+        prepared = conform._Prepared(BY_NAME[name], folder, "0" * 64, cast(Any, object()))
+        conform._judge(prepared, 1.0, ROWS.stack("cpu-torch213"), True, tmp_path / "full", unkept)
+    assert len(unkept) == 2
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert len(ledger_sources.records("conform-1")) == len(ledger_sources.records(str(run))) == 2

@@ -74,7 +74,9 @@ def conform(
         ui.document(_json(report, seconds))
     else:
         _show(report, seconds, ledger)
-    if any(result.broken for result in report.results):
+        if report.unkept:
+            raise report.unkept
+    if report.unkept or any(result.broken for result in report.results):
         raise click.exceptions.Exit(EvidenceError.exit_code)
 
 
@@ -146,7 +148,7 @@ def _json(report: Report, seconds: float) -> dict[str, Any]:
     plan = report.decision.plan
     return {
         "schema": 1, "run": report.run, "lane": plan.lane, "stack": plan.stack, "engine": plan.engine, "seconds": round(seconds, 1),
-        "not_covered": list(report.not_covered),
+        "not_covered": list(report.not_covered), "unkept": report.unkept and report.unkept.message,
         "cases": [
             {
                 "name": r.case.name, "declared": r.declared, "outcome": r.outcome, "why": r.why or None, "remedy": r.remedy or None,
