@@ -245,7 +245,7 @@ def check(pinned: Pinned, matrix: Matrix, stack: str | None, image: str | None) 
         found.append(f"the stack: pinned {entry.stack}, this run asks for {stack}")
     if image is not None and entry.image is not None and image != entry.image.reference:
         found.append(f"the image: pinned {entry.image.reference}, this run asks for {image}")
-    refuse(pinned, found)
+    refuse(pinned, found, stack)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,14 +294,14 @@ def said(start: Path, pinned: Pinned | None, lane: str, *, extras: bool) -> tupl
     return ()
 
 
-def refuse(pinned: Pinned, found: Sequence[str]) -> None:
-    """The error of a pin that does not hold, with the two ways out."""
+def refuse(pinned: Pinned, found: Sequence[str], wanted: str | None = None) -> None:
+    """The error of a pin that does not hold, with the two ways out. `wanted`: the stack that a run asks for."""
     if found:
         lines = "\n".join(f"  {one}" for one in found)
         raise EvidenceError(
             f"{pinned.path} pins {pinned.entry.stack} for the {pinned.lane} lane, which does not hold:\n{lines}",
             f"use what was pinned: the fl, lock and image of that time (git log {pinned.path})\n"
-            f"or pin what is there now: fl pin {pinned.entry.stack}",
+            f"or pin what is there now: fl pin {wanted or pinned.entry.stack}",
         )
 
 

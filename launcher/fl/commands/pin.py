@@ -118,7 +118,8 @@ def _image(rows: Matrix, stack: Stack, reference: str) -> PinnedImage:
         if labels.get("fl.lock.sha256") not in locks.values():
             raise ImageError(f"{reference} was built from another lock of {stack.id} than this fl has", f"fl images build {stack.id}")
         return pins.PinnedImage(reference=reference, digest=facts.digest, id=None if facts.digest else facts.id)
-    raise ImageError(f"{reference} is not here ({', '.join(asked) or 'neither docker nor podman answers'})", f"docker pull {reference}")
+    where = f"not in the store of {' or '.join(asked)}" if asked else "not looked for: neither docker nor podman answers"
+    raise ImageError(f"the image {reference} is {where}", f"{asked[0]} pull {reference}" if asked else "fl doctor")
 
 
 def _check(rows: Matrix, folder: Path | None, as_json: bool) -> None:
