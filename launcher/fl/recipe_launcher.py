@@ -27,7 +27,7 @@ LAUNCHER_KEYS: Final = {
         ),
         Key(name="stack", kind="str", about="Row of the matrix, by id."),
         Key(name="devices", kind="names", about="Indices, UUIDs or PCI addresses, `free`, or `count:N`."),
-        Key(name="nodes", kind="int", default=1, low=1, about="Machines."),
+        Key(name="nodes", kind="int", default=1, low=1, high=1, about="Machines; a run stays on one."),
         Key(name="image", kind="str", about="Reference of the image to use instead of the stack's."),
         Key(name="mounts", kind="any", about="More paths to mount: `/path` or `/path:rw`."),
         Key(name="env", kind="any", about="Environment of the training, name to value."),
@@ -86,6 +86,7 @@ def wanted(name: str) -> str:
     """The words for "wanted …"."""
     words = {
         "mounts": "a list of paths, `:rw` behind those that are written to",
+        "nodes": "1: a run stays on one machine, several are not built yet",
         "prompts": "a list of texts",
         "env": "a mapping of names to texts",
         "speed_without": f"some of {', '.join(PARTS)}",
