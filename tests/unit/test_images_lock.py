@@ -480,6 +480,32 @@ def test_building_from_a_lock_that_was_edited_by_hand_ends_with_8(
     assert "fl images lock cpu-torch213" in error
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: re.sub("# row: [0-9a-f]+", "# row: " + "0" * 64, text), "it was resolved for another row: the row is "),
+        (lambda text: text.replace("# stack: cpu-torch213", "# stack: cpu-torch210"), "its header says stack cpu-torch210"),
+        (lambda text: text.replace("# platform: linux/amd64", "# platform: linux/arm64"), "its header says platform linux/arm64"),
+        (lambda text: re.sub("# date: [0-9-]+", "# date: 2020-01-01", text), "packages until 2020-01-01, the row says"),
+        (lambda text: re.sub("# date: [0-9-]+\n", "", text).replace("tqdm==", "tqdm==0."), "it has no header that says whose it is"),
+    ],
+)
+def test_nothing_is_built_from_another_row_s_lock(
+    change: Callable[[str], str], said: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    file = copy / "cpu/locks/cpu-torch213.train.linux-amd64.txt"
+    text = file.read_text()
+    assert change(text) != text
+    file.write_text(change(text))
+    with pytest.raises(SystemExit) as raised:
+        main(["images", "build", "cpu-torch213", "--platform", "linux/amd64"])
+    error = capsys.readouterr().err
+    assert raised.value.code == 8, error
+    assert "is not the lock of cpu-torch213 as its row is now" in error and said in error
+    assert "fl images lock cpu-torch213" in error
+
+
 def test_the_list_of_images_tells_partial_locks(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "rocm/locks/rocm72-torch214.train.linux-amd64.txt").unlink()
     with pytest.raises(SystemExit):

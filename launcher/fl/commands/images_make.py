@@ -53,8 +53,8 @@ def build(
     from fl import matrix as rows
     from fl import settings
     from fl.images import build as building
-    from fl.images import publish
-    from fl.images.context import Site
+    from fl.images import lock_check, publish
+    from fl.images.context import Site, host_platform
     from fl.images.ending import interruptible
 
     matrix, begin = rows.load(), time.monotonic()
@@ -63,6 +63,7 @@ def build(
     if push and host is None:
         raise UsageError("--push needs a registry, and none is configured", "--registry HOST/PATH")
     options = building.Options(check_disk=not how.pop("no_disk_check"), **how)
+    lock_check.refuse_foreign(matrix, row, flavor, how.get("platform") or host_platform())
     with interruptible("the build"):
         site = Site(base=base, links=links, ca=ca, allow_unlocked=allow_unlocked)
         built = building.build(matrix, row, flavor, site=site, registry=host, options=options)

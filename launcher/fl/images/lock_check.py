@@ -78,6 +78,20 @@ def _rules(matrix: Matrix, stack: Stack, flavor: Flavor, platform: str, versions
             yield f"{wanted.name}: fl needs {line}, the lock has {have or 'nothing'}"
 
 
+def refuse_foreign(matrix: Matrix, stack: Stack, flavor: Flavor, platform: str) -> None:
+    """MatrixError for a lock that is of another row, day or image than the one that is to be made of it, or does not say whose it is."""
+    file = lock.path(stack.id, flavor, platform, partial=True)
+    if file is None:
+        return
+    header = lock_header.parse(file.read_text(encoding="utf-8"))
+    own = stack.of(flavor)
+    found = list(_belongs(matrix, own, flavor, platform, header)) if header else ["it has no header that says whose it is"]
+    if found:
+        lines = "\n".join(f"  {one}" for one in found)
+        said = f"{file.name} is not the lock of {stack.id} as its row is now\n{lines}"
+        raise MatrixError(said, f"fl images lock {stack.id}   makes it again")
+
+
 def refuse_partial(file: Path, stack: str, *, allow: bool = False) -> tuple[lock_header.Unlocked, ...]:
     """What a lock lacks. MatrixError for one that lacks something, unless the caller allows it: what is not locked is not checked.
 
