@@ -245,6 +245,7 @@ def test_a_torch_that_no_row_has_is_told_with_the_command_that_proposes_one(proj
         (["cpu-torch213", "--torch", "2.15.0", "--runtime", "13.2"], 2, "has no runtime"),
         (["cpu-torch213", "cpu-torch214", "--torch", "2.15.0"], 2, "a new row is the copy of one"),
         (["--runtime", "13.2"], 2, "--runtime is for a new row"),
+        (["cpu-torch214", "--torch", "2.99.0"], 8, "cpu-torch299 cannot be resolved on any platform, and is not written"),
     ],
 )
 def test_a_new_row_that_cannot_be(project: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str) -> None:

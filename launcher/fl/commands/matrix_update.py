@@ -158,7 +158,7 @@ def _new_row(
     matrix: Matrix, stacks: tuple[str, ...], torch: str, runtime: str | None, lane: str, writing: bool, as_json: bool
 ) -> None:
     from fl import matrix_row
-    from fl.errors import UsageError
+    from fl.errors import MatrixError, UsageError
     from fl.matrix_update import locker
 
     if len(stacks) > 1:
@@ -166,6 +166,9 @@ def _new_row(
     sibling = matrix.stack(stacks[0]) if stacks else matrix_row.nearest(matrix, torch, lane, runtime)
     ui.step(f"a row for torch {torch}, copied from {sibling.id}")
     row = matrix_row.propose(matrix, sibling, torch, runtime, locker(fresh=True))
+    if row.unlocked and not row.locks:
+        lines = "\n".join(f"  {ui.clean(str(one))}" for one in (*row.findings, *row.unlocked))
+        raise MatrixError(f"{row.stack.id} cannot be resolved on any platform, and is not written\n{lines}", "another --torch or --runtime")
     written = matrix_row.write(row) if writing else []
     if as_json:
         locks = [{"stack": c.stack.id, "flavor": c.flavor, "platform": c.platform} for c in row.locks]
