@@ -243,3 +243,39 @@ def test_an_image_goes_out_only_under_its_own_stack_s_name() -> None:
     assert "fl.flavor is train, not serve" in str(publish.mismatch(good, stack, "serve"))
     assert "it is for linux/arm64" in str(publish.mismatch({**good, "Architecture": "arm64"}, stack, "train"))
     assert "fl.stack is absent" in str(publish.mismatch({**good, "Config": {"Labels": None}}, stack, "train"))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"\xff\xfe", b"[]", b'"x"', b"{}", b'{"config": []}', b'{"config": {"digest": 5}}', b'{"manifests": {"a": 1}}',
+        b'{"manifests": "x"}', b'{"manifests": [{"platform": []}]}', b'{"manifests": [5]}', b'{"manifests": 5}', b"[" * 100_000,
+    ],
+)  # fmt: skip
+def test_what_is_no_manifest_is_an_error_of_the_image(body: bytes, server: tuple[str, type[Answers]]) -> None:
+    host, answers = server
+    name = registry.parse(tags.reference("cpu-torch213", registry=host))
+    answers.paths[f"/v2/{name.repository}/manifests/{name.tag}"] = (200, {}, body)
+    done = CliRunner().invoke(images, ["tags", "cpu-torch213", "--registry", host, "--json"])
+    assert done.exception is None or isinstance(done.exception, ImageError), repr(done.exception)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"config": []}'])
+def test_what_is_no_configuration_is_an_error_of_the_image(body: bytes, server: tuple[str, type[Answers]]) -> None:
+    host, answers = server
+    digest = "sha256:" + hashlib.sha256(body).hexdigest()
+    manifest = json.dumps({"schemaVersion": 2, "config": {"digest": digest}, "layers": []}).encode()
+    name = registry.parse(tags.moving("cpu-torch213", registry=host))
+    answers.paths[f"/v2/{name.repository}/manifests/{name.tag}"] = (200, {}, manifest)
+    answers.paths[f"/v2/{name.repository}/blobs/{digest}"] = (200, {}, body)
+    done = CliRunner().invoke(images, ["tags", "cpu-torch213", "--release", "--registry", host, "--json"])
+    assert isinstance(done.exception, ImageError), repr(done.exception)
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{", b'{"token": 5}'])
+def test_what_is_no_token_is_a_refusal(body: bytes, server: tuple[str, type[Answers]]) -> None:
+    host, answers = server
+    answers.paths["/token"] = (200, {}, body)
+    answers.paths["/v2/locked/fl/manifests/1"] = (401, {"WWW-Authenticate": f'Bearer realm="http://{host}/token"'}, b"[]")
+    with pytest.raises(ImageError):
+        registry.Registry(host).manifest(registry.Name(host, "locked/fl", "1"))

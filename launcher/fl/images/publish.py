@@ -143,7 +143,9 @@ def _members(
 
 
 def _labels(config: Mapping[str, Any]) -> Mapping[str, str]:
-    return (config.get("config") or {}).get("Labels") or {}
+    own = config.get("config")
+    labels = own.get("Labels") if isinstance(own, Mapping) else None
+    return labels if isinstance(labels, Mapping) else {}
 
 
 def index(entries: Sequence[Mapping[str, Any]]) -> tuple[str, bytes]:
@@ -202,8 +204,9 @@ def look_up(name: str) -> dict[str, Any]:
     manifest = holder.manifest(parsed)
     if manifest is None:
         return {"digest": None, "platforms": []}
-    found = [child.get("platform") or {} for child in manifest.children] or [holder.config(parsed, manifest)]
-    return {"digest": manifest.digest, "platforms": [f"{one.get('os')}/{one.get('architecture')}" for one in found]}
+    found = [child.get("platform") for child in manifest.children] or [holder.config(parsed, manifest)]
+    platforms = [f"{one.get('os')}/{one.get('architecture')}" for one in found if isinstance(one, Mapping)]
+    return {"digest": manifest.digest, "platforms": platforms}
 
 
 @contextlib.contextmanager

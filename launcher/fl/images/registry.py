@@ -59,12 +59,17 @@ class Manifest:
     @property
     def children(self) -> list[Mapping[str, Any]]:
         """Entries of an index; empty for one image."""
-        return [entry for entry in self.document.get("manifests") or () if isinstance(entry, Mapping)]
+        return _mappings(self.document.get("manifests"))
 
     @property
     def layers(self) -> list[Mapping[str, Any]]:
         """Descriptors of an image's layers; empty for an index."""
-        return [entry for entry in self.document.get("layers") or () if isinstance(entry, Mapping)]
+        return _mappings(self.document.get("layers"))
+
+
+def _mappings(value: object) -> list[Mapping[str, Any]]:
+    """What of a list is an object; nothing of what is no list."""
+    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
 
 
 def parse(reference: str) -> Name:
@@ -129,22 +134,28 @@ class Registry:
                 f"{self.host} lies about {name}: it calls it {wrong}, and what it sent has {digest}",
                 "its storage or a proxy before it is broken: push the image again, to another name",
             )
-        try:
-            document = json.loads(body)
-        except ValueError as error:
-            raise ImageError(f"{self.host} has no manifest under {name}: {error}", "push the image again") from error
+        document = self._document(body, "manifest", name)
         kind = answer.headers.get("Content-Type", "").split(";")[0] or str(document.get("mediaType", ""))
-        return Manifest(digest, kind, body, document if isinstance(document, Mapping) else {})
+        return Manifest(digest, kind, body, document)
 
     def config(self, name: Name, manifest: Manifest) -> Mapping[str, Any]:
         """The configuration of one image: platform, labels, history."""
-        digest = str((manifest.document.get("config") or {}).get("digest", ""))
+        told = manifest.document.get("config")
+        digest = str(told.get("digest", "")) if isinstance(told, Mapping) else ""
         answer = self._ask("GET", name, f"blobs/{digest}")
         body = b"" if answer.status_code == 404 else self._small(answer, name)
         if "sha256:" + hashlib.sha256(body).hexdigest() != digest:
             raise ImageError(f"{self.host} has a broken configuration of {name} ({digest})", "push the image again")
-        document = json.loads(body)
-        return document if isinstance(document, Mapping) else {}
+        return self._document(body, "configuration", name)
+
+    def _document(self, body: bytes, kind: str, name: Name) -> Mapping[str, Any]:
+        try:
+            document = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise ImageError(f"{self.host} has no {kind} under {name}: {error}", "push the image again") from error
+        if not isinstance(document, Mapping):
+            raise ImageError(f"{self.host} has no {kind} under {name}, but other JSON", "push the image again")
+        return document
 
     def blob_problem(self, name: Name, layer: Mapping[str, Any]) -> str | None:
         """Reads a layer back: None where its bytes have the digest and the size that the manifest states."""
@@ -236,6 +247,8 @@ class Registry:
         if answer.status_code != 200:
             return False
         document = answer.json()
+        if not isinstance(document, Mapping):
+            return False
         self._token = {"Authorization": f"Bearer {document.get('token') or document.get('access_token')}"}
         return True
 
