@@ -101,7 +101,7 @@ def _size(text: str) -> int:
 
 def step(text: str) -> None:
     """A new stage of the work."""
-    say(paint("→ ", "cyan", sys.stderr) + text)
+    say(paint("→ ", "cyan", sys.stderr) + text, hang=2)
 
 
 def warning(text: str) -> None:

@@ -59,13 +59,14 @@ def conform(
         hw=hw, engine=engine, python=python.absolute() if python else None, stack=stack, image=image, devices=devices or one, trust=True,
         strict=True,  # what is adapted is not what the row claims
     )  # fmt: skip
-    begin = time.monotonic()
+    begin, view = time.monotonic(), _View(len(cases), quiet=as_json)
 
     def plan(decision: Decision) -> None:
+        view.total = sum(conform_set.declared(case, decision.stack) is not False for case in cases)
         if not as_json:
-            _show_plan(decision, len(cases))
+            _show_plan(decision, len(cases), view.total)
 
-    with _View(len(cases), quiet=as_json) as view:
+    with view:
         report = conforming.conform(cases, options, hardware, ledger, view, plan, jobs)
     seconds = time.monotonic() - begin
     if write_references:
@@ -98,7 +99,7 @@ class _View(View):
             ui.say(f"  {self.ended:>3}/{self.total}  {name}  {event.get('seconds')} s{ended}")
 
 
-def _show_plan(decision: Decision, count: int) -> None:
+def _show_plan(decision: Decision, count: int, claimed: int) -> None:
     from fl.hardware import names
 
     plan, cpu = decision.plan, decision.hardware.cpu
@@ -108,7 +109,8 @@ def _show_plan(decision: Decision, count: int) -> None:
     ui.out(ui.clean(f"engine    {plan.engine}" + (f", image {plan.image.reference}" if plan.image.reference else "")))
     for text in plan.warnings:
         ui.warning(text)
-    ui.out(f"cases     {count}, run {plan.run}\n")
+    ui.out(f"cases     {count}" + (f", the row claims {claimed} of them" if claimed != count else ""))
+    ui.out(f"run       {plan.run}\n")
 
 
 def _show(report: Report, seconds: float, ledger: Path) -> None:
@@ -121,7 +123,7 @@ def _show(report: Report, seconds: float, ledger: Path) -> None:
         for line in result.remedy.splitlines():
             ui.out(ui.clean(f"  try: {line}"))
     counts = [f"{sum(r.outcome == o for r in report.results)} {o}" for o in ("passed", "failed", "refused", "not declared")]
-    ui.out(f"{report.decision.stack.id}: {', '.join(counts)}, in {seconds:.0f} s; records are in {ledger}")
+    ui.out(f"{report.decision.stack.id}: {', '.join(counts)}, in {seconds:.0f} s; records are in {ledger}", hang=2)
     if report.not_covered:
         ui.out(f"claimed by the row, and no case stands for it: {', '.join(report.not_covered)}")
     if broken := [r for r in report.results if r.broken]:
