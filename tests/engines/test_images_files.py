@@ -123,3 +123,16 @@ def test_an_image_without_packages_cannot_be_compared() -> None:
     done = fl("images", "diff", "flbox:1", "flbox:1", **{key: os.environ[key] for key in ("PATH",)})
     assert done.returncode == 7
     assert "neither a Python that answers nor /opt/fl/lock.txt" in done.stderr
+
+
+@pytest.mark.parametrize("words", ["save IMAGE --output FILE", "load FILE", "sbom IMAGE", "diff IMAGE IMAGE", "verify IMAGE"])
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [("PATH", "/nonexistent", "there is no `docker` command on PATH"), ("DOCKER_HOST", "unix:///nonexistent", "No Docker daemon")],
+)
+def test_without_docker_it_is_an_engine_error(image: str, words: str, variable: str, value: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "file.tar").write_bytes(b"")
+    told = [image if word == "IMAGE" else str(tmp_path / "file.tar") if word == "FILE" else word for word in words.split()]
+    done = fl("images", *told, **{variable: value})
+    assert (done.returncode, said in done.stderr) == (6, True), done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["file.tar"]

@@ -143,10 +143,9 @@ def _meant(matrix: Matrix, name: str, flavor: Flavor) -> tuple[Stack, Flavor, st
 
     from fl import settings
     from fl.engines import daemon
-    from fl.images import render, tags
-    from fl.images.build import ask_daemon
+    from fl.images import publish, render, tags
 
-    ask_daemon()
+    publish.need_docker()
     address = daemon.endpoint(os.environ)
     if name in {stack.id for stack in matrix.stacks}:
         stack = matrix.stack(name)

@@ -149,9 +149,10 @@ def save(names: tuple[str, ...], output: Path, flavor: Flavor, as_json: bool) ->
     """Write images of this machine into one file, for a site without internet."""
     from fl import matrix as rows
     from fl import settings
-    from fl.images import archive
+    from fl.images import archive, publish
     from fl.images.ending import interruptible
 
+    publish.need_docker()
     matrix, host = rows.load(), settings.load().registry
     found = [_source(matrix, name, flavor, host or "")[2] for name in names]
     with interruptible("the archive"):
@@ -169,11 +170,10 @@ def save(names: tuple[str, ...], output: Path, flavor: Flavor, as_json: bool) ->
 @_JSON
 def load(file: Path, as_json: bool) -> None:
     """Give the images of a file to docker, after every layer was compared with its hash."""
-    from fl.images import archive
-    from fl.images.build import ask_daemon
+    from fl.images import archive, publish
     from fl.images.ending import interruptible
 
-    ask_daemon()
+    publish.need_docker()
     with interruptible("the load"):
         ui.step(f"load {file}")
         held = archive.load(file, _tell)

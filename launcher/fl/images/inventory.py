@@ -19,7 +19,7 @@ from fl.engines import daemon
 from fl.errors import ImageError, UsageError
 from fl.images import lock, lock_header, render
 from fl.images.build_log import OPENING
-from fl.images.publish import local, platform_of
+from fl.images.publish import local, need_docker, platform_of
 
 if TYPE_CHECKING:
     from fl.matrix import Flavor, Matrix, Stack
@@ -132,7 +132,8 @@ def commit(revision: str) -> str:
 
 
 def of_image(reference: str) -> Inventory:
-    """Asks an image on this machine: its own Python where that runs, else the lock that it carries."""
+    """Asks an image on this machine: its own Python where that runs, else the lock that it carries. EngineError without docker."""
+    need_docker()
     inspected = local(reference)
     config = inspected.get("Config") or {}
     files = _files(reference, (_LOCK, _STATUS, _RELEASE))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fl import __version__, paths
 from fl.engines import daemon
-from fl.errors import ImageError
+from fl.errors import EngineError, ImageError
 from fl.images import push, registry, tags
 
 if TYPE_CHECKING:
@@ -32,6 +33,13 @@ class Published:
     platforms: tuple[str, ...]
     missing: tuple[str, ...] = ()
     """Platforms of the row that no image of the same release was pushed for yet."""
+
+
+def need_docker() -> None:
+    """EngineError without docker's command, which runs, saves and loads images; the daemon says of itself when it is not there."""
+    if shutil.which("docker") is None:
+        raise EngineError("there is no `docker` command on PATH", "install docker's client")
+    daemon.info(daemon.endpoint(os.environ))
 
 
 def local(reference: str) -> Mapping[str, Any]:

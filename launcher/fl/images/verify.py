@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 from fl import __version__, pip_config
 from fl.errors import ImageError
 from fl.images import inventory, leaks, lock
-from fl.images.build import ask_daemon
 from fl.images.context import need_lock
 from fl.images.inside import SCHEMA
-from fl.images.publish import local, platform_of
+from fl.images.publish import local, need_docker, platform_of
 
 if TYPE_CHECKING:
     from fl.matrix import Flavor, Matrix, Stack
@@ -175,7 +174,7 @@ def ask_inside(reference: str, stack: Stack, *words: str, user: str) -> dict[str
 
 def verify(matrix: Matrix, stack: Stack, reference: str, flavor: Flavor = "train") -> Report:
     """Looks at everything. Raises ImageError where the image is not there, does not start, or cannot be asked."""
-    ask_daemon()
+    need_docker()
     inspected = local(reference)
     platform = platform_of(inspected)
     where = platform if platform in stack.hosts.platforms else stack.hosts.platforms[0]
