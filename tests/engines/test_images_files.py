@@ -6,7 +6,10 @@ import gzip
 import hashlib
 import json
 import os
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,6 +126,26 @@ def test_an_image_without_packages_cannot_be_compared() -> None:
     done = fl("images", "diff", "flbox:1", "flbox:1", **{key: os.environ[key] for key in ("PATH",)})
     assert done.returncode == 7
     assert "neither a Python that answers nor /opt/fl/lock.txt" in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_verification_leaves_no_container(number: signal.Signals, code: int) -> None:
+    """What is asked inside the image takes for ever here."""
+    slow = tiny("fl-test/archive:slow", lines="RUN printf '#!/bin/sh\\nexec sleep 600\\n' > /bin/python && chmod 755 /bin/python")
+    process = subprocess.Popen([sys.executable, "-m", "fl", "images", "verify", slow], stderr=subprocess.PIPE, text=True)
+
+    def containers() -> list[str]:
+        return docker("ps", "--all", "--quiet", "--filter", f"name=fl-verify-{process.pid}-").stdout.split()
+
+    end = time.monotonic() + 120
+    while not containers():
+        assert time.monotonic() < end and process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(number)
+    said = process.communicate(timeout=120)[1]
+    left = containers()
+    docker("image", "rm", "-f", slow)
+    assert (process.returncode, "the verification was" in said, left) == (code, True, []), said
 
 
 @pytest.mark.parametrize("words", ["save IMAGE --output FILE", "load FILE", "sbom IMAGE", "diff IMAGE IMAGE", "verify IMAGE"])

@@ -68,6 +68,16 @@ def _docker(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["docker", *words], capture_output=True, text=True, check=False)
 
 
+def _inside(*words: str) -> subprocess.CompletedProcess[str]:
+    """`docker run --rm` without a network. The container goes too when this is interrupted: docker's command alone would leave it."""
+    name = f"fl-verify-{os.getpid()}-{time.monotonic_ns()}"
+    try:
+        return _docker("run", "--rm", "--name", name, "--network", "none", *words)
+    except BaseException:
+        _docker("rm", "--force", "--volumes", name)
+        raise
+
+
 def check(name: str, found: Sequence[str], seconds: float | None = None) -> Check:
     """Passed where nothing was found."""
     return Check(name=name, passed=not found, found=tuple(found), seconds=seconds)
@@ -135,7 +145,7 @@ def environment_problems(reference: str) -> list[str]:
     An image without such scripts has nothing to compare.
     """
     script = "set +u; for f in " + " ".join(_SCRIPTS) + '; do [ -f "$f" ] && . "$f" >/dev/null 2>&1; done; env -0'
-    before, after = (_docker("run", "--rm", "--network", "none", reference, "bash", "-c", text) for text in ("env -0", script))
+    before, after = (_inside(reference, "bash", "-c", text) for text in ("env -0", script))
     if before.returncode or after.returncode:
         raise ImageError(f"{reference} does not start: {(before.stderr or after.stderr).strip()}", f"docker run --rm {reference} true")
     old, new = (dict(pair.split("=", 1) for pair in done.stdout.split("\0") if "=" in pair) for done in (before, after))
@@ -161,8 +171,8 @@ def secret_problems(reference: str, inspected: Mapping[str, Any]) -> list[str]:
 
 def ask_inside(reference: str, stack: Stack, *words: str, user: str) -> dict[str, Any]:
     """What the image tells of itself. ImageError where it cannot."""
-    options = ["--rm", "--network", "none", "--user", user, "--env", "TORCH_DEVICE_BACKEND_AUTOLOAD=0", "--shm-size", "1g"]
-    asked = _docker("run", *options, reference, "python", "-m", "fl.images.inside", *words)
+    options = ["--user", user, "--env", "TORCH_DEVICE_BACKEND_AUTOLOAD=0", "--shm-size", "1g"]
+    asked = _inside(*options, reference, "python", "-m", "fl.images.inside", *words)
     if asked.returncode != 0:
         last = (asked.stderr.strip().splitlines() or ["no message"])[-1]
         raise ImageError(f"{reference} cannot tell what it holds: {last}", f"fl images build {stack.id}")
