@@ -14,9 +14,9 @@ from fl.errors import FlError, UsageError
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("fl.commands.run:run", "Train what a recipe says on this machine."),
     "hw": ("fl.commands.hw:hw", "Show the accelerators of this machine, with evidence."),
-    "recipe": ("fl.commands.recipe:recipe", "Check, show and list recipes."),
-    "matrix": ("fl.commands.matrix:matrix", "List, show and check the compatibility matrix."),
-    "images": ("fl.commands.images:images", "List, render, lock and build images."),
+    "recipe": ("fl.commands.recipe:recipe", "Check, show and list recipes, and the rows that they train on."),
+    "matrix": ("fl.commands.matrix:matrix", "List, show, check and update the compatibility matrix."),
+    "images": ("fl.commands.images:images", "List, render, lock, build, verify and ship images."),
     "conform": ("fl.commands.conform:conform", "Try on this machine whether a stack does what the matrix says."),
     "pin": ("fl.commands.pin:pin", "Write or verify fl.lock: the stack that a project runs on."),
     "audit": ("fl.commands.audit:audit", "Say which model works on which lane, and how we know."),

@@ -38,6 +38,11 @@ def test_the_help_of_a_group_cuts_no_sentence(fl: Fl, name: str) -> None:
     assert "..." not in commands
 
 
+@pytest.mark.parametrize("name", ["recipe", "matrix", "images"])
+def test_a_group_is_told_in_the_same_words_everywhere(fl: Fl, name: str) -> None:
+    assert COMMANDS[name][1] in " ".join(fl(name, "--help").stdout.split())
+
+
 def test_the_remedy_for_a_refused_override_repeats_it(fl: Fl) -> None:
     done = fl("run", "--dry-run", "tiny-sft", "max_step=3", "run_name=two words")
     assert done.returncode == 5

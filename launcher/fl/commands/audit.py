@@ -315,7 +315,7 @@ def add(context: click.Context, sources: tuple[str, ...], target: Path | None) -
 @click.argument("other", type=click.Path(path_type=Path))
 @click.pass_context
 def merge(context: click.Context, other: Path) -> None:
-    """Take another ledger's records. Broken ones are told and left."""
+    """Take another ledger's records into ./evidence, or into DIR by `fl audit --ledger DIR merge OTHER`. Broken ones are told and left."""
     from fl import ledger
     from fl.errors import EvidenceError
 

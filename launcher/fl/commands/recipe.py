@@ -23,7 +23,7 @@ _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 @click.group(cls=Group)
 def recipe() -> None:
-    """Check, show and list recipes."""
+    """Check, show and list recipes, and the rows that they train on."""
 
 
 @recipe.command()
