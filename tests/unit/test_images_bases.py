@@ -78,6 +78,7 @@ def test_a_base_s_digest_is_compared_and_written_with_comments_kept(host: str, c
     assert (checkout / "matrix.yaml").read_text() == before, "nothing is written before the command is known to be possible"
     done = lock(checkout, "cpu-torch213")  # no index is here: the digest is written, and the lock could not be made
     assert (done.returncode, "written: " in done.stderr, "could not be locked" in done.stderr) == (8, True, True), done.stderr
+    assert "try: fl matrix show STACK" in done.stderr and "try: mirrors: {index: " in done.stderr
     after = (checkout / "matrix.yaml").read_text()
     line = '  base: {image: "debian:bookworm-slim", digest: '
     assert after == before.replace(f"{line}null}}", f"{line}{DIGEST}}}", 1)

@@ -93,6 +93,8 @@ def _describe(one: LockedExtras) -> None:
 
 def run(matrix: Matrix, ids: Sequence[str], platforms: Sequence[str], *, only_check: bool, as_json: bool) -> None:
     """The command. MatrixError with all problems."""
+    from fl.commands import images_lock
+
     found = list(of_stacks(matrix, ids, platforms))
     for one in found:
         if only_check:
@@ -102,7 +104,7 @@ def run(matrix: Matrix, ids: Sequence[str], platforms: Sequence[str], *, only_ch
             resolve(matrix, one)
         ui.say(one.line())
     if wrong := _problems(found):
-        raise MatrixError("\n".join(wrong), "fl images lock --extras STACK   makes it again" if only_check else "")
+        raise MatrixError("\n".join(wrong), "fl images lock --extras STACK   makes it again" if only_check else images_lock.UNRESOLVED)
     if as_json:
         ui.document({"schema": 1, "extras": [one.document() for one in found]})
 

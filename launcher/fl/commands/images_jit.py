@@ -28,6 +28,7 @@ def _stacks(matrix: Matrix, ids: Sequence[str], platforms: Sequence[str]) -> Ite
 
 def run(matrix: Matrix, ids: Sequence[str], platforms: Sequence[str], *, only_check: bool, as_json: bool) -> None:
     """The command. MatrixError with all problems."""
+    from fl.commands import images_lock
     from fl.images import jit
 
     told: list[dict[str, Any]] = []
@@ -48,7 +49,7 @@ def run(matrix: Matrix, ids: Sequence[str], platforms: Sequence[str], *, only_ch
         ui.say(f"  {title}: {', '.join(f'{name} {version}' for name, version in packages.items())}" + (", changed" if changed else ""))
         told.append({"stack": stack.id, "platform": platform, "packages": packages, "changed": changed})
     if problems:
-        raise MatrixError("\n".join(problems), "fl images lock --jit STACK   makes it again" if only_check else "")
+        raise MatrixError("\n".join(problems), "fl images lock --jit STACK   makes it again" if only_check else images_lock.UNRESOLVED)
     if as_json:
         ui.document({"schema": 1, "jit": told})
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from fl.matrix import Flavor, Matrix, Stack
 
 
+UNRESOLVED = "fl matrix show STACK   its pins: some may not go together\nmirrors: {index: …} in the settings, where an index is far"
+"""What to do about a lock that could not be made."""
+
+
 @dataclass(slots=True)
 class Locked:
     """One lock: what was found or made."""
@@ -91,7 +95,7 @@ def lock(
     if changed and not check:
         ui.say(f"what is locked beside a stack's lock is to be locked again: fl images lock --extras {' '.join(changed)}; and --jit")
     if problems:
-        raise MatrixError("\n".join(problems), "fl images lock [--extras|--jit] STACK   makes it again" if check else "")
+        raise MatrixError("\n".join(problems), "fl images lock [--extras|--jit] STACK   makes it again" if check else UNRESOLVED)
 
 
 def _wanted(matrix: Matrix, ids: tuple[str, ...], flavor: Flavor | None, platforms: tuple[str, ...]) -> Iterator[Locked]:
