@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fl.recipe_keys import Key
+from fl.recipe_keys import Key, nearest
 
 if TYPE_CHECKING:
     from fl_trainers.config import Grpo
 
 Get = Callable[[str], Any]
 _GRPO = ("stage", ("grpo",), "stage: grpo")
+REWARDS: Final = ("exact", "contains", "number", "think_format", "brief")
+"""Functions that the trainer brings."""
 _JUDGED = ("stage", ("grpo", "ppo"), "stage: grpo and ppo")
 
 GRPO: Final = (
-    Key(name="reward_funcs", kind="names", needs=_JUDGED, about="exact, contains, number, think_format, brief, or FILE.py:FUNCTION."),
+    Key(name="reward_funcs", kind="names", needs=_JUDGED, about=f"{', '.join(REWARDS)}, or FILE.py:FUNCTION."),
     Key(name="reward_weights", kind="floats", needs=_JUDGED, about="Weight of each reward; 1 if not set."),
     Key(name="num_generations", kind="int", default=8, low=2, needs=_GRPO, about="Completions of each question, which are compared."),
     Key(name="max_completion_length", kind="int", default=256, low=1, needs=_GRPO, about="Longest completion, in tokens."),
@@ -64,6 +66,15 @@ def _absolute(name: str, cwd: Path) -> str:
     return f"{(cwd / Path(path).expanduser()).resolve()}:{function}" if colon else name
 
 
+def unknown_rewards(functions: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Names of no function that the trainer brings, of stages grpo and ppo."""
+    for name in functions:
+        if ":" not in name and name not in REWARDS:
+            near = nearest(name, list(REWARDS))
+            known = f"; did you mean `{near}`?" if near else f"; there are {', '.join(REWARDS)}, and FILE.py:FUNCTION"
+            yield "reward_funcs", f"there is no reward {name!r}{known}"
+
+
 def rule(get: Get) -> Iterator[tuple[str, str]]:
     """What does not fit together, by the key to change."""
     if get("stage") != "grpo":
@@ -71,6 +82,7 @@ def rule(get: Get) -> Iterator[tuple[str, str]]:
     functions, weights = get("reward_funcs") or (), get("reward_weights") or ()
     if not functions:
         yield "reward_funcs", "stage grpo needs something that judges answers: `reward_funcs: exact`, or FILE.py:FUNCTION"
+    yield from unknown_rewards(functions)
     if weights and len(weights) != len(functions):
         yield "reward_weights", f"{len(weights)} weights for {len(functions)} reward functions"
     batch, steps = get("per_device_train_batch_size") or 8, get("gradient_accumulation_steps") or 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from fl.recipe_grpo import unknown_rewards
 from fl.recipe_keys import Key
 
 Get = Callable[[str], Any]
@@ -83,6 +84,7 @@ def _judge(get: Get) -> Iterator[tuple[str, str]]:
     for key in ("reward_model_adapters", "reward_model_quantization_bit"):
         if get(key) and (kind != "full" or not model):
             yield key, "only with `reward_model_type: full` and reward_model"
+    yield from unknown_rewards(functions)
     weights = get("reward_weights") or ()
     if weights and len(weights) != len(functions):
         yield "reward_weights", f"{len(weights)} weights for {len(functions)} reward functions"

@@ -61,8 +61,11 @@ def _other(get: Get, key: str, cwd: Path) -> Other | None:
 
 
 def check(config: Config) -> None:
-    """Refuses folders that cannot be what the recipe says they are. Hub names are left to the trainer."""
+    """Refuses folders and files that cannot be what the recipe says they are. Hub names are left to the trainer."""
     method = config.method
+    for file in (name.rpartition(":")[0] for name in method.grpo.reward_funcs if ":" in name):
+        if not Path(file).is_file():
+            raise RecipeError(f"reward_funcs: the file {file} is not there.", "FILE.py:FUNCTION, from the folder you start fl in")
     for key, other in (("ref_model", method.reference), ("reward_model", method.ppo.reward_model)):
         if other is not None:
             with _blaming(key):

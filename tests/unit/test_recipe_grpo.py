@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fl.errors import RecipeError
-from fl.recipe_grpo import fields, rule
+from fl.recipe_grpo import REWARDS, fields, rule
+from fl_trainers.rewards import BUILT_IN
 
+Fl = Callable[..., "subprocess.CompletedProcess[str]"]
 BASE = {
     "stage": "grpo", "reward_funcs": ("exact",), "num_generations": 8, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
 }  # fmt: skip
@@ -18,6 +22,8 @@ BASE = {
     ("more", "key"),
     [
         ({"reward_funcs": ()}, "reward_funcs"),
+        ({"reward_funcs": ("exactt",)}, "reward_funcs"),
+        ({"reward_funcs": ("rewards.py",)}, "reward_funcs"),
         ({"reward_weights": (1.0, 2.0)}, "reward_weights"),
         ({"num_generations": 3}, "num_generations"),
         ({"packing": True}, "packing"),
@@ -29,6 +35,18 @@ BASE = {
 )
 def test_what_does_not_fit_together_is_blamed_on_its_key(more: dict[str, object], key: str) -> None:
     assert [blamed for blamed, _ in rule({**BASE, **more}.get)] == [key]
+
+
+def test_rewards_are_those_of_the_trainer() -> None:
+    assert tuple(BUILT_IN) == REWARDS
+
+
+def test_a_reward_that_is_misspelled_is_refused_before_the_start(fl: Fl, tmp_path: Path) -> None:
+    for recipe in ("tiny-grpo", "tiny-ppo"):
+        done = fl("run", "--dry-run", recipe, "reward_funcs=exactt")
+        assert done.returncode == 5 and "reward_funcs: there is no reward 'exactt'; did you mean `exact`?" in done.stderr, done.stderr
+    gone = fl("run", "--dry-run", "tiny-grpo", "reward_funcs=gone.py:f", cwd=tmp_path)
+    assert gone.returncode == 5 and f"the file {tmp_path}/gone.py is not there" in gone.stderr
 
 
 def test_what_fits_is_not_blamed() -> None:
