@@ -172,6 +172,25 @@ def test_a_stack_without_a_lock_is_refused_with_the_index_named(copy: Path) -> N
     assert caught.value.remedy == "fl images lock xpu-torch212"
 
 
+def test_a_complete_lock_is_not_replaced_by_a_partial_one(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where its index cannot be reached. A lock of another row is replaced all the same: nothing is made from it."""
+    row, platform = MATRIX.stack("cpu-torch213"), "linux/amd64"
+    file = copy / "cpu/locks/cpu-torch213.train.linux-amd64.txt"
+    before = file.read_text()
+    missing = lock_header.Unlocked(name="torch", version=str(row.train["torch"]), reason="its index could not be reached")
+    rest = "".join(lines for name, lines in lock.entries(before).items() if name != "torch")
+    partial = lock_resolve.with_header(MATRIX, row, "train", platform, rest, [missing])
+    monkeypatch.setattr(lock, "resolve", lambda *_: partial)
+    code, _, err = run(capsys, row.id)
+    assert (code, file.read_text() == before) == (0, True)
+    assert "is complete and its row's: it stays" in err and "its index could not be reached" in err
+    file.write_text(before.replace("# row: ", "# row: 0", 1))
+    code, _, err = run(capsys, row.id)
+    assert (code, file.read_text() == partial) == (0, True), err
+
+
 def test_an_installed_fl_writes_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "IMAGES", tmp_path / "images")
     with pytest.raises(MatrixError, match="this fl is an installed one"):

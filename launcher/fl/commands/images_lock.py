@@ -128,7 +128,6 @@ def _describe(one: Locked, text: str) -> None:
 def _check(matrix: Matrix, one: Locked, *, named: bool) -> None:
     """An absent lock is a problem only where its stack was named."""
     from fl.images import lock as locks
-    from fl.images import lock_check
 
     one.file = locks.path(one.stack.id, one.flavor, one.platform, partial=True)
     if one.file is None:
@@ -136,7 +135,13 @@ def _check(matrix: Matrix, one: Locked, *, named: bool) -> None:
         return
     text = one.file.read_text(encoding="utf-8")
     _describe(one, text)
-    one.problems = lock_check.findings(matrix, one.stack, one.flavor, one.platform, text)
+    one.problems = _findings(matrix, one, text)
+
+
+def _findings(matrix: Matrix, one: Locked, text: str) -> list[str]:
+    from fl.images import lock_check
+
+    return lock_check.findings(matrix, one.stack, one.flavor, one.platform, text)
 
 
 def _resolve(matrix: Matrix, one: Locked) -> None:
@@ -150,6 +155,11 @@ def _resolve(matrix: Matrix, one: Locked) -> None:
         one.state, one.problems = "failed", [error.message]
         return
     _describe(one, text)
+    if before and old and one.state == "partial" and not locks.is_partial(old) and not _findings(matrix, one, old):
+        ui.warning(f"{before.name} is complete and its row's: it stays, since here {'; '.join(one.unlocked)}")
+        _describe(one, old)
+        one.file = before
+        return
     one.changed = text != old
     one.file = locks.write(one.stack, one.flavor, one.platform, text)
 
