@@ -24,7 +24,9 @@ ODD = [talk("human", "gpt", "human"), talk("gpt", "human", "gpt"), talk("human",
 FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     # parts of the config; what the message says; what the remedy says
     "odd turns": (
-        {"rows": ODD, "dataset": SHAREGPT}, "none of its 4 rows can be trained on: 1 no answer at the end, 2 wrong order of roles: as", "",
+        {"rows": ODD, "dataset": SHAREGPT},
+        "none of its 4 rows can be trained on: 1 no answer at the end (sums row 1); 2 wrong order of roles: assistant where user is due "
+        "(sums row 2, sums ", "",
     ),
     "roles of another kind": (
         {"rows": [talk("user", "assistant")], "dataset": SHAREGPT}, "none of its 1 rows can be trained on: 1 unknown role user", "user_tag",

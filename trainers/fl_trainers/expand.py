@@ -83,10 +83,14 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 3 or not arguments[2].isdecimal():
         log.error("usage: python -m fl_trainers.expand MODEL FOLDER LAYERS")
         return 2
+    from transformers.utils import logging as of_library
+
+    of_library.set_verbosity_error()
+    of_library.disable_progress_bar()
     try:
         expand(arguments[0], Path(arguments[1]), int(arguments[2]))
     except TrainerError as error:
-        log.error("error: %s\n  %s", error.message, error.remedy)
+        log.error("error: %s\n  try: %s", error.message, error.remedy)
         return error.exit_code
     return 0
 

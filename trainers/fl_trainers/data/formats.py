@@ -73,9 +73,13 @@ class Report:
 
     def told(self, reason: str) -> str:
         """`3 rows: empty answer (mine row 4, mine row 9, mine row 12)`."""
-        count, named = self.counts[reason], self.examples[reason]
-        more = ", …" if count > len(named) else ""
-        return f"{count} {'row' if count == 1 else 'rows'}: {reason} ({', '.join(named)}{more})"
+        count = self.counts[reason]
+        return f"{count} {'row' if count == 1 else 'rows'}: {reason} ({self.named(reason)})"
+
+    def named(self, reason: str) -> str:
+        """`mine row 4, mine row 9, mine row 12, …`: the first rows that it happened to."""
+        named = self.examples[reason]
+        return ", ".join(named) + (", …" if self.counts[reason] > len(named) else "")
 
 
 def check_columns(dataset: Dataset, found: Iterable[str], *, stage: str) -> None:

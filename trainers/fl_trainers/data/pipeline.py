@@ -61,8 +61,10 @@ def read(config: Config, dataset: Dataset, report: Report) -> list[Item]:
 
 def none_left(dataset: Dataset, count: int, report: Report) -> str:
     """The message about a data set of which no row is of use."""
-    said = ((reason.removeprefix(report.prefix), number) for reason, number in report.counts.items() if reason.startswith(report.prefix))
-    reasons = ", ".join(f"{number} {reason}" for reason, number in said)
+    reasons = "; ".join(
+        f"{number} {reason.removeprefix(report.prefix)} ({report.named(reason)})"
+        for reason, number in report.counts.items() if reason.startswith(report.prefix)
+    )  # fmt: skip
     return f"data set {dataset.name}: none of its {count} rows can be trained on: {reasons}"
 
 
