@@ -65,7 +65,9 @@ def until(true: Any, seconds: float = 120) -> None:
 
 
 def test_facts(engine: engines.Engine) -> None:
-    facts = facts_or_skip("docker")
+    began = time.monotonic()
+    facts = engine.facts()
+    assert time.monotonic() - began < 3
     assert facts.version
     assert facts.same_files
     found = engine.image(IMAGE)
@@ -130,7 +132,7 @@ def test_stop_is_obeyed_within_the_grace(engine: engines.Engine, name: str, tmp_
     until(lambda: "on" in (tmp_path / "log.txt").read_text())
     began = time.monotonic()
     started.stop(30)
-    assert time.monotonic() - began < 20, "not the whole grace"
+    assert time.monotonic() - began < 2
     assert wait(started).exit_code == 143
     assert (tmp_path / "log.txt").read_text() == "on\nsaved\n"
 

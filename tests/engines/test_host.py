@@ -56,9 +56,9 @@ def test_it_holds_what_the_lock_says_and_is_found_again_at_once(lock: Path) -> N
     assert versions(python) == f"1.16.0 24.2 {python.parents[1]}"
     assert pythons.inspect_interpreter(python, lock).ok
     assert any(line.startswith("Installed 2 packages") for line in told)
-    said, began = list(told), time.process_time()
+    said, began = list(told), time.monotonic()
     assert environment.ensure(lock, VERSION, told.append) == python
-    assert time.process_time() - began < 0.1
+    assert time.monotonic() - began < 0.1
     assert told == said, "nothing was made"
 
 

@@ -153,7 +153,7 @@ def test_a_registry_that_falls_silent_is_given_up(image: str, host: str) -> None
     with faulty(host, "stall", 300) as silent:
         done = fl("images", "push", image, "--registry", silent, "--timeout", "2", "--retries", "1", "--json")
         forget(silent)
-    assert time.monotonic() - begin < 100, "docker alone would wait for ever"
+    assert time.monotonic() - begin < 30
     assert done.returncode == 7
     error = json.loads(done.stdout)["error"]
     assert "No byte of" in error["message"] and "for 2 s" in error["message"] and "(2 tries)" in error["message"]
@@ -222,7 +222,7 @@ def test_a_full_disk_of_the_registry_is_named_at_once(image: str, storage: Path)
         subprocess.run(["umount", str(storage)], check=True)
     assert done.returncode == 7
     assert f"The disk of the registry {host} is full" in done.stderr
-    assert time.monotonic() - begin < 60, "told at once, not after all of docker's tries"
+    assert time.monotonic() - begin < 30
 
 
 def test_what_may_not_go_out_under_a_stack_s_name(image: str, host: str) -> None:

@@ -188,7 +188,7 @@ def test_a_pull_can_be_interrupted(fake: Fake) -> None:
 
     with pytest.raises(Interrupted):
         engines.get("apptainer").pull("ghcr.io/o/x:1", lambda text: None, check)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 5
     assert [p for p in (paths.cache_home() / "apptainer").rglob("*") if not p.is_dir() or p.name.startswith(".")] == []
 
 

@@ -117,7 +117,7 @@ def test_no_socket_no_listener_no_permission(command: Path, tmp_path: Path, monk
     assert "usermod" in refused.remedy
 
 
-def test_a_daemon_that_hangs_is_an_error_and_no_wait(command: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_daemon_that_hangs_is_an_error_within_three_seconds(command: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
     with socket.socket(socket.AF_UNIX) as listener:
@@ -127,7 +127,7 @@ def test_a_daemon_that_hangs_is_an_error_and_no_wait(command: Path, tmp_path: Pa
         began = time.monotonic()
         with pytest.raises(EngineError, match="it hangs"):
             engines.get("docker").facts()
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 3
 
 
 def test_no_docker_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

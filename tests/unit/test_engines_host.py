@@ -85,7 +85,7 @@ def test_stop_is_a_sigterm_that_can_be_obeyed() -> None:
     until(lambda: "ready" in log_of(RUN).read_text())
     began = time.monotonic()
     started.stop(20)
-    assert time.monotonic() - began < 15, "not the whole grace"
+    assert time.monotonic() - began < 1
     assert wait(started).exit_code == 143
 
 

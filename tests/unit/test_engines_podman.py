@@ -60,14 +60,14 @@ def test_facts_are_asked_of_the_command(podman) -> None:
 
 @pytest.mark.parametrize(
     ("cases", "said"),
-    [("*) echo 'Error: storage is broken' >&2; exit 125 ;;", "storage is broken"), ("*) sleep 100 ;;", "did not end in 10 s")],
+    [("*) echo 'Error: storage is broken' >&2; exit 125 ;;", "storage is broken"), ("*) sleep 100 ;;", "did not end in 3 s")],
 )
 def test_one_that_is_not_well(podman, cases: str, said: str) -> None:
     podman(cases)
     began = time.monotonic()
     with pytest.raises(EngineError, match=said):
         engines.get("podman").facts()
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 6
 
 
 def test_no_podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_a_hanging_command_is_killed_with_its_children() -> None:
     mark = f"300.{os.getpid()}{time.monotonic_ns()}"
     begin = time.monotonic()
     ran = run_command(["sh", "-c", f"sleep {mark} & sleep {mark}"], 0.2)
-    assert ran.state == "slow" and time.monotonic() - begin < 60
+    assert ran.state == "slow" and time.monotonic() - begin < 1
     end = time.monotonic() + 30
     while any(mark in words for words in command_lines()):
         assert time.monotonic() < end, "a child goes on"
@@ -73,7 +73,7 @@ def test_all_commands_together_have_one_patience() -> None:
     host = LiveHost(patience=0.3)
     begin = time.monotonic()
     assert [host.run(["sleep", "300"]).state for _ in range(3)] == ["slow"] * 3
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < 1
 
 
 def test_replayed_paths_stay_inside_the_record(tmp_path: Path) -> None:
@@ -211,6 +211,9 @@ def test_a_command_that_was_begun_runs_once_and_meanwhile(tmp_path: Path) -> Non
     while not (tmp_path / "calls").exists():
         assert time.monotonic() < end, "it was not begun"
         time.sleep(0.02)
+    time.sleep(0.35)
+    begin = time.monotonic()
     assert host.run([str(tool), "a"]).stdout == "done a\n"
+    assert time.monotonic() - begin < 0.2
     assert (tmp_path / "calls").read_text() == "x\n", "what was begun is not run once more"
     assert host.run([str(tool), "a"]).stdout == "done a\n" and (tmp_path / "calls").read_text() == "x\nx\n"

@@ -25,7 +25,7 @@ _OLDEST: Final = (1, 1)
 _CDI: Final = (1, 5)
 """The first with --device."""
 _KEPT: Final = ("CACHEDIR", "TMPDIR", "CONFIGDIR", "DOCKER_USERNAME", "DOCKER_PASSWORD")
-_ASK: Final = 10.0
+_ASK: Final = 3.0
 
 
 def version(said: str) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import docker
 
 DEFAULT: Final = "unix:///var/run/docker.sock"
-_TIMEOUT: Final = 10.0
+_TIMEOUT: Final = 2.5
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -122,7 +122,7 @@ def unreachable(address: str, error: Exception) -> EngineError:
         return EngineError(f"No Docker daemon listens on {file or address}.", "sudo systemctl start docker; or: fl run --engine host")
     if isinstance(error, TimeoutError) or "timed out" in str(error).lower():
         return EngineError(
-            f"The Docker daemon at {address} did not answer in {_TIMEOUT:g} s: it hangs.",
+            f"The Docker daemon at {address} did not answer in {_TIMEOUT} s: it hangs.",
             "sudo systemctl restart docker; or: fl run --engine host",
         )
     return EngineError(f"The Docker daemon at {address} cannot be asked: {error}", "docker version; or: fl run --engine host")

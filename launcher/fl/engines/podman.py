@@ -22,7 +22,7 @@ from fl.errors import EngineError, ImageError
 from fl.grants import EngineFacts
 from fl.plan import Plan
 
-_ASK: Final = 10.0
+_ASK: Final = 3.0
 _WORK: Final = 60.0
 _PACE: Final = 0.5
 """Seconds between two questions about a container."""
