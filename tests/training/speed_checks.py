@@ -66,6 +66,69 @@ def kept_copies(tied: bool, device: str = "cpu") -> dict[str, float]:
     return found
 
 
+def lora_together(copies: bool, device: str = "cpu") -> dict[str, Any]:
+    """LoRA on all linear layers in float32, one batch and two added, against peft's own; layers asked in another order.
+
+    copies: adapters multiplied as their bf16 copies, against those that autocast makes; also written over.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    from fl_trainers.fast import lora, masters
+    from fl_trainers.fast.flat import Flat
+    from fl_trainers.fast.step import Step
+
+    made, rows, torch = _tiny_rows("qwen2", device)  # which has biases
+    patterns = {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 4}}
+    wrapped = get_peft_model(made, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", **patterns))
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    batch, dtype = _placed(Flat()(rows), device, torch), torch.bfloat16 if copies else None
+    plain = Step(wrapped, dtype)
+    with lora.fused(wrapped) if copies else contextlib.nullcontext():
+        wanted_loss = float(plain.run(batch, 9))
+        once = _gradients(wrapped)
+        plain.run(batch, 9)
+        twice = _gradients(wrapped)
+    wrapped.zero_grad()
+    held = masters.Masters()
+    found: dict[str, Any] = {}
+    attention = next(module for module in made.modules() if hasattr(module, "q_proj"))
+    x = torch.randn((1, 5, attention.q_proj.in_features), device=device)
+    alone = [layer(x).detach() for layer in (attention.k_proj, attention.q_proj, attention.v_proj)]
+    with lora.fused(wrapped, held) as layers:
+        found["layers"], found["groups"] = layers, sorted(len(weights) for weights in held.together)
+        asked = [layer(x).detach() for layer in (attention.k_proj, attention.q_proj, attention.v_proj, attention.k_proj)]
+        found["alone"] = max(float((one - two).abs().max()) for one, two in zip((*alone, alone[0]), asked, strict=True))
+        step = Step(wrapped, dtype, masters=held)
+        if copies:
+            held.take(held.asked, dtype)
+        found["loss"] = abs(float(step.run(batch, 9)) - wanted_loss)
+        found["once"] = _apart(_gradients(wrapped), once)
+        step.run(batch, 9)
+        found["twice"] = _apart(_gradients(wrapped), twice)
+        first = next(weights for weights in held.together if len(weights) == 3)
+        found["joint"] = len({weight.grad.untyped_storage().data_ptr() for weight in first})
+        if copies:
+            held.fresh = True
+            step.run(batch, 9)
+            found["over"] = _apart(_gradients(wrapped), once)
+            held.fresh = False
+            first[1].grad = first[1].grad.clone()  # as if something else had made it
+            step.run(batch, 9)
+            found["parted"] = _apart(_gradients(wrapped), twice)
+            with torch.no_grad():
+                for weight in held.copies:
+                    weight += 0.01
+            held.refresh()
+            moved = float(step.run(batch, 9))
+    if copies:
+        found["moved"] = abs(moved - wanted_loss)
+        with lora.fused(wrapped):
+            found["refreshed"] = abs(moved - float(plain.run(batch, 9)))
+    return found
+
+
 class _Graph:
     """In place of torch.cuda.CUDAGraph: what is captured is computed at once, and a replay does nothing."""
 

@@ -42,6 +42,20 @@ def test_16_bit_copies_of_trained_weights_give_autocasts_gradients(trainer: Trai
     assert found["moved"] > 0.01
 
 
+def test_layers_with_the_same_input_share_the_products_of_their_adapters(trainer: Trainer) -> None:
+    found = trainer.check("speed_checks.lora_together", False)
+    assert (found["layers"], found["groups"]) == (14, [1, 1, 1, 1, 2, 2, 3, 3])
+    assert max(found["alone"], found["loss"], found["once"], found["twice"]) < 1e-6
+
+
+def test_copies_of_such_adapters_lie_in_one_matrix_as_their_gradients_do(trainer: Trainer) -> None:
+    found = trainer.check("speed_checks.lora_together", True)
+    assert found["joint"] == 1
+    assert max(found["loss"], found["refreshed"]) < 1e-6
+    assert max(found[name] for name in ("once", "twice", "over", "parted")) < 0.005  # without copies a gradient is rounded to 16 bits
+    assert found["moved"] > 0.001
+
+
 @pytest.mark.parametrize("fresh", [False, True])
 def test_what_a_graph_holds_is_the_step_itself(trainer: Trainer, fresh: bool) -> None:
     found = trainer.check("speed_checks.captured", fresh)

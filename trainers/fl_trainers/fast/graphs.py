@@ -12,6 +12,7 @@ import torch
 
 from fl_trainers.data.encode import IGNORE
 from fl_trainers.fast import attention
+from fl_trainers.fast.beside import Beside
 from fl_trainers.fast.step import Step
 from fl_trainers.progress import log
 
@@ -126,6 +127,7 @@ class Graphs:
                 with torch.cuda.graph(made.graph, pool=self.pool, capture_error_mode="thread_local"):
                     value = self.step.loss(made.batch, made.targets, made.scale, None)
                     value.backward()
+                    Beside.join()
                     made.loss = value.detach()
         finally:
             if before:

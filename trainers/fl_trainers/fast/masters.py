@@ -6,7 +6,7 @@ model that is trained whole these are more bytes than the optimizer moves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,10 @@ class Masters:
         self.copies: dict[Any, Any] = {}
         """By weight; a tensor's hash is its identity."""
         self.weights: list[Any] = []
+        self.together: list[tuple[Any, ...]] = []
+        """Weights that are multiplied as one: their copies lie in one matrix, row after row, and so do their gradients."""
+        self._joints: dict[Any, tuple[Any, ...]] = {}
+        """By the first of such weights: the matrix of their copies, that of their gradients, and of each weight its rows of it."""
         self.fresh = False
         """Whether every backward pass is a step's first: what stands in a gradient is written over."""
 
@@ -29,11 +33,25 @@ class Masters:
         """From here on these weights have copies."""
         self.copies = {weight: weight.detach().to(dtype) for weight in weights}
         self.weights = list(self.copies)
+        for together in self.together:
+            if len(together) > 1 and all(weight in self.copies for weight in together):
+                joint = torch.cat([self.copies[weight] for weight in together])
+                self.copies.update(zip(together, _rows(joint, together), strict=True))
+                self._joints[together[0]] = (joint, None, ())
 
     def copy(self, weight: Any, dtype: Any) -> Any:
         """The weight as it is multiplied."""
         found = self.copies.get(weight)
         return weight.to(dtype) if found is None or found.dtype != dtype else found
+
+    def joined(self, weights: Sequence[Any], dtype: Any) -> Any:
+        """The weights as one matrix, row after row."""
+        if len(weights) == 1:
+            return self.copy(weights[0], dtype)
+        found = self._joints.get(weights[0])
+        if found is None or found[0].dtype != dtype or len(found[0]) != sum(len(weight) for weight in weights):
+            return torch.cat([self.copy(weight, dtype) for weight in weights])
+        return found[0]
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def refresh(self, *_: Any) -> None:
@@ -49,6 +67,32 @@ class Masters:
         else:
             _product(weight.grad, left, right, scale, 0.0 if self.fresh else 1.0)
 
+    def gradients(self, weights: Sequence[Any], left: Any, right: Any, scale: float) -> list[Any]:
+        """scale * left @ right, row after row, as what the weights get: None where it has been written already."""
+        if all(weight in self.copies for weight in weights):
+            self._add_rows(weights, left, right, scale)
+            return [None] * len(weights)
+        made = left.new_empty((left.shape[0], right.shape[1])).addmm_(left, right, beta=0, alpha=scale)
+        return [part.to(weight.dtype) for part, weight in zip(_rows(made, weights), weights, strict=True)]
+
+    def _add_rows(self, weights: Sequence[Any], left: Any, right: Any, scale: float) -> None:
+        """As `add`, for all at once where their gradients lie in one matrix; where they do not exist yet they are made so."""
+        first, known = weights[0], self._joints.get(weights[0])
+        if len(weights) > 1 and known is not None and all(weight.grad is None for weight in weights):
+            whole = torch.empty((left.shape[0], right.shape[1]), dtype=first.dtype, device=first.device)
+            parts = _rows(whole, weights)
+            for weight, part in zip(weights, parts, strict=True):
+                weight.grad = part
+            self._joints[first] = (known[0], whole, tuple(parts))
+            _product(whole, left, right, scale, 0.0)
+        elif known is not None and len(known[2]) == len(weights) and all(
+            weight.grad is part for weight, part in zip(weights, known[2], strict=True)
+        ):
+            _product(known[1], left, right, scale, 0.0 if self.fresh else 1.0)
+        else:
+            for weight, part in zip(weights, _rows(left, weights), strict=True):
+                self.add(weight, part, right, scale)
+
     def add_scaled(self, weight: Any, gradient: Any, factor: Any) -> None:
         """factor, a scalar on the device, times the gradient, which is not needed any more."""
         if weight.grad is None:
@@ -57,6 +101,11 @@ class Masters:
             torch.mul(gradient, factor, out=weight.grad)
         else:
             weight.grad.addcmul_(gradient, factor)
+
+
+def _rows(joint: Any, weights: Sequence[Any]) -> Any:
+    """Of each weight its rows of a matrix that holds all."""
+    return joint.split([len(weight) for weight in weights])
 
 
 def _product(out: Any, left: Any, right: Any, scale: float, before: float) -> None:
