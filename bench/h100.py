@@ -2,7 +2,7 @@
 
     python bench/h100.py make DIR [8b|1.7b]                    a model of random weights of that shape, a tokenizer, 999 rows
     python bench/h100.py ours DIR OUT [KEY=VALUE …]            one run of this trainer: KEY of packing, speed, full, steps, batch,
-                                                               bits, rank, accumulate, without
+                                                               bits, rank, accumulate, without, stage (sft or dpo)
     python bench/h100.py parts DIR OUT [KEY=VALUE …]           the same with each part of the fast steps left out, beside all of them
     PYTHONPATH=… python bench/h100.py peer DIR OUT [KEY=VALUE …]   the same by LLaMA-Factory 0.9.5, from an environment of its own
 
@@ -52,7 +52,11 @@ def make(folder: Path, shape: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     data = rows()
     (folder / "rows.json").write_text(json.dumps(data))
-    (folder / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}}))
+    answers = [{"instruction": row["instruction"], "chosen": row["output"], "rejected": other["output"]}
+               for row, other in zip(data, data[1:] + data[:1], strict=True)]  # fmt: skip
+    (folder / "pairs.json").write_text(json.dumps(answers))
+    pairs = {"file_name": "pairs.json", "ranking": True, "columns": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}}
+    (folder / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}, "pairs": pairs}))
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -74,11 +78,11 @@ def make(folder: Path, shape: str) -> None:
 
 def recipe(folder: Path, out: Path, options: dict[str, str]) -> dict[str, Any]:
     """LLaMA-Factory's keys of the run."""
-    full = options.get("full") == "true"
+    full, stage = options.get("full") == "true", options.get("stage", "sft")
     return {
-        "model_name_or_path": str(folder), "stage": "sft", "do_train": True, "finetuning_type": "full" if full else "lora",
+        "model_name_or_path": str(folder), "stage": stage, "do_train": True, "finetuning_type": "full" if full else "lora",
         "lora_rank": int(options.get("rank", "16")), "lora_alpha": 32, "lora_target": "all",
-        "dataset": "rows", "dataset_dir": str(folder), "template": "llama3", "cutoff_len": 2048,
+        "dataset": "pairs" if stage == "dpo" else "rows", "dataset_dir": str(folder), "template": "llama3", "cutoff_len": 2048,
         "output_dir": str(out), "overwrite_output_dir": True, "per_device_train_batch_size": int(options.get("batch", "4")),
         "gradient_accumulation_steps": int(options.get("accumulate", "1")),
         "learning_rate": 1.0e-5 if full else 1.0e-4, "max_steps": int(options.get("steps", "100")),

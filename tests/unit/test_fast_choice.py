@@ -113,6 +113,18 @@ def test_pairs_on_a_cpu_have_no_padding_and_their_layers_are_recomputed_as_the_r
     assert (found.padding_free, found.graphs, found.recompute, found.keep) == (True, False, asked, 0)
 
 
+@pytest.mark.parametrize("stage", ["dpo", "orpo", "simpo", "kto", "rm"])
+def test_pairs_on_a_card_recompute_only_what_memory_asks_for(stage: str) -> None:
+    config = made(method={"stage": stage}, model={"gradient_checkpointing": True})
+    roomy, narrow = choose(config, LLAMA, H100, SHORT), choose(config, LLAMA, replace(H100, free_bytes=10**10), SHORT)
+    assert (roomy.padding_free, roomy.graphs, roomy.recompute, roomy.liger) == (True, False, False, False)
+    assert (narrow.recompute, narrow.keep < LLAMA.num_hidden_layers) == (True, True)
+    assert choose(made("memory", method={"stage": stage}, model={"gradient_checkpointing": True}), LLAMA, H100, SHORT).recompute
+    full = made(method={"stage": stage, "finetuning_type": "full"}, model={"gradient_checkpointing": True})
+    found = choose(full, LLAMA, H100, SHORT)
+    assert (found.padding_free, found.recompute, found.keep) == (True, True, 0), "a copy of the model may stand beside it"
+
+
 @pytest.mark.parametrize(
     ("config", "settings", "machine", "word"),
     [
@@ -138,7 +150,6 @@ def test_pairs_on_a_cpu_have_no_padding_and_their_layers_are_recomputed_as_the_r
         (made(), LLAMA, Machine("npu"), "npu"),
         (made(), LLAMA, Machine("cuda", False, (7, 5), 1 << 36), "sm_80"),
         (made(arguments={"bf16": False}), LLAMA, H100, "bf16"),
-        (made(method={"stage": "dpo"}), LLAMA, H100, "on the CPU only"),
         (made(method={"stage": "dpo", "reference": {"name": "o", "path": "o", "kind": "folder"}}), LLAMA, Machine("cpu"), "own reference"),
         (made(method={"stage": "dpo"}, model={"quantization": {"bits": 4}}), LLAMA, Machine("cpu"), "must round alike"),
         (made(method={"stage": "ppo"}), LLAMA, Machine("cpu"), "a loop of its own"),

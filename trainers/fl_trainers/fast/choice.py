@@ -35,6 +35,8 @@ GRAPH_COMPILED_STEPS = 200
 """The same where an earlier run has left them compiled: loading them takes 2 s, and up to 0.016 s is gained a step."""
 SPENT = 0.9
 """Share of the memory that was freed which mode `memory` spends on layers that are not recomputed."""
+LOGIT_OF_PAIRS = 14
+"""Bytes of a logit where answers are compared: as made, in float32, its logarithm and its gradient."""
 NOTHING = "nothing recomputed"
 GRAPH_TOKENS = 8192
 """Tokens a batch may hold for graphs: above it the device is busy and launches cost nothing."""
@@ -104,7 +106,8 @@ def _choose(config: Config, settings: Any, machine: Machine, load: Load) -> Fast
         return Fast(True, recompute=asked, why=f"no padding, logits where the loss counts, {'layers recomputed' if asked else NOTHING}")
     if config.method.stage in PAIRS:
         counted = "no logits" if config.method.stage == "rm" else "logits where answers count"
-        return Fast(True, recompute=asked, why=f"no padding, {counted}, {'layers recomputed' if asked else NOTHING}")
+        keep, said = _kept(settings, _room_of_pairs(config, settings, machine, load), config, load) if asked else (0, NOTHING)
+        return Fast(True, recompute=asked and said != NOTHING, keep=keep, why=f"no padding, {counted}, {said}")
     if wanted == "memory" or machine.type == "cpu":
         keep, said = _kept(settings, int(SPENT * freed(config, settings, load.tokens)), config, load) if asked else (0, NOTHING)
         liger = _liger(machine, load)
@@ -136,10 +139,19 @@ def _plain_weights(config: Config, settings: Any) -> bool:
 def _kept(settings: Any, room: int, config: Config, load: Load) -> tuple[int, str]:
     """How many layers need not be recomputed with so many bytes, and what the log says of it."""
     layers = settings.num_hidden_layers
-    keep = min(layers, room * layers // max(activations(settings, load.tokens, _width(config)), 1))
+    keep = min(layers, max(room, 0) * layers // max(activations(settings, load.tokens, _width(config)), 1))
     if keep == layers:
         return 0, NOTHING
     return keep, f"{layers - keep} of {layers} layers recomputed" if keep else "layers recomputed"
+
+
+def _room_of_pairs(config: Config, settings: Any, machine: Machine, load: Load) -> int:
+    """Bytes for layers that are not recomputed where rows are compared: on a card, where no second model stands beside the first."""
+    method = config.method
+    if config.training.speed == "memory" or machine.type == "cpu" or method.finetuning_type != "lora" or method.lora.pissa_init:
+        return 0
+    logits = 0 if method.stage == "rm" else LOGIT_OF_PAIRS * load.tokens * int(settings.vocab_size)
+    return int(0.75 * machine.free_bytes) - logits
 
 
 def _liger(machine: Machine, load: Load) -> bool:
@@ -169,8 +181,8 @@ def _of_model(config: Config, settings: Any) -> str | None:
 
 
 def _of_recipe(config: Config, machine: Machine) -> str | None:
-    if config.method.stage in PAIRS and (machine.type != "cpu" or config.method.reference is not None):
-        return f"stage {config.method.stage} does without padding on the CPU only, and with the model as its own reference"
+    if config.method.stage in PAIRS and config.method.reference is not None:
+        return f"stage {config.method.stage} does without padding only with the model as its own reference"
     if config.model.attention not in ("auto", "sdpa"):
         return f"flash_attn: {config.model.attention} is asked for"
     if config.model.liger:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fl_trainers import optimizers
 from fl_trainers.device import Device
-from fl_trainers.fast.choice import Load, Machine
+from fl_trainers.fast.choice import PAIRS, Load, Machine
 from fl_trainers.progress import world_size
 
 
@@ -53,14 +53,15 @@ def compiles(environment: Mapping[str, str], which: Callable[[str], str | None],
 
 
 def load_of(session: Any) -> Load:
-    """The longest batch that can come, and how many steps there are. Rows of a stream are as long as cutoff_len."""
+    """The longest batch that can come, and how many steps there are. Rows of a stream are as long as cutoff_len; some have two answers."""
     arguments, rows = session.arguments, session.prepared.train
     size = arguments.per_device_train_batch_size
     try:
         batches = -(-len(rows) // (size * world_size()))
-        longest = sorted((len(row["input_ids"]) for row in rows), reverse=True)[:size]
+        longest = sorted((len(row["input_ids"]) + len(row.get("other_ids", ())) for row in rows), reverse=True)[:size]
     except TypeError:
-        longest, batches = [session.config.data.cutoff_len] * size, 10**6
+        answers = 2 if session.config.method.stage in PAIRS else 1
+        longest, batches = [answers * session.config.data.cutoff_len] * size, 10**6
     steps = -(-batches // arguments.gradient_accumulation_steps) * arguments.num_train_epochs
     return Load(sum(longest), arguments.max_steps if arguments.max_steps > 0 else int(steps))
 
