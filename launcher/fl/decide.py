@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from fl import builtin, extras, inputs, matrix, memory_check, modelscope, paths, pin, plan, portability, refused, resolve, settings, wheel
 from fl.choose_engine import Chosen, choose_engine
 from fl.detect import detect, open_host
-from fl.devices import choose_devices, choose_lane, restrict
+from fl.devices import choose_devices, choose_lane, processes, restrict
 from fl.errors import RecipeError
 from fl.grants import Grants, Mount
 from fl.lanes import LANES
@@ -112,7 +112,7 @@ def decide_recipe(recipe: Recipe, options: Options, place: Place | None = None) 
         extra = extras.choose(rows, engine.stack, hardware.platform, config) if _ours(engine, options, recipe) else ()
         if options.strict:
             portability.strict_check(adaptations)
-        memory_check.check(config, facts, hardware, chosen, force=options.force)
+        memory_check.check(config, facts, hardware, chosen, asked=options.devices or recipe.launcher.devices, force=options.force)
     check_trust(config, engine.facts.name, trust=options.trust)  # of what is left of it: code that is not run needs no trust
     resolve.check_output(config.training.output_dir, config.training)
     return _assemble(
@@ -250,6 +250,7 @@ def _assemble(
         image=engine.image,
         hardware=hardware,
         chosen=chosen,
+        processes=processes(hardware, chosen, options.devices or recipe.launcher.devices),
         grants=grants,
         visibility=module.visibility(bound, hardware) if on_host else {},
         engine=engine.facts,

@@ -95,8 +95,7 @@ def choose_devices(hardware: Hardware, lane: LaneName, spec: str | None = None) 
     """
     module, devices = LANES[lane], _within_reach(hardware, lane)
     if module.DRIVER is None:
-        if spec:
-            raise HardwareError(f"--devices {spec}: the {lane} lane has no devices to choose from", "Leave --devices out.")
+        processes(hardware, (), spec)
         return (), ()
     usable = tuple(a for a in devices if a.usable is not False)
     if not usable:
@@ -111,6 +110,19 @@ def choose_devices(hardware: Hardware, lane: LaneName, spec: str | None = None) 
             f"--devices {chosen[0].index}",
         )
     return chosen, notes
+
+
+def processes(hardware: Hardware, chosen: tuple[Accelerator, ...], spec: str | None) -> int:
+    """How many processes train as one: one a device; on a processor one, or N with `count:N`. HardwareError for anything else there."""
+    if chosen or spec is None:
+        return max(1, len(chosen))
+    cores, match = hardware.cpu.cores, _COUNT.fullmatch(spec)
+    if match is None:
+        raise HardwareError(f"--devices {spec}: the cpu lane has no devices to choose from", "Leave --devices out.\n"
+                            "--devices count:2   trains with two processes")  # fmt: skip
+    if not 1 <= int(match[1]) <= max(1, cores):
+        raise HardwareError(f"--devices {spec}: this machine has {cores} cores, a process needs one", f"--devices count:{max(1, cores)}")
+    return int(match[1])
 
 
 Choice = tuple[tuple[Accelerator, ...], tuple[str, ...]]

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from fl import builtin, engines, evidence, modelscope, paths, run_image, runs, ui, wheel
+from fl.engines import ranks
 from fl.errors import FlError, HardwareError, Interrupted, RecipeError, Terminated, TrainingError
 from fl.plan import GRACE
 from fl.progress import View
@@ -241,9 +242,12 @@ def judge(decision: Decision, ended: engines.Ended, signals: Signals) -> FlError
     remedy = f"fl logs {decision.plan.run}"
     if ended.exit_code == 0:
         return None
-    if signals.interrupts or signals.terminated:
-        return (Interrupted if signals.interrupts else Terminated)(f"the run was stopped; {_again(decision)}", remedy)
     last, cure = runs.last_words(folder / "events.jsonl") or ("", "")
+    if signals.interrupts or signals.terminated:
+        what = f"stopped, but no checkpoint was saved: {last}" if last else f"stopped; {_again(decision)}"
+        return (Interrupted if signals.interrupts else Terminated)(f"the run was {what}", remedy)
+    if gone := _silent(ended, folder):
+        last = str(gone)
     remedy = "\n".join(filter(None, (cure, remedy)))
     code = _told(ended, folder)
     if ended.oom:
@@ -268,9 +272,18 @@ def _told(ended: engines.Ended, folder: Path) -> int:
     return told if ended.exit_code == 1 and told else ended.exit_code
 
 
+def _silent(ended: engines.Ended, folder: Path) -> ranks.Silent | None:
+    """The one of several processes that ended without a word: what the others say is only that they lost it."""
+    said = runs.first_error(folder / "events.jsonl")
+    told = said is not None and said.get("type") != runs.LOST
+    return None if told or ended.exit_code != 1 else ranks.silent(_tail(folder / "log.txt", lines=200))
+
+
 def _again(decision: Decision) -> str:
     """What the same command does next time."""
     training = decision.config.training
+    if not any(Path(training.output_dir).glob("checkpoint-*/trainer_state.json")):
+        return f"there is no checkpoint in {training.output_dir} yet, so the same command starts at the beginning"
     if training.overwrite_output_dir:
         return f"its last checkpoint is in {training.output_dir}; overwrite_output_dir=false goes on from it, the same command starts anew"
     return f"the same command goes on from the last checkpoint in {training.output_dir}"

@@ -106,6 +106,8 @@ class Request:
     network: str = "none"
     working_directory: str
     detach: bool = False
+    processes: int = 1
+    """On a processor; with devices there is one a device."""
     adaptations: tuple[Adaptation, ...] = ()
     reasons: tuple[Reason, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -190,7 +192,7 @@ class Plan:
 
 def make(request: Request) -> Plan:
     """The plan of a request. Pure: the same request gives the same plan."""
-    per_node = max(1, len(request.chosen))
+    per_node = len(request.chosen) or request.processes
     program = trainer_argv(request.python, f"{request.folder}/config.json", per_node)
     environment = base_environment(request, per_node)
     if request.engine.name == "host":

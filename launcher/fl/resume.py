@@ -87,12 +87,13 @@ def _options(plan: dict[str, Any], *, trust: bool, pinned: bool) -> Options:
     reference = plan["image"]["reference"]
     registry = reference.rsplit("/", 1)[0] if reference and "/" in reference else None
     own = pinned or reference is None or reference == tags.reference(plan["stack"], registry=registry)
-    python = Path(plan["argv"][0])
+    python, processes = Path(plan["argv"][0]), plan.get("processes", {}).get("per_node", 1)
+    alone = f"count:{processes}" if processes > 1 else None  # on a processor
     made = plan["engine"] != "host" or python.is_relative_to(paths.cache_home() / "environments")
     return Options(
         hw=plan["lane"], engine=None if plan["engine"] == "host" and not made else plan["engine"], stack=plan["stack"],
         python=None if made else python, image=None if own else reference,
-        devices=",".join(str(index) for index in plan["accelerators"]) or None, force=True, trust=trust,
+        devices=",".join(str(index) for index in plan["accelerators"]) or alone, force=True, trust=trust,
     )  # fmt: skip
 
 

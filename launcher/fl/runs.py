@@ -17,6 +17,8 @@ from fl.errors import UsageError
 State = Literal["planned", "pulling", "building", "starting", "running", "saving", "finished", "failed", "stopped", "lost"]
 STATES: Final[frozenset[str]] = frozenset(get_args(State))
 FINAL: Final[frozenset[str]] = frozenset({"finished", "failed", "stopped", "lost"})
+LOST: Final = "LostProcess"
+"""Type of the error of a process that lost another one of its run."""
 _TAIL: Final = 262144
 """Bytes at the end of an events file in which the last step, save and end are looked for."""
 
@@ -148,13 +150,16 @@ def last_error(path: Path) -> str | None:
 
 
 def last_words(path: Path) -> tuple[str, str] | None:
-    """(message, remedy) of the first error that the trainer told, since ranks fail one after the other."""
+    """(message, remedy) of the error that ended the run."""
+    first = first_error(path)
+    return None if first is None else (str(first.get("message", "")), str(first.get("remedy") or ""))
+
+
+def first_error(path: Path) -> dict[str, Any] | None:
+    """The first error that the trainer told, since processes fail one after the other; one that only lost another comes last."""
     try:
         size = path.stat().st_size
     except OSError:
         return None
     events, _ = read_events(path, max(0, size - _TAIL))
-    first = next((e for e in events if e["event"] == "error"), None)
-    if first is None:
-        return None
-    return str(first.get("message", "")), str(first.get("remedy") or "")
+    return min((e for e in events if e["event"] == "error"), key=lambda e: e.get("type") == LOST, default=None)

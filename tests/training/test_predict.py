@@ -82,6 +82,20 @@ def test_evaluation_on_the_way_has_scores_and_token_accuracy_and_changes_no_loss
     assert "eval_bleu-4" not in plain.of("eval")[0]
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_token_accuracy_is_a_mean_of_rows_in_any_number_of_processes(
+    trainer: Trainer, config: Config, tmp_path: Path, ranks: int
+) -> None:
+    """As LLaMA-Factory has it: a long answer counts no more than a short one. Seven rows, which no batch divides."""
+    rows = [{"instruction": f"Count to {n}.", "output": " ".join(str(k) for k in range(1, n + 1))} for n in range(1, 15)]
+    path = config(rows=rows[::2], data=held(tmp_path, rows[1::2]), method={"compute_accuracy": True, "finetuning_type": "full"},
+                  arguments={"max_steps": 12, "per_device_eval_batch_size": 2})  # fmt: skip
+    done = trainer.train(path, ranks)
+    assert done.code == 0, done.output
+    found = json.loads((done.folder / "out" / "eval_results.json").read_text())["eval_accuracy"]
+    assert 0 < found < 1 and found == pytest.approx(trainer.check("rank_checks.token_accuracy", str(path)), abs=1e-6)
+
+
 def test_an_adapter_predicts_without_training_as_it_did_when_it_was_trained(trainer: Trainer, config: Config, tmp_path: Path) -> None:
     base = tmp_path / "base"
     trainer.check("bare_model_folder", str(base), [row["instruction"] + row["output"] for row in SUMS])

@@ -20,6 +20,8 @@ ENGLISH = [
     (("Same text.", "Same text."), (100.0, 100.0, 100.0, 100.0)),
     (("foo.bar(x)[1] = {'a': 2}", "foo.baz(x)[2]"), (30.8301, 64.0, 33.3333, 53.8462)),
     (("Wait...... what? Yes!", "Wait...... yes?"), (52.7102, 60.0, 25.0, 60.0)),
+    (("Well....... I do not know....... why?", "Well....... I know......... it"), (67.3442, 62.5, 50.0, 63.1579)),
+    (("He said “yes！”and left…… then", "He said “no！”then left……"), (57.8305, 84.2105, 52.6316, 76.1905)),
 ]
 # Here the libraries were given single characters as words.
 CHINESE = [

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fl_trainers import lean, sharding, trackers
+from fl_trainers import lean, ranks, sharding, trackers
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError, Stopped, TrainerError, TrainingError
 from fl_trainers.progress import Events, log, start_log, world_size
@@ -84,6 +84,8 @@ def _crash(ended: _Run, error: Exception) -> int:
             InputError.exit_code,
             "free space, or another output_dir",
         )
+    if ranks.lost(error):
+        return ended.failed(ranks.LOST, ranks.said(first), TrainingError.exit_code)
     traceback.print_exc()
     return ended.failed(type(error).__name__, f"the training crashed: {type(error).__name__}: {first}", TrainingError.exit_code)
 
@@ -137,9 +139,14 @@ class _Run:
         log.info("done: %s", folder)
 
     def failed(self, kind: str, message: str, exit_code: int, remedy: str = "") -> int:
-        """Tells the error, writes the record, returns the exit code."""
+        """Tells the error, writes the record, returns the exit code. What another process failed of is why this one ends too."""
+        cause = ranks.cause(self.events.path) if world_size() > 1 and kind in (Stopped.__name__, ranks.LOST) else None
+        if cause is not None:
+            kind, message, exit_code = str(cause["type"]), str(cause["message"]), int(cause["exit"])
         outcome = "stopped" if exit_code == Stopped.exit_code else "failed"
-        if outcome == "failed":
+        if cause is not None:
+            log.error("another process has failed: %s", message)
+        elif outcome == "failed":
             self.events.error(kind, message, exit_code, remedy)
         else:
             log.info("%s", message)

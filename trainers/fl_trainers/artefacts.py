@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ Metrics = dict[str, Any]
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Complete or absent, also when the disk fills up."""
-    temporary = path.with_name(f".{path.name}.part")
+    """Complete or absent, also when the disk fills up and when several processes write the same file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         temporary.replace(path)

@@ -18,7 +18,7 @@ _BLOCK = re.compile(r"([\u4E00-\u9FD5a-zA-Z0-9+#&._%\-]+)")
 _WORD = re.compile(r"([a-zA-Z0-9]+(?:\.\d+)?%?)")
 _SPACE = re.compile(r"(\r\n|\s)")
 _HAN = re.compile(r"([\u4E00-\u9FD5])")
-_SENTENCE_END = re.compile(r"([。！？?]|\.{6}) ")
+_SENTENCE_ENDS = tuple(map(re.compile, (r"([。！？?])([^”’])", r"(\.{6})([^”’])", r"(…{2})([^”’])", r"([。！？?][”’])([^，。！？?])")))
 
 
 def similarity(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
@@ -83,7 +83,10 @@ def common(first: Sequence[str], second: Sequence[str]) -> int:
 
 def _flat(found: Sequence[str]) -> list[str]:
     """The words of all lines. A line without any is one empty word: so it is there, and the figures are meant to be the same."""
-    text = _SENTENCE_END.sub(r"\1\n ", " ".join(found)).rstrip()
+    text = " ".join(found)
+    for end in _SENTENCE_ENDS:
+        text = end.sub(r"\1\n\2", text)
+    text = text.rstrip()
     return [word for line in text.split("\n") if line for word in " ".join(line.split()).split(" ")]
 
 

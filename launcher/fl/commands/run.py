@@ -104,6 +104,10 @@ def start(decision: Decision, as_json: bool, detach: bool) -> None:
         finish(decision, view)
 
 
+def _processes(count: int) -> str:
+    return f", {count} processes" if count > 1 else ""
+
+
 def show(decision: Decision) -> None:
     """The plan on the screen: what was found, what was chosen and why, what will be done differently."""
     from fl.hardware import names
@@ -114,7 +118,7 @@ def show(decision: Decision) -> None:
             "hardware",
             names(decision.chosen) if decision.chosen else f"{cpu.model or 'CPU'}, {cpu.cores} cores, {(cpu.memory_mib or 0) // 1024} GiB",
         ),
-        ("lane", plan.lane + (f", devices {', '.join(map(str, plan.accelerators))}" if plan.accelerators else "")),
+        ("lane", plan.lane + (f", devices {', '.join(map(str, plan.accelerators))}" if plan.accelerators else _processes(plan.per_node))),
         ("stack", f"{plan.stack} ({decision.stack.status})"),
         ("engine", plan.engine + _engine_detail(decision)),
         ("model", f"{decision.config.model.name}, {decision.config.method.stage}, {decision.config.method.finetuning_type}"),

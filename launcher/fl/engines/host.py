@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fl import paths
-from fl.engines import UNKNOWN_EXIT, Ended, ImageFacts, Started, processes
+from fl.engines import UNKNOWN_EXIT, Ended, ImageFacts, Started, processes, ranks
 from fl.engines.pythons import clean_environment
 from fl.errors import EngineError, ImageError
 from fl.grants import EngineFacts
@@ -109,9 +109,18 @@ class HostRun:
         if self._run is not None:
             processes.sweep(self._run)
         if code >= 0:
-            return Ended(code)
+            return Ended(code, code == 1 and processes.oom_kills() > self._oom_kills and self._lost_to_the_kernel())
         oom = -code == signal.SIGKILL and processes.oom_kills() > self._oom_kills
         return Ended(128 - code, oom, "the kernel killed it: no memory left" if oom else f"killed by {_signal_name(-code)}")
+
+    def _lost_to_the_kernel(self) -> bool:
+        """Whether one of several processes was killed by SIGKILL: torchrun itself lives on and says so."""
+        if self._run is None:
+            return False
+        with contextlib.suppress(OSError):
+            gone = ranks.silent(log_of(self._run).read_text(encoding="utf-8", errors="replace")[-20_000:])
+            return gone is not None and gone.killed
+        return False
 
     def _adopted(self) -> Ended | None:
         if processes.alive(self.ident) is not None:
