@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hosts import recorded
 from test_launch import decision
+from tests.conftest import HOSTS
 
 from fl import launch
 from fl.decide import Options, decide
@@ -17,7 +18,6 @@ from fl.engines import Ended, ranks
 from fl.errors import HardwareError, Interrupted, RecipeError, TrainingError
 from fl.resume import _options
 from fl_trainers import ranks as trainer_ranks
-from tests.conftest import HOSTS
 
 REPORT = """\
 fl_trainers FAILED
