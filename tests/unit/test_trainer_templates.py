@@ -83,7 +83,7 @@ class Characters:
     eos_token_id = 0
 
     def __init__(self, template: str) -> None:
-        self.template = template
+        self.template = self.chat_template = template
 
     def apply_chat_template(self, messages: list[dict[str, Any]], **more: Any) -> str:
         assert more.pop("tokenize") is False
@@ -135,13 +135,44 @@ def test_what_counts_is_what_the_formats_parts_say_an_answer_is(name: str) -> No
                 counted = "".join(chr(label) for label in row.labels if label not in (IGNORE, tokenizer.eos_token_id))
                 assert counted == "".join(text for text, counts in wanted if counts)
                 ends = [label for label in row.labels if label == tokenizer.eos_token_id]
-                assert len(ends) == (2 if chat.open else 0)
+                assert len(ends) == (0 if not chat.open else 1 if last_only else 2)  # mask_history: the end of one answer
 
 
 def test_the_tokenizers_own_template_counts_answers_as_far_as_their_end_token() -> None:
     tokenizer = Characters(templates.jinja(templates.find("chatml")))
     (row,) = encode(tokenizer, [("row", Conversation(TALK))], Settings(10**6), Report())
     assert "".join(chr(label) for label in row.labels if label != IGNORE) == "Two.<|im_end|>Four.<|im_end|>"
+
+
+@pytest.mark.parametrize("answer", [">", "|>", "<|im_end|>", "m", "assistant\n"])
+def test_an_answer_that_ends_as_its_end_token_does_is_ended_once(answer: str) -> None:
+    tokenizer = Characters(templates.jinja(templates.find("chatml")))
+    talk = Conversation([TALK[0], {"role": "assistant", "content": answer}])
+    (row,) = encode(tokenizer, [("row", talk)], Settings(10**6), Report())
+    assert "".join(chr(label) for label in row.labels if label != IGNORE) == answer + "<|im_end|>"
+    assert "".join(map(chr, row.input_ids)).endswith(f"assistant\n{answer}<|im_end|>")
+
+
+@pytest.mark.parametrize("name", [name for name in templates.names() if templates.find(name).thinking] + ["qwen", "llama3"])
+def test_a_thought_beside_an_answer_is_written_as_the_format_writes_thoughts(name: str) -> None:
+    chat = templates.find(name)
+    opened, closed = chat.thinking or ("<think>\n", "\n</think>\n\n")
+    tokenizer = Characters(templates.jinja(chat))
+    beside = {"role": "assistant", "content": "Two.", "reasoning_content": "hm"}
+    before = {"role": "assistant", "content": f"{opened}hm{closed}Two."}
+    rows = [encode(tokenizer, [("row", Conversation([TALK[0], last]))], Settings(10**6, enable_thinking=True, chat=chat), Report())
+            for last in (beside, before)]  # fmt: skip
+    assert rows[0] == rows[1] and "hm" in "".join(chr(label) for label in rows[0][0].labels if label > 0)
+
+
+def test_a_template_of_the_tokenizer_that_knows_thoughts_beside_answers_is_given_them() -> None:
+    asks = "{% for message in messages %}{{ message.reasoning_content }}|{{ message.content }}|{% endfor %}"
+    plain = "{% for message in messages %}{{ message.content }}|{% endfor %}"
+    for text, wanted in ((asks, "hm|Two.|"), (plain, "<think>\nhm\n</think>\n\nTwo.|")):
+        tokenizer = Characters(text)
+        talk = Conversation([TALK[0], {"role": "assistant", "content": "Two.", "reasoning_content": "hm"}])
+        (row,) = encode(tokenizer, [("row", talk)], Settings(10**6), Report())
+        assert "".join(chr(label) for label in row.labels if label > 0) == wanted
 
 
 def test_known_formats_as_their_models_write_them() -> None:

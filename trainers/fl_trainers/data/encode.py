@@ -8,12 +8,15 @@ from typing import Any
 
 from fl_trainers.config import Config
 from fl_trainers.data import templates
-from fl_trainers.data.formats import Conversation, Report
+from fl_trainers.data.formats import THOUGHT, Conversation, Report
 from fl_trainers.data.templates import Format
 from fl_trainers.errors import InputError
 
 IGNORE = -100
 """The label of a token that does not count."""
+NOTHING_LEFT = "nothing to learn from is left"
+THINK = ("<think>\n", "\n</think>\n\n")
+"""Around a thought, where the format has no words of its own for it."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,18 @@ def asked(config: Config) -> dict[str, Any]:
     return {} if wanted is None else {"enable_thinking": wanted}
 
 
+def with_thoughts(tokenizer: Any, conversation: Conversation, chat: Format | None) -> Conversation:
+    """Thoughts that stand beside the answers are written before them, unless the tokenizer's own template asks for them where they are."""
+    if not any(THOUGHT in message for message in conversation.messages):
+        return conversation
+    if chat is None and THOUGHT in str(tokenizer.chat_template):
+        return conversation
+    opened, closed = (chat.thinking if chat is not None else None) or THINK
+    written = [{**message, "content": f"{opened}{message[THOUGHT]}{closed}{message['content']}"} if THOUGHT in message else message
+               for message in conversation.messages]  # fmt: skip
+    return replace(conversation, messages=written)
+
+
 def without_old_thoughts(conversation: Conversation, settings: Settings) -> Conversation:
     """With `one_thought` and a bundled template that has thoughts: those of earlier answers are gone."""
     if not settings.one_thought or settings.chat is None or not settings.chat.thinking:
@@ -117,7 +132,7 @@ def turns(tokenizer: Any, conversation: Conversation, settings: Settings) -> lis
 
     Raises ValueError when an answer cannot be found in the whole: the template rewrote it.
     """
-    conversation = without_old_thoughts(conversation, settings)
+    conversation = without_old_thoughts(with_thoughts(tokenizer, conversation, settings.chat), settings)
     thinking = thinking_of(conversation, settings)
     count = len(conversation.messages)
     full = render(tokenizer, conversation, count, prompt=False, thinking=thinking)
@@ -164,8 +179,8 @@ def _end(full: str, after: str, start: int, content: str) -> tuple[int, bool]:
         if not visible or at < 0 or full[at + len(visible) :].find(tail) != 0:
             raise ValueError("the chat template changes earlier answers")
         return at + len(visible) + len(tail), bool(tail)
-    at = after.rfind(visible) if visible else -1
-    tail = after[at + len(visible) :] if at >= start else after[start:]
+    at = after.find(visible, start) if visible else -1
+    tail = after[at + len(visible) :] if at >= 0 else after[start:]
     if not tail.strip():
         return len(after), False
     return len(after.rstrip()), True
@@ -195,17 +210,17 @@ def assemble(
     length = sum(len(source) + len(target) for source, target in pairs) + (not closed[-1])
     order = range(len(pairs))[::-1] if settings.mask_history else range(len(pairs))
     room = settings.cutoff_len - (not closed[-1])
-    left_out = 0
+    left_out = False
     for place, index in enumerate(order):
         if room <= 0:
-            left_out = len(pairs) - place
+            left_out = True
             break
         source, target = pairs[index]
         kept_source, kept_target = shares(len(source), len(target), room)
         room -= kept_source + kept_target
         source, target = source[:kept_source], target[:kept_target]
         labels = list(source) if settings.train_on_prompt else [IGNORE] * len(source)
-        if index and not closed[index - 1] and source and not settings.train_on_prompt:
+        if index and not closed[index - 1] and source and not settings.train_on_prompt and not settings.mask_history:
             labels[0] = eos  # the template leaves the end of an answer to the next turn
         labels += target if not settings.mask_history or place == 0 else [IGNORE] * len(target)
         if settings.mask_history:
@@ -219,7 +234,7 @@ def assemble(
     if length > settings.cutoff_len:
         report.count(f"cut to {settings.cutoff_len} tokens", where)
     if left_out:
-        report.count("turns left out by the cut", where, left_out)
+        report.count("turns left out by the cut", where)
     return row
 
 
@@ -239,8 +254,8 @@ def encode(tokenizer: Any, rows: Sequence[tuple[str, Conversation]], settings: S
         pairs = [(ids[at + 2 * number], ids[at + 2 * number + 1]) for number in range(len(parts))]
         at += 2 * len(parts)
         row = assemble(pairs, [turn.closed for turn in parts], tokenizer.eos_token_id, settings, report, where)
-        if all(label == IGNORE for label in row.labels):
-            report.count("nothing to learn from is left", where)
+        if all(label == IGNORE for label in row.labels[1:]):  # nothing foretells the first token
+            report.count(NOTHING_LEFT, where)
         else:
             encoded.append(row)
     return encoded

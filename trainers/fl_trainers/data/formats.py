@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from fl_trainers.config import Columns, Dataset
+from fl_trainers.data import calls
+from fl_trainers.data.calls import Message
 from fl_trainers.data.sources import Row, describe
 from fl_trainers.errors import InputError
 
-Message = dict[str, Any]
+THOUGHT = "reasoning_content"
+"""Where OpenAI's messages carry an answer's thought beside its content."""
+HALVES = "half of a character (a lone surrogate such as \\ud83d)"
 
 
 @dataclass
@@ -97,12 +100,14 @@ def check_columns(dataset: Dataset, found: Iterable[str], *, stage: str) -> None
     wanted |= {key: name for key, name in optional.items() if name is not None}
     for key, name in wanted.items():
         if name not in present:
-            near = difflib.get_close_matches(name, present, 1, 0.5)
+            near = difflib.get_close_matches(name, present, 1, 0.5) if len(present) > 1 else []
             hint = f"`columns: {{{key}: {near[0]}}}` in its dataset_info.json entry" if near else _guess(dataset, present)
             raise InputError(f"data set {dataset.name}: no column {name} (for {key}); it has: {', '.join(present) or 'none'}", hint)
 
 
 def _guess(dataset: Dataset, present: list[str]) -> str:
+    if len(present) == 1 and (mark := next((mark for mark in (";", "\t", "|") if mark in present[0]), "")):
+        return f"its cells seem to stand between {mark!r}, a .csv file has commas (and a .tsv file tabs)"
     for column in ("conversations", "messages"):
         if column in present and dataset.formatting == "alpaca":
             return f"it looks like `formatting: sharegpt` (or openai) with `columns: {{messages: {column}}}`"
@@ -126,23 +131,41 @@ def raw_text(row: Row, dataset: Dataset, where: str) -> str:
     return text_of(row, dataset.columns.prompt, where)
 
 
-def conversation(row: Row, dataset: Dataset, where: str, better: str | None = None) -> Conversation | str:
+def conversation(row: Row, dataset: Dataset, where: str, better: Message | None = None) -> Conversation | str:
     """The conversation of a row, or the reason why the row is left out. better: a pair's, from its own column."""
     messages = _alpaca(row, dataset, where) if dataset.formatting == "alpaca" else _chat(row, dataset, where)
     if isinstance(messages, str):
         return messages
     if better is not None:
-        if dataset.formatting == "alpaca":
+        if dataset.formatting == "alpaca" or dataset.columns.messages == dataset.columns.chosen:
             messages.pop()
-        messages.append({"role": "assistant", "content": better})
+        messages.append(better)
     for kind in ("images", "videos", "audios"):
         if row.get(getattr(dataset.columns, kind) or ""):
             return f"a row with {kind}"
     system = text_of(row, dataset.columns.system, where)
-    if system and messages[0]["role"] != "system":
+    if system and (not messages or messages[0]["role"] != "system"):
         messages.insert(0, {"role": "system", "content": system})
-    fault = order_fault(messages)
-    return fault or Conversation(messages, _tools(row, dataset, where), where=where)
+    fault = order_fault(messages) if messages else "no messages"
+    return fault or Conversation(messages, calls.tools(row, dataset, where), where=where)
+
+
+def said(talk: Conversation) -> Iterator[str]:
+    """Every text of a conversation, tools and calls as JSON."""
+    for message in (*talk.messages, *([] if talk.rejected is None else [talk.rejected])):
+        yield from (str(message[key]) for key in ("content", THOUGHT) if key in message)
+        if "tool_calls" in message:
+            yield json.dumps(message["tool_calls"], ensure_ascii=False)
+    if talk.tools:
+        yield json.dumps(talk.tools, ensure_ascii=False)
+
+
+def halved(text: str) -> bool:
+    """Whether a text holds a half of a character, which JSON can write (\\ud83d) and no tokenizer reads."""
+    try:
+        return not text.isascii() and not text.encode()
+    except UnicodeEncodeError:
+        return True
 
 
 def _alpaca(row: Row, dataset: Dataset, where: str) -> list[Message] | str:
@@ -160,85 +183,58 @@ def _alpaca(row: Row, dataset: Dataset, where: str) -> list[Message] | str:
 
 
 def _chat(row: Row, dataset: Dataset, where: str) -> list[Message] | str:
-    tags, column = dataset.tags, dataset.columns.messages or ""
+    column = dataset.columns.messages or ""
     turns = row.get(column)
     if turns is None or (isinstance(turns, list) and not turns):
         return "no messages"
     if not isinstance(turns, list):
         raise InputError(f"{where}: column {column} is {describe(turns)}, a list of messages is needed")
-    roles = {
-        tags.user_tag: "user", tags.assistant_tag: "assistant", tags.observation_tag: "tool",
-        tags.function_tag: "function", tags.system_tag: "system",
-    }  # fmt: skip
-    if dataset.formatting == "openai":
-        roles |= {"user": "user", "assistant": "assistant", "tool": "tool", "system": "system", "developer": "system"}
     messages: list[Message] = []
     for turn in turns:
-        if not isinstance(turn, dict) or tags.role_tag not in turn:
-            raise InputError(f"{where}: a message is {describe(turn)}, an object with {tags.role_tag} and {tags.content_tag} is needed",
-                             "name other keys by `tags: {role_tag: …, content_tag: …}` in its dataset_info.json entry")  # fmt: skip
-        role = roles.get(str(turn[tags.role_tag]))
-        if role is None:
-            return f"unknown role {turn[tags.role_tag]}"
-        message = _message(role, turn, dataset, where)
+        message = message_of(turn, dataset, where)
         if isinstance(message, str):
             return message
         messages.append(message)
     return messages
 
 
-def _message(role: str, turn: Row, dataset: Dataset, where: str) -> Message | str:
-    content = turn.get(dataset.tags.content_tag)
+def _roles(dataset: Dataset) -> dict[str, str]:
+    tags = dataset.tags
+    roles = {
+        tags.user_tag: "user", tags.assistant_tag: "assistant", tags.observation_tag: "tool",
+        tags.function_tag: "function", tags.system_tag: "system",
+    }  # fmt: skip
+    known = {"user": "user", "assistant": "assistant", "tool": "tool", "system": "system", "developer": "system"}
+    return roles | known if dataset.formatting == "openai" else roles
+
+
+def message_of(turn: Any, dataset: Dataset, where: str) -> Message | str:
+    """One message as chat templates take it, or the reason why its row is left out."""
+    tags = dataset.tags
+    if not isinstance(turn, dict) or tags.role_tag not in turn:
+        raise InputError(f"{where}: a message is {describe(turn)}, an object with {tags.role_tag} and {tags.content_tag} is needed",
+                         "name other keys by `tags: {role_tag: …, content_tag: …}` in its dataset_info.json entry")  # fmt: skip
+    role = _roles(dataset).get(str(turn[tags.role_tag]))
+    if role is None:
+        return f"unknown role {turn[tags.role_tag]}"
+    content, called = turn.get(tags.content_tag), calls.of_turn(turn)
     if isinstance(content, list):  # OpenAI's list of parts
         parts = [part for part in content if isinstance(part, dict)]
         if any(part.get("type") != "text" for part in parts):
             return "a message with images, audio or video"
         content = "".join(str(part.get("text", "")) for part in parts)
-    calls = turn.get("tool_calls")
-    if content is None and (calls or role == "assistant"):
+    if content is None and called:
         content = ""
+    if content is None and tags.content_tag in turn:
+        return f"a message of {turn[tags.role_tag]} without content"
     if not isinstance(content, str):
-        raise InputError(f"{where}: {dataset.tags.content_tag} of a message is {describe(content)}, a text is needed")
+        raise InputError(f"{where}: {tags.content_tag} of a message is {describe(content)}, a text is needed",
+                         "name another key by `tags: {content_tag: …}` in its dataset_info.json entry")  # fmt: skip
     if role == "function":
-        return _function_call(content)
-    message: Message = {"role": role, "content": content}
-    if calls:
-        message["tool_calls"] = [_call(call.get("function", call)) for call in calls if isinstance(call, dict)]
-    return message
-
-
-def _function_call(content: str) -> Message | str:
-    """ShareGPT writes a call as JSON text: one object or a list of them."""
-    try:
-        calls = json.loads(content)
-    except json.JSONDecodeError:
-        return "a function call that is not JSON"
-    calls = calls if isinstance(calls, list) else [calls]
-    if not all(isinstance(call, dict) and "name" in call for call in calls):
-        return "a function call without a name"
-    return {"role": "assistant", "content": "", "tool_calls": [_call(call) for call in calls]}
-
-
-def _call(call: dict[str, Any]) -> dict[str, Any]:
-    arguments = call.get("arguments", {})
-    if isinstance(arguments, str):
-        with contextlib.suppress(json.JSONDecodeError):  # a template prints what it is given
-            arguments = json.loads(arguments)
-    return {"type": "function", "function": {"name": call.get("name", ""), "arguments": arguments}}
-
-
-def _tools(row: Row, dataset: Dataset, where: str) -> list[Any] | None:
-    value = row.get(dataset.columns.tools or "")
-    if not value:
-        return None
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: column {dataset.columns.tools} is not JSON: {error}") from error
-    if not isinstance(value, list):
-        raise InputError(f"{where}: column {dataset.columns.tools} is {describe(value)}, a list of tools is needed")
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in value]
+        return calls.spoken(content) if not called else {"role": "assistant", "content": content, "tool_calls": called}
+    message: Message = {"role": role, "content": content, **({"tool_calls": called} if called else {})}
+    kept = ("name", "tool_call_id") if role == "tool" else (THOUGHT,) if role == "assistant" else ()
+    return message | {key: turn[key] for key in kept if isinstance(turn.get(key), str) and turn[key]}
 
 
 def order_fault(messages: list[Message]) -> str | None:

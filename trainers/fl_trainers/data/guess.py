@@ -30,7 +30,8 @@ def guessed(dataset: Dataset, columns: Collection[str], first: dict[str, Any], s
     pair = {"chosen": "chosen", "rejected": "rejected"} if {"chosen", "rejected"} <= set(columns) and stage not in ("sft", "kto") else {}
     mark = {"kto_tag": named(MARKS)} if stage == "kto" else {}
     none = dict.fromkeys(Columns.model_fields)
-    talk = named(("messages", "conversations"))
+    whole = isinstance(first.get("chosen"), list) and len(first["chosen"]) > 1
+    talk = "chosen" if pair and whole else named(("messages", "conversations"))
     if stage == "pt":
         found = {"prompt": named(TEXTS) or "text"}
         return dataset.model_copy(update={"columns": Columns(**{**none, **found})})

@@ -11,7 +11,7 @@ from typing import Any
 from fl_trainers.config import Config, Dataset
 from fl_trainers.data import mix, packing, ranking, sources
 from fl_trainers.data.encode import Encoded, encode, settings_of
-from fl_trainers.data.formats import Conversation, Report, check_columns, conversation, raw_text
+from fl_trainers.data.formats import HALVES, Conversation, Report, check_columns, conversation, halved, raw_text, said
 from fl_trainers.data.guess import guessed
 from fl_trainers.errors import InputError
 from fl_trainers.progress import Events, log
@@ -40,7 +40,7 @@ def read(config: Config, dataset: Dataset, report: Report) -> list[Item]:
     if len(rows) == 0:
         raise InputError(f"data set {dataset.name}: {dataset.path} is empty")
     columns = _columns(rows)
-    dataset = guessed(dataset, columns, dict(rows[0]), config.method.stage)
+    dataset = guessed(dataset, columns, sources.filled(rows[0]), config.method.stage)
     check_columns(dataset, columns, stage=config.method.stage)
     ranking.check(dataset, columns, config.method.stage)
     numbered: Sequence[int] = range(len(rows))
@@ -49,7 +49,9 @@ def read(config: Config, dataset: Dataset, report: Report) -> list[Item]:
     if config.data.max_samples is not None:
         numbered = numbered[: config.data.max_samples]
     report.read += len(numbered)
-    items = list(convert(config, dataset, ((number, rows[number]) for number in numbered), report))
+    typed = not isinstance(rows, list)
+    chosen = ((number, sources.filled(rows[number]) if typed else rows[number]) for number in numbered)
+    items = list(convert(config, dataset, chosen, report))
     if not items:
         raise InputError(none_left(dataset, len(numbered), report), remedy_of(report))
     lost = len(numbered) - len(items)
@@ -90,24 +92,31 @@ def convert(config: Config, dataset: Dataset, rows: Iterable[tuple[int, sources.
         where = f"{dataset.name} row {number + 1}"
         if config.method.stage == "pt":
             text = raw_text(row, dataset, where)
-            if text:
+            if text and not halved(text):
                 yield where, text
             else:
-                report.count("empty text", where)
+                report.count(HALVES if text else "empty text", where)
             continue
         pair = dataset.ranking and config.method.stage in ranking.PAIRS
-        made = conversation(row, dataset, where, ranking.answer(row, dataset, dataset.columns.chosen, where) if pair else None)
+        better = ranking.answer(row, dataset, dataset.columns.chosen, where) if pair else None
+        made = better if isinstance(better, str) else conversation(row, dataset, where, better)
         if isinstance(made, str):
             report.count(made, where)
             continue
         if pair:
-            worse = ranking.answer(row, dataset, dataset.columns.rejected, where)
-            if not worse.strip():
-                report.count("empty rejected answer", where)
+            worse = ranking.worse(row, dataset, where)
+            if isinstance(worse, str):
+                report.count(worse, where)
                 continue
-            made.rejected = {"role": "assistant", "content": worse}
+            made.rejected = worse
         elif config.method.stage == "kto":
             made.liked = ranking.liked(row, dataset, where)
+            if made.liked is None:
+                report.count("nobody says whether the answer is liked", where)
+                continue
+        if any(map(halved, said(made))):
+            report.count(HALVES, where)
+            continue
         if config.data.default_system and made.messages[0]["role"] != "system":
             made.messages.insert(0, {"role": "system", "content": config.data.default_system})
         yield where, made

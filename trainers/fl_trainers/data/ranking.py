@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fl_trainers.config import Dataset
+from fl_trainers.data.calls import Message
 from fl_trainers.data.collator import Collator
-from fl_trainers.data.encode import IGNORE, Settings, shares, turns
-from fl_trainers.data.formats import Conversation, Report, text_of
+from fl_trainers.data.encode import IGNORE, NOTHING_LEFT, Settings, shares, turns
+from fl_trainers.data.formats import Conversation, Report, message_of, text_of
 from fl_trainers.data.sources import Row, describe
 from fl_trainers.errors import InputError
 
@@ -43,25 +44,37 @@ def check(dataset: Dataset, found: Iterable[str], stage: str) -> None:
             )
 
 
-def answer(row: Row, dataset: Dataset, column: str | None, where: str) -> str:
-    """One answer: a text, or in chats a message."""
+def answer(row: Row, dataset: Dataset, column: str | None, where: str) -> Message | str:
+    """One answer of a pair: a text, a message, or a conversation that ends with it; or the reason why the row is left out."""
     value = row.get(column or "")
-    tag = dataset.tags.content_tag
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
+    if isinstance(value, list) and (len(value) == 1 or dataset.columns.messages == dataset.columns.chosen):
+        value = value[-1] if value else None
+    elif isinstance(value, list):
+        raise InputError(f"{where}: column {column} is {describe(value)}, a text or message is needed",
+                         "of whole conversations: `formatting: openai`, `columns: {messages: chosen, chosen: …, rejected: …}`")  # fmt: skip
     if isinstance(value, dict):
-        if not isinstance(value.get(tag), str):
-            raise InputError(f"{where}: column {column} is {describe(value)}, a message with {tag} is needed",
-                             "name another key by `tags: {content_tag: …}` in its dataset_info.json entry")  # fmt: skip
-        return str(value[tag])
-    return text_of(row, column, where)
+        made = message_of({dataset.tags.role_tag: dataset.tags.assistant_tag, **value}, dataset, where)
+        return made if isinstance(made, str) or made["role"] == "assistant" else f"an answer in the role of {made['role']}"
+    return {"role": "assistant", "content": text_of(row, column, where)}
 
 
-def liked(row: Row, dataset: Dataset, where: str) -> bool:
-    """Whether the answer of a kto row is a good one."""
+def worse(row: Row, dataset: Dataset, where: str) -> Message | str:
+    """The answer that was not chosen."""
+    columns = dataset.columns
+    chosen, rejected = row.get(columns.chosen or ""), row.get(columns.rejected or "")
+    if columns.messages == columns.chosen and isinstance(chosen, list) and isinstance(rejected, list) and chosen[:-1] != rejected[:-1]:
+        return "two answers that do not follow the same turns"
+    made = answer(row, dataset, columns.rejected, where)
+    return made if isinstance(made, str) or made["content"].strip() or "tool_calls" in made else "empty rejected answer"
+
+
+def liked(row: Row, dataset: Dataset, where: str) -> bool | None:
+    """Whether the answer of a kto row is a good one; None: nobody said it."""
     value = row.get(dataset.columns.kto_tag or "")
     known = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
     value = value.strip().lower() if isinstance(value, str) else value
+    if value is None or value == "":
+        return None
     if not isinstance(value, (bool, int, str)) or value not in known:
         raise InputError(f"{where}: column {dataset.columns.kto_tag} is {describe(value)}, true or false is needed")
     return known[value]
@@ -91,6 +104,9 @@ def encode(
     for number, cut in enumerate(made):
         targets = cut.targets if stage in PAIRS else [cut.targets[0]]
         first, *rest = _join(cut, targets, settings.cutoff_len, report)
+        if not any(label != IGNORE for one in (first, *rest) for label in one[1][1:]):
+            report.count(NOTHING_LEFT, cut.where)
+            continue
         second = rest[0] if stage in PAIRS else _join(cut, made[number - 1].targets[:1], settings.cutoff_len, Report())[0]
         row = {"input_ids": first[0], "labels": first[1], "other_ids": second[0], "other_labels": second[1]}
         found.append(row if stage in PAIRS else {**row, "liked": bool(cut.liked)})

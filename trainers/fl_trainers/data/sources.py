@@ -45,7 +45,7 @@ def load(dataset: Dataset, cache: str | None) -> list[Row] | Any:
 def stream(dataset: Dataset, cache: str | None) -> Iterator[Row]:
     """The rows one after another, without holding them all."""
     if dataset.source == "hub":
-        yield from _hub(dataset, cache, streaming=True)
+        yield from map(filled, _hub(dataset, cache, streaming=True))
         return
     files = files_of(dataset)
     kind = READERS[files[0].suffix.lower()]
@@ -59,7 +59,19 @@ def stream(dataset: Dataset, cache: str | None) -> Iterator[Row]:
         for file in files:
             yield from _read_json(file, lines=False)
     else:
-        yield from _explain(dataset, lambda: _load_dataset(kind, files, cache, streaming=True))
+        yield from map(filled, _explain(dataset, lambda: _load_dataset(kind, files, cache, streaming=True)))
+
+
+def filled(row: Row) -> Row:
+    """A row of `datasets` without what no row said: every object of a column has all keys there that any of them has, null where it had
+    none. Tools and calls would get parameters that they do not have."""
+    return {name: _said(value) for name, value in row.items()}
+
+
+def _said(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _said(one) for name, one in value.items() if one is not None}
+    return [_said(one) for one in value] if isinstance(value, list) else value
 
 
 def files_of(dataset: Dataset) -> list[Path]:
@@ -133,7 +145,7 @@ def _parse_lines(file: Path, text: str) -> list[Row]:
             try:
                 rows.append(json.loads(line))
             except (json.JSONDecodeError, RecursionError) as error:
-                raise InputError(f"{file}: line {number} is not JSON: {error}", "one JSON object a line") from error
+                raise _no_json(file, number, error) from error
     return rows
 
 
@@ -150,7 +162,12 @@ def _stream_lines(file: Path) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8: byte {error.start}", "convert it: iconv -t UTF-8") from error
     except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{file}: line {number} is not JSON: {error}", "one JSON object a line") from error
+        raise _no_json(file, number, error) from error
+
+
+def _no_json(file: Path, number: int, error: ValueError | RecursionError) -> InputError:
+    what = f" at column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else f": {error}"
+    return InputError(f"{file}: line {number} is not JSON{what}", "one JSON object a line")
 
 
 def _read_csv(file: Path) -> Iterator[Row]:
@@ -159,6 +176,9 @@ def _read_csv(file: Path) -> Iterator[Row]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
+            twice = sorted({name for name in reader.fieldnames or () if list(reader.fieldnames or ()).count(name) > 1})
+            if twice:
+                raise InputError(f"{file}: the header has column {twice[0]} twice", "another name for one of the two")
             for row in reader:
                 if None in row or None in row.values():
                     raise InputError(
