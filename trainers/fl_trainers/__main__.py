@@ -73,17 +73,16 @@ def take_secrets(environ: MutableMapping[str, str]) -> None:
 
 def _crash(ended: _Run, error: Exception) -> int:
     """Out of memory and a full disk have causes the user can remove; anything else is a crash of the training."""
+    from fl_trainers import checkpoints, output
+
     first = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower():
         hint = "a smaller per_device_train_batch_size or cutoff_len, quantization_bit: 4, or more devices with deepspeed"
         return ended.failed("OutOfMemory", f"out of memory: {'. '.join(first.split('. ')[:3])}", TrainingError.exit_code, hint)
-    if isinstance(error, OSError) and error.errno in (28, 30, 13, 122):
-        return ended.failed(
-            "Output",
-            f"{error.filename or ended.config.training.output_dir}: {error.strerror}",
-            InputError.exit_code,
-            "free space, or another output_dir",
-        )
+    unwritten = output.fault(error, ended.config)
+    if unwritten is not None:
+        checkpoints.drop_unfinished(ended.config, ended.saved_before)
+        return ended.failed("Output", unwritten.message, InputError.exit_code, unwritten.remedy)
     if ranks.lost(error):
         return ended.failed(ranks.LOST, ranks.said(first), TrainingError.exit_code)
     traceback.print_exc()
@@ -98,6 +97,8 @@ class _Run:
         self.device: Any = None
         self.session: Any = None
         self.started = time.monotonic()
+        self.saved_before: set[str] = set()
+        """Checkpoints that stood in the output folder when this run began."""
 
     def go(self) -> None:
         config, events = self.config, self.events
@@ -113,6 +114,7 @@ class _Run:
         output.hold(config)
         resume = checkpoints.resume_from(config, events)
         output.refuse_model(config, resume)
+        self.saved_before = {path.name for path in checkpoints.checkpoints(folder)}
         lean.hide(config)
         sharding.without_compiler(config)
         if config.training.arguments.get("deepspeed"):

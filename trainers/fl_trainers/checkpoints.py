@@ -15,6 +15,10 @@ from fl_trainers.errors import InputError
 from fl_trainers.progress import Events, log, rank
 
 NAME = re.compile(r"checkpoint-(\d+)")
+WEIGHTS = (
+    "adapter_model.safetensors", "adapter_model.bin", "model*.safetensors", "pytorch_model*.bin", "pytorch_model_fsdp*", "global_step*",
+)  # fmt: skip
+"""Of which a checkpoint has at least one."""
 LEFT = (
     "trainer_log.jsonl", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "predict_results.json",
     "generated_predictions.jsonl", "comparison.json", "value_head.safetensors", "value_head.bin", "ppo_state.json",
@@ -39,20 +43,39 @@ def fault(checkpoint: Path) -> str | None:
     state = checkpoint / "trainer_state.json"
     if not state.is_file():
         return "trainer_state.json is missing"
-    try:
-        json.loads(state.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+    told = _object(state)
+    if told is None or not isinstance(told.get("global_step"), int):
         return "trainer_state.json is broken"
-    weights = [*checkpoint.glob("*.safetensors")]
-    if not weights and not any(checkpoint.glob("*.bin")) and not any(path.is_dir() for path in checkpoint.iterdir()):
+    adapter = checkpoint / "adapter_config.json"
+    if adapter.is_file() and _object(adapter) is None:
+        return "adapter_config.json is broken"
+    if not any(next(checkpoint.glob(pattern), None) for pattern in WEIGHTS):
         return "it holds no weights"
-    for path in weights:
+    shard = weight_files.fault_of_folder(checkpoint)
+    if shard:
+        return f"{shard[0]} is missing" if "missing" in shard[1] else f"{shard[0]} is cut off"
+    for path in checkpoint.glob("*.safetensors"):
         if weight_files.fault(path):
             return f"{path.name} is cut off"
-    for path in checkpoint.glob("*.pt"):
+    for path in (*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("global_step*/*.pt")):
         if not zipfile.is_zipfile(path):
-            return f"{path.name} is cut off"
+            return f"{path.relative_to(checkpoint)} is cut off"
     return None
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    """The mapping that a file of JSON holds, None for anything else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def goes_on(checkpoint: Path) -> bool:
+    """Whether optimizer and schedule are in it: `save_only_model` leaves them out."""
+    kept = [*checkpoint.glob("optimizer*"), *checkpoint.glob("global_step*"), *checkpoint.glob("rank*optimizer*")]
+    return bool(kept) and ((checkpoint / "scheduler.pt").is_file() or any(checkpoint.glob("global_step*")))
 
 
 def must_fit(checkpoint: Path, kind: str, model: Any) -> None:
@@ -124,6 +147,14 @@ def clear(config: Config) -> None:
         raise InputError(f"output_dir {folder}: {error.filename} cannot be removed: {error.strerror}", "another output_dir") from error
 
 
+def drop_unfinished(config: Config, before: set[str]) -> None:
+    """After a write that failed: what this run has of a checkpoint that is not whole is of no use and takes the space of the next try."""
+    for path in () if rank() else checkpoints(Path(config.training.output_dir)):
+        if path.name not in before and fault(path) is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            log.warning("warning: %s was not whole and is removed", path.name)
+
+
 def resume_from(config: Config, events: Events) -> str | None:
     """The checkpoint to go on from, or None to start at the beginning."""
     wanted = config.training.resume_from_checkpoint
@@ -136,13 +167,28 @@ def resume_from(config: Config, events: Events) -> str | None:
         if why:
             near = ", ".join(entry.name for entry in checkpoints(path.parent)) or "none"
             raise InputError(f"resume_from_checkpoint: {path}: {why}", f"checkpoints there: {near}")
-        return str(path)
+        return _taken(path, config, events)
     for path in checkpoints(folder):
         why = fault(path)
         if why is None:
             log.info("resuming from %s", path)
-            return str(path)
+            return _taken(path, config, events)
         events.warn("checkpoint", f"{path.name} is incomplete ({why}); trying the one before", checkpoint=path.name)
     if wanted is True:
         raise InputError(f"resume_from_checkpoint: true, but {folder} holds no usable checkpoint", "leave it out to start at the beginning")
     return None
+
+
+def _taken(path: Path, config: Config, events: Events) -> str:
+    """Of weights alone a run goes on as well as it can, and says so; InputError where it cannot."""
+    if goes_on(path) or not config.training.do_train:
+        return str(path)
+    if config.training.arguments.get("deepspeed"):
+        key = "adapter_name_or_path" if config.method.finetuning_type in ("lora", "oft") else "model_name_or_path"
+        raise InputError(
+            f"{path} holds weights only (`save_only_model: true`), from which DeepSpeed cannot go on",
+            f"`{key}: {path}` and another output_dir begin with these weights; `overwrite_output_dir: true` starts anew",
+        )
+    events.warn("checkpoint", f"{path.name} holds weights only (`save_only_model: true`): the learning rate goes on where it was, and the "
+                "optimizer's moments begin anew, so expect other losses for some steps", checkpoint=path.name)  # fmt: skip
+    return str(path)

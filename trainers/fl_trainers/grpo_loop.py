@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fl_trainers import lean, optimizers, sharding
+from fl_trainers import lean, optimizers, resuming, sharding
 from fl_trainers.config import Config
 from fl_trainers.device import Device
 from fl_trainers.errors import InputError, TrainingError
@@ -37,7 +37,7 @@ def arguments_of(config: Config, given: dict[str, Any]) -> GRPOConfig:
         raise InputError(f"grpo: {str(error).strip().splitlines()[0]}") from error
 
 
-class GrpoLoop(optimizers.Chosen, GRPOTrainer):  # type: ignore[misc]
+class GrpoLoop(optimizers.Chosen, resuming.Resumes, GRPOTrainer):  # type: ignore[misc]
     """GRPOTrainer with the attributes that session.py and Follow use."""
 
     fast = Fast()

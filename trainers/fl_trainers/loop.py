@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from fl_trainers import losses, optimizers, sharding, trackers
+from fl_trainers import losses, optimizers, resuming, sharding, trackers
 from fl_trainers.config import Config
 from fl_trainers.data.encode import IGNORE
 from fl_trainers.device import BACKENDS, Device, memory_mib
@@ -65,7 +65,7 @@ def arguments_of(config: Config, device: Device) -> TrainingArguments:
         raise InputError(f"the training arguments do not fit together: {first}") from error
 
 
-class Loop(optimizers.Chosen, Trainer):  # type: ignore[misc]
+class Loop(optimizers.Chosen, resuming.Resumes, Trainer):  # type: ignore[misc]
     """Trainer with the tokens counted and every loss looked at."""
 
     optimizer: Any

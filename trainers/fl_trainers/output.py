@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 from pathlib import Path
+from typing import Final
 
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError
@@ -49,3 +51,40 @@ def refuse_model(config: Config, resume: str | None) -> None:
     if found:
         raise InputError(f"output_dir {training.output_dir} holds a trained model already ({found}), and no checkpoint to go on from",
                          "another output_dir, or `overwrite_output_dir: true`, which replaces it")  # fmt: skip
+
+
+_REASONS: Final = tuple(
+    (number, text) for number, text in (
+        (errno.ENOSPC, "no space left on device"), (errno.EDQUOT, "disk quota exceeded"), (errno.EROFS, "read-only file system"),
+        (errno.EACCES, "permission denied"), (errno.EFBIG, "file too large"), (errno.EIO, "input/output error"),
+        (errno.ESTALE, "stale file handle"),
+    )
+)  # fmt: skip
+_WRITERS: Final = ("inline_container.cc", "pytorchstreamwriter failed", "unexpected pos", "iostream error")
+"""What torch says when a file could not be written to its end; it keeps the reason to itself."""
+
+
+def fault(error: BaseException, config: Config) -> InputError | None:
+    """What kept a file from being written, if that is what the error or one that it came of is about; None for anything else."""
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        seen.append(link)
+        link = link.__cause__
+    for one in seen:
+        number, text = getattr(one, "errno", None) if isinstance(one, OSError) else None, str(one).lower()
+        library = type(one).__module__.partition(".")[0] == "safetensors" or any(word in text for word in _WRITERS)
+        why = next((why for code, why in _REASONS if number == code or (library and (why in text or f"os error {code})" in text))), None)
+        if why is not None or (library and any(word in text for word in _WRITERS)):
+            place = getattr(one, "filename", None) or config.training.output_dir
+            return _unwritable(str(place), why, config)
+    return None
+
+
+def _unwritable(place: str, why: str | None, config: Config) -> InputError:
+    try:
+        free = shutil.disk_usage(config.training.output_dir).free // 2**20
+        why = f"{why or ('it could not be written to its end' if free else _REASONS[0][1])}; {free} MiB are free in output_dir"
+    except OSError:
+        why = why or "it could not be written to its end"
+    return InputError(f"{place}: {why}", "free space (`save_total_limit:` and `save_only_model: true` need less), or another output_dir")
