@@ -61,7 +61,7 @@ def config(name: str, *, arguments: dict[str, Any] | None = None, **parts: Any) 
 class Done:
     """A run that has ended: its session and its loop, and the weights as they were before the first step."""
 
-    def __init__(self, made: Config, *, save: bool = False) -> None:
+    def __init__(self, made: Config, *, save: bool = False, resume: str | None = None) -> None:
         from transformers import set_seed
 
         from fl_trainers.loop import arguments_of
@@ -70,7 +70,7 @@ class Done:
         folder = Path(made.training.output_dir)
         folder.mkdir(exist_ok=True, parents=True)
         on = device.choose(made)
-        self.session = Session(made, Events(Path(made.run.events)), on, folder, None, arguments_of(made, on))
+        self.session = Session(made, Events(Path(made.run.events)), on, folder, resume, arguments_of(made, on))
         set_seed(42)
         page = importlib.import_module(f"fl_trainers.stages.{made.method.stage}")
         page.load(self.session)
@@ -621,6 +621,93 @@ def special_optimizers() -> dict[str, Any]:
     )
     facts["eight"] = _refused("s-8", method={"finetuning_type": "full", **SPECIAL["galore"]}, arguments={"optim": "adamw_8bit"})
     return facts
+
+
+@check
+def special_optimizers_go_on() -> dict[str, Any]:
+    """Three of five steps, then from the checkpoint: the losses of the steps that follow, and of those of a run that was not cut."""
+    saves = {"save_strategy": "steps", "save_steps": 3, "max_steps": 5, "learning_rate": 0.005}
+    fixed = {"badam": {"switch_mode": "fixed", "start_block": 1}}
+    by_name = {"optim": "galore_adamw", "optim_target_modules": ["mlp"]}
+    facts: dict[str, Any] = {}
+    for name, method in {**SPECIAL, "badam_fixed": fixed, "muon": {"use_muon": True}, "optim": {}}.items():
+        more = {"method": {"finetuning_type": "full", **method}, "arguments": {**saves, **(by_name if name == "optim" else {})}}
+        whole = Done(config(f"w-{name}", **more))
+        again = Done(config(f"a-{name}", **more), resume=str(whole.session.folder / "checkpoint-3"))
+        facts[name] = [whole.losses[3:], again.losses]
+    return facts
+
+
+@check
+def layerwise_steps_are_those_of_the_whole() -> dict[str, Any]:
+    """Without clipping, which the whole alone has."""
+    free = {"learning_rate": 0.005, "max_grad_norm": 0.0}
+    kinds = {"galore": {"kind": "galore", "rank": 4}, "apollo": {"kind": "apollo", "rank": 4, "scale": 1.0, "proj": "svd"}}
+    return {
+        name: [Done(config(f"lw-{name}{each}", method={"finetuning_type": "full", "low_rank": {**kind, "layerwise": each}},
+                           arguments=free)).losses for each in (False, True)]
+        for name, kind in kinds.items()
+    }  # fmt: skip
+
+
+@check
+def adam_mini_on_models_of_today() -> dict[str, Any]:
+    """Heads wider than the hidden state divided by their number, norms called `post_mlp_layernorm`, experts that are one tensor."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    folder = FOLDER / "wide-heads"
+    shutil.copytree(base_folder(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    shape = {"vocab_size": vocabulary, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "head_dim": 20}  # fmt: skip
+    Qwen3ForCausalLM(Qwen3Config(**shape)).save_pretrained(folder)
+    method = {"finetuning_type": "full", "use_adam_mini": True}
+    own = {"kind": "folder", "path": str(folder), "name": "wide"}
+    models = {"wide": own, **{kind: {"name": f"builtin/tiny-{kind}", "path": f"builtin/tiny-{kind}"} for kind in ("glm4", "qwen3-moe")}}
+    facts: dict[str, Any] = {}
+    for name, given in models.items():
+        done = Done(config(f"mini-{name}", model=given, method=method, data={"template": "chatml"}, arguments={"learning_rate": 0.005}))
+        rates = {tuple(p.shape): state["vmean"].numel() for p, state in done.loop.optimizer.optimizer.state.items() if "vmean" in state}
+        facts[name] = {**done.learned(), "unmoved": sorted(set(done.before) - done.moved()), "rates": sorted(rates.items())}
+    return facts
+
+
+@check
+def badam_and_what_is_frozen() -> dict[str, Any]:
+    """Blocks are those of the layers that freeze leaves; a share of the weights is trained of a model whose embedding is its head too."""
+    blocks = {"badam": {"switch_interval": 1}, "finetuning_type": "freeze", "freeze": {"trainable_layers": 1}}
+    frozen = Done(config("badam-freeze", method=blocks))
+    tied = {"name": "builtin/tiny-gemma3", "path": "builtin/tiny-gemma3"}
+    share = Done(config("badam-tied", model=tied, method={"finetuning_type": "full", "badam": {"mode": "ratio"}}))
+    full = {"finetuning_type": "full"}
+    drawn = {"switch_mode": "random", "start_block": 1, "switch_interval": 1}
+    return {
+        **frozen.learned(), "layers": sorted({int(name.split(".")[0]) for name in parts(frozen.moved())}), "share": share.losses,
+        "fixed": _refused("badam-f", method={**full, "badam": {"switch_mode": "fixed"}}),
+        "beyond": _refused("badam-b", method={**full, "badam": {"start_block": 2}}),
+        "random": Done(config("badam-r", method={**full, "badam": drawn})).losses,
+    }  # fmt: skip
+
+
+@check
+def oft_dropout() -> dict[str, Any]:
+    """Blocks are left out while training, anew each time, and never else; not where answers are compared with those before."""
+    ids = torch.arange(5, 30)[None]
+
+    def apart(done: Done, training: bool) -> float:
+        model = done.model.train(training)
+        with torch.no_grad():
+            one, two = (model(input_ids=ids).logits for _ in range(2))
+        return float((one - two).abs().max())
+
+    oft = {"finetuning_type": "oft", "oft": {"block_size": 16, "module_dropout": 0.5}}
+    first = on_base("drop", save=True, method=oft)
+    plain = {"finetuning_type": "oft", "oft": {"block_size": 16}}
+    went_on = on_base("drop2", [str(first.session.folder)], method=plain)  # its dropout stands in the adapter
+    return {
+        "training": [apart(first, True), apart(went_on, True)], "asked": [apart(first, False), apart(went_on, False)],
+        "without": on_base("drop0", method=plain).losses, "with": first.losses,
+    }  # fmt: skip
 
 
 @check

@@ -286,6 +286,46 @@ def test_special_optimizers_refused(name: str, runs: Facts) -> None:
     assert made["exit"] == 5 and IMPOSSIBLE[name] in made["message"]
 
 
+GOING_ON = (*SPECIAL, "badam_fixed", "muon", "optim")
+
+
+@pytest.mark.parametrize("name", GOING_ON)
+def test_special_optimizers_go_on(facts: Facts, name: str) -> None:
+    """Moments, projections, the block that is trained and the learning rate are those at the checkpoint."""
+    whole, again = facts[name]
+    assert len(again) == 2 and again == pytest.approx(whole, abs=1e-6)
+
+
+def test_layerwise_steps_are_those_of_the_whole(facts: Facts) -> None:
+    for name in ("galore", "apollo"):
+        whole, each = facts[name]
+        assert len(each) == 4 and each == pytest.approx(whole, abs=1e-5), name
+
+
+def test_adam_mini_on_models_of_today(facts: Facts) -> None:
+    for name in ("wide", "glm4", "qwen3-moe"):
+        learns(facts[name])
+        assert facts[name]["unmoved"] == []
+    wide = {tuple(shape): count for shape, count in facts["wide"]["rates"]}
+    assert wide[80, 48] == 4  # one rate a head
+    experts = {tuple(shape): count for shape, count in facts["qwen3-moe"]["rates"]}
+    assert experts[4 * 128, 64] == 4 * 128  # gate and up of 4 experts: one rate a row of each
+
+
+def test_badam_and_what_is_frozen(facts: Facts) -> None:
+    learns(facts)
+    assert facts["layers"] == [1]
+    assert facts["share"][-1] < facts["share"][0] and len(facts["random"]) == 4
+    assert facts["fixed"]["exit"] == 5 and facts["fixed"]["remedy"].startswith("badam_start_block")
+    assert facts["beyond"]["exit"] == 5 and "the model has 2 blocks" in facts["beyond"]["message"]
+
+
+def test_oft_dropout(facts: Facts) -> None:
+    assert min(facts["training"]) > 1e-3 and facts["asked"] == [0.0, 0.0]
+    assert facts["with"][0] == pytest.approx(facts["without"][0], abs=1e-5)  # nothing is turned yet
+    assert abs(facts["with"][2] - facts["without"][2]) > 1e-3
+
+
 def test_precisions(facts: Facts) -> None:
     full, half = ["torch.float32"], ["torch.bfloat16"]
     wanted = {

@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fl_trainers import freeze, precision, quantization, sharding, weight_files
+from fl_trainers import freeze, oft_dropout, precision, quantization, sharding, weight_files
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError
 from fl_trainers.model import checkpoint_activations
 from fl_trainers.progress import log
+
+WITHOUT_DROPOUT = ("dpo", "orpo", "simpo", "kto", "ppo")
+"""Stages that compare what a model says now with what it said before."""
 
 
 def check(config: Config) -> None:
@@ -142,14 +145,21 @@ def _adapter(config: Config, model: Any) -> Any:
         model = _load(config, model, path, trainable=False).merge_and_unload()
         log.info("merged adapter %s", path)
     if continued is not None:
-        return _cast(config, _load(config, model, continued, trainable=True))
+        return _ready(config, _load(config, model, continued, trainable=True))
     settings = _lora(config, model) if config.method.finetuning_type == "lora" else _oft(config, model)
-    return _cast(config, get_peft_model(model, settings, autocast_adapter_dtype=not config.method.pure_bf16))
+    return _ready(config, get_peft_model(model, settings, autocast_adapter_dtype=not config.method.pure_bf16))
 
 
-def _cast(config: Config, model: Any) -> Any:
-    """pure_bf16: the adapter too."""
-    if config.method.pure_bf16:
+def _ready(config: Config, model: Any) -> Any:
+    """An adapter that is to be trained: in the run's number format, and with OFT's dropout, which the stages have that have any."""
+    if config.method.finetuning_type == "oft" and config.method.stage not in WITHOUT_DROPOUT:
+        oft_dropout.add(model, model.peft_config["default"].module_dropout)
+    return keep_small(config, model)
+
+
+def keep_small(config: Config, model: Any) -> Any:
+    """pure_bf16: the adapter too. peft makes it float32 whenever it reads one, from a checkpoint as well."""
+    if config.method.pure_bf16 and hasattr(model, "get_base_model"):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(model.get_base_model().dtype)

@@ -64,6 +64,12 @@ def check(config: Config) -> None:
     if layerwise and accumulated:
         raise InputError(f"{name}_layerwise steps inside the backward pass: no gradients are accumulated",
                          f"gradient_accumulation_steps: 1, or {name}_layerwise: false")  # fmt: skip
+    if layerwise and config.training.arguments.get("fp16"):
+        raise InputError(f"{name}_layerwise steps inside the backward pass, where fp16's loss scale is still on the gradients",
+                         f"bf16 or pure_bf16, or {name}_layerwise: false")  # fmt: skip
+    badam = config.method.badam
+    if badam is not None and badam.mode == "layer" and badam.switch_mode == "fixed" and badam.start_block is None:
+        raise InputError("badam_switch_mode: fixed trains one block, and none is named", "badam_start_block: its number, from 0")
 
 
 def _check_optim(name: str) -> None:
@@ -79,7 +85,9 @@ class Chosen:
     """Before a Trainer's class in the bases of a loop: the optimizer and the schedule that the recipe asks for."""
 
     args: Any
+    model: Any
     optimizer: Any
+    state: Any
     config_of_run: Config
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -94,6 +102,47 @@ class Chosen:
         except (TypeError, ValueError) as error:
             kind = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
             raise InputError(f"lr_scheduler_type: {kind}: {error}", f"lr_scheduler_kwargs: what {kind} takes") from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        from fl_trainers import adapters, read_back
+
+        into = self.model if model is None else model
+        if self._whole() and read_back.otherwise_named(into, resume_from_checkpoint):
+            read_back.into(into, resume_from_checkpoint)
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        adapters.keep_small(self.config_of_run, into)
+
+    def _load_best_model(self) -> None:
+        from fl_trainers import adapters, read_back
+
+        best = str(self.state.best_model_checkpoint)
+        if self._whole() and read_back.otherwise_named(self.model, best):
+            read_back.into(self.model, best)
+            return
+        super()._load_best_model()  # type: ignore[misc]
+        adapters.keep_small(self.config_of_run, self.model)
+
+    def _whole(self) -> bool:
+        """Whether checkpoints are files of whole weights."""
+        given = self.config_of_run.training.arguments
+        return self.config_of_run.method.finetuning_type in ("full", "freeze") and not (given.get("deepspeed") or given.get("fsdp"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """GaLore and APOLLO keep objects in their state."""
+        if checkpoint is None or not _projects(self.config_of_run):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+            return
+        from fl_trainers import layerwise
+
+        layerwise.allow_projectors()
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        layerwise.place_projectors(getattr(self.optimizer, "optimizer", self.optimizer))
+
+
+def _projects(config: Config) -> bool:
+    """Whether gradients are projected, by a key of ours or by one of transformers' optimizers."""
+    return config.method.low_rank is not None or str(config.training.arguments.get("optim", "")).startswith(("galore_", "apollo_"))
 
 
 def create(loop: Any, config: Config) -> Any:
@@ -179,7 +228,11 @@ def _low_rank(loop: Any, config: Config) -> Any:
     kind, options = _low_rank_class(loop, wanted), _adam(loop)
     special = {"params": chosen, "weight_decay": loop.args.weight_decay, **_low_rank_group(wanted)}
     made = [special, *groups(loop, loop.model, {id(parameter) for parameter in chosen})]
-    return _layerwise(kind, made, options) if wanted.layerwise else kind(made, **options)
+    if wanted.layerwise:
+        from fl_trainers.layerwise import LayerWise
+
+        return LayerWise(kind, made, options)
+    return kind(made, **options)
 
 
 def _adam(loop: Any) -> dict[str, Any]:
@@ -216,42 +269,26 @@ def _low_rank_group(wanted: LowRank) -> dict[str, Any]:
     return {**common, "proj": wanted.proj, "scale_type": wanted.scale_type, "scale_front": wanted.scale_front}
 
 
-def _layerwise(kind: Any, groups: list[dict[str, Any]], options: dict[str, Any]) -> Any:
-    """One optimizer a parameter, which steps as soon as its gradient is there, so that no two gradients are held at once."""
-    from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
-
-    each: dict[Any, Any] = {}
-
-    def step(parameter: Any) -> None:
-        if parameter.grad is not None:
-            each[parameter].step()
-            each[parameter].zero_grad()
-
-    for group in groups:
-        for parameter in group["params"]:
-            each[parameter] = kind([{**group, "params": [parameter]}], **options)
-            parameter.register_post_accumulate_grad_hook(step)
-    return LayerWiseDummyOptimizer(optimizer_dict=each, lr=options["lr"])
-
-
 def _badam(loop: Any, config: Config) -> Any:
     """One block of layers at a time."""
-    from badam import BlockOptimizer, BlockOptimizerRatio, clip_grad_norm_old_version
+    from badam import clip_grad_norm_old_version
+
+    from fl_trainers.blockwise import Blocks, Share
 
     wanted = config.method.badam
     if wanted is None:
         raise AssertionError("asked for BAdam that the config has not")
     kind, options = loop.get_optimizer_cls_and_kwargs(loop.args, loop.model)
-    named = list(loop.model.named_parameters())
+    named = [(name, weight) for name, weight in loop.model.named_parameters() if weight.requires_grad or wanted.mode == "ratio"]
     loop.accelerator.clip_grad_norm_ = types.MethodType(clip_grad_norm_old_version, loop.accelerator)
     made = groups(loop, loop.model)
     if wanted.mode == "ratio":
-        return BlockOptimizerRatio(
+        return Share(
             param_groups=made, named_parameters_list=named, update_ratio=wanted.update_ratio, mask_mode=wanted.mask_mode,
             verbose=wanted.verbose, include_embedding=False, lr=loop.args.learning_rate, betas=(loop.args.adam_beta1, loop.args.adam_beta2),
             eps=loop.args.adam_epsilon,
         )  # fmt: skip
-    return BlockOptimizer(
+    return Blocks(
         base_optimizer=kind(made, **options), named_parameters_list=named, block_prefix_list=None,
         switch_block_every=wanted.switch_interval, start_block=wanted.start_block, switch_mode=wanted.switch_mode, verbose=wanted.verbose,
     )  # fmt: skip
@@ -259,11 +296,10 @@ def _badam(loop: Any, config: Config) -> Any:
 
 def _adam_mini(loop: Any, config: Config) -> Any:
     """One learning rate for each block of a matrix in place of one for each weight."""
-    from adam_mini import Adam_mini
+    from fl_trainers import mini
 
     args, settings = loop.args, getattr(loop.model.config, "text_config", None) or loop.model.config
-    return Adam_mini(
-        named_parameters=loop.model.named_parameters(), lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon, weight_decay=args.weight_decay, dim=getattr(settings, "hidden_size", None),
-        n_heads=getattr(settings, "num_attention_heads", None), n_kv_heads=getattr(settings, "num_key_value_heads", None), verbose=False,
+    return mini.make(
+        loop.model.named_parameters(), settings, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon,
+        weight_decay=args.weight_decay,
     )  # fmt: skip
