@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from test_ranks import WAYS
 from trainer_harness import Done, Trainer, environment
 
 pytestmark = pytest.mark.training
@@ -123,3 +124,36 @@ def test_deepspeed_cannot_go_on_from_weights_alone(trainer: Trainer, finished: C
     error = done.of("error")[0]
     assert "checkpoint-8 holds weights only" in error["message"] and "adapter_name_or_path: " in error["remedy"]
     assert json.loads((path.parent / "record.json").read_text())["outcome"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "arguments"),
+    [
+        ("sft", "full", {"max_steps": 1}),  # the last step: no later loss would tell
+        ("sft", "lora", {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}),
+        ("sft", "full", {"max_steps": 20, "save_strategy": "epoch", "per_device_train_batch_size": 36}),
+        ("pt", "full", {"max_steps": 1}),
+    ],
+)
+def test_weights_that_are_no_numbers_are_never_saved(
+    trainer: Trainer, config: Config, stage: str, kind: str, arguments: dict[str, object]
+) -> None:
+    """The loss of that step was finite still. A checkpoint of it would be gone on from by the same command, for ever."""
+    given = {"learning_rate": 1e39, "max_grad_norm": 0.0, "lr_scheduler_type": "constant", **arguments}
+    dataset = {"columns": {"prompt": "output"}} if stage == "pt" else {}
+    done = trainer.train(config(method={"stage": stage, "finetuning_type": kind}, arguments=given, dataset=dataset))
+    assert done.code == 10, done.output
+    (error,) = done.of("error")
+    assert error["message"].startswith("the update of step 1 left ") and "finite value" in error["message"]
+    left = [path.name for path in (done.folder / "out").rglob("*") if "base-model" not in str(path)]
+    assert not any(name.startswith("checkpoint") or name.endswith(".safetensors") for name in left), left
+
+
+@pytest.mark.parametrize("way", ["ZeRO-3", "FSDP2"])
+def test_nor_where_they_are_spread(trainer_of_shards: Trainer, config: Config, way: str) -> None:
+    given = {"learning_rate": 1e39, "max_grad_norm": 0.0, "lr_scheduler_type": "constant", "max_steps": 3, "save_strategy": "steps",
+             "save_steps": 1, "per_device_train_batch_size": 2, **WAYS[way]}  # fmt: skip
+    done = trainer_of_shards.train(config(method={"finetuning_type": "full"}, arguments=given), 2)
+    assert done.code == 10, done.output
+    assert "the update of step 1 left " in done.of("error")[0]["message"]
+    assert not list((done.folder / "out").glob("checkpoint-*"))

@@ -211,6 +211,8 @@ def sharded(session: Session) -> bool:
 
 def run_loop(session: Session, loop: Any) -> None:
     """Trains to the end, or to where it was asked to stop: then Stopped is raised after the checkpoint."""
+    from fl_trainers.watch import must_be_numbers
+
     if session.resume and session.config.training.do_train and not sharded(session):
         inner = getattr(session.model, "pretrained_model", session.model)  # of a value head
         checkpoints.must_fit(Path(session.resume), session.config.method.finetuning_type, inner)
@@ -225,6 +227,7 @@ def run_loop(session: Session, loop: Any) -> None:
     if session.config.data.streaming and session.prepared:
         pipeline.tell(session.prepared.report, session.events)
     loop.check()
+    must_be_numbers(loop.model, loop.state.global_step)
     if stop.requested and loop.state.global_step < loop.state.max_steps:
         raise Stopped(
             f"stopped at step {loop.state.global_step} of {loop.state.max_steps}; checkpoint-{loop.state.global_step} goes on from there"
@@ -264,7 +267,7 @@ def _fused(session: Session, loop: Any) -> Any:
 
         left = session.config.training.speed_without
         if session.adapter and "lora" not in left:
-            stack.enter_context(lora.fused(session.model, loop.masters))
+            stack.enter_context(lora.fused(session.model, loop.masters, compiled=loop.fast.liger and session.device.type == "cuda"))
         if not session.adapter and load.keeps_copies(loop):
             stack.enter_context(masters.fused(session.model, loop.masters))
         if session.device.type == "cuda" and "norms" not in left:

@@ -1,4 +1,7 @@
-"""Follow, with what a checkpoint was made of beside it, and the losses of each evaluated data set in trainer_log.jsonl."""
+"""Follow, with what a checkpoint was made of beside it, and the losses of each evaluated data set in trainer_log.jsonl.
+
+Nothing is saved of weights that are no numbers: the loss tells of them a step too late, and a run would go on from them for ever.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,31 @@ from typing import Any
 
 from fl_trainers import origin
 from fl_trainers.device import Device
+from fl_trainers.errors import TrainingError
 from fl_trainers.loop import Follow
 from fl_trainers.progress import Events
+
+
+def must_be_numbers(model: Any, step: int) -> None:
+    """TrainingError where the update of this step has left a trained weight without a value. Of spread weights a process sees its part."""
+    import torch
+
+    whole, names = [], []
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            part = getattr(weight, "ds_tensor", weight.detach())  # ZeRO-3's
+            part = part.to_local() if hasattr(part, "to_local") else part  # FSDP2's
+            if part.is_floating_point() and part.numel():
+                names.append(name)
+                whole.append(torch.isfinite(part).all())
+    flags = torch.stack([flag.to(whole[0].device) for flag in whole]).tolist() if whole else []
+    bad = [name for name, good in zip(names, flags, strict=True) if not good]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise TrainingError(
+            f"the update of step {step} left {bad[0]}{more} without a finite value",
+            "a lower learning_rate, `max_grad_norm: 1.0`, warmup_steps, or bf16 in place of fp16; nothing was saved of this step",
+        )
 
 
 class Watch(Follow):
@@ -18,6 +44,17 @@ class Watch(Follow):
     def __init__(self, events: Events, device: Device, folder: Path, made_of: Callable[[], dict[str, Any]]) -> None:
         super().__init__(events, device, folder)
         self.made_of = made_of
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> Any:
+        super().on_step_end(args, state, control, **more)
+        if control.should_save:
+            must_be_numbers(self.loop.model, state.global_step)
+        return control
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        if control.should_save:
+            must_be_numbers(self.loop.model, state.global_step)
+        return control
 
     def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> Any:
         if state.is_world_process_zero:
