@@ -129,6 +129,56 @@ def lora_together(copies: bool, device: str = "cpu") -> dict[str, Any]:
     return found
 
 
+def branched(capturing: bool) -> dict[str, Any]:
+    """What is launched on a branch of a graph, as it is told to streams of CUDA that only write down what they are told."""
+    import torch
+
+    from fl_trainers.fast import beside
+
+    told: list[str] = []
+    marks = iter(range(100))
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            told.append(f"{self.name} waits for {other.name}")
+
+        def wait_event(self, event: str) -> None:
+            told.append(f"{self.name} waits for {event}")
+
+        def record_event(self) -> str:
+            told.append(f"{self.name} marks {(mark := next(marks))}")
+            return f"mark {mark}"
+
+    now, side = [Stream("main")], Stream("side")
+
+    @contextlib.contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        now.append(stream)
+        yield
+        now.pop()
+
+    with (
+        mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: capturing), mock.patch.object(torch.cuda, "stream", on),
+        mock.patch.object(torch.cuda, "current_stream", lambda: now[-1]), mock.patch.object(beside, "_stream", lambda: side),
+    ):  # fmt: skip
+        place = beside.Beside()
+        place.on = True
+        for number in range(beside.BEHIND + 2):
+            with place.branch(number):
+                told.append(f"{now[-1].name} computes {number}")
+                mark = place.mark()
+            place.wait(mark)
+        kept = [held for _, held in beside.Beside._held]
+        place.join()
+        place.on = False
+        with place.branch("nothing"):
+            told.append(f"{now[-1].name} computes at once")
+    return {"told": told, "kept": kept, "left": len(beside.Beside._held)}
+
+
 class _Graph:
     """In place of torch.cuda.CUDAGraph: what is captured is computed at once, and a replay does nothing."""
 

@@ -56,6 +56,17 @@ def test_copies_of_such_adapters_lie_in_one_matrix_as_their_gradients_do(trainer
     assert found["moved"] > 0.001
 
 
+def test_a_branch_of_a_graph_is_waited_for_before_what_it_reads_is_given_back(trainer: Trainer) -> None:
+    found = trainer.check("speed_checks.branched", True)
+    told = found["told"]
+    assert told[:5] == ["side waits for main", "side computes 0", "side marks 0", "side marks 1", "main waits for mark 0"]
+    assert (found["kept"], found["left"]) == ([[1], [2]], 0), "what two launches read, and nothing after the last wait"
+    assert told.index("main waits for mark 1") < told.index("side computes 2"), "what the launch before last read may be given back then"
+    assert told[-2:] == ["main waits for mark 5", "main computes at once"]
+    alone = trainer.check("speed_checks.branched", False)
+    assert alone["told"] == ["main computes 0", "main computes 1", "main computes 2", "main computes at once"]
+
+
 @pytest.mark.parametrize("fresh", [False, True])
 def test_what_a_graph_holds_is_the_step_itself(trainer: Trainer, fresh: bool) -> None:
     found = trainer.check("speed_checks.captured", fresh)

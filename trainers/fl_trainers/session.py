@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import json
 import os
@@ -43,6 +44,8 @@ class Session:
     facts: dict[str, Any] | None = None
     origin: Callable[[], dict[str, Any]] = dict
     """What the run is made of, for its checkpoints; asked when the first is written."""
+    keep_base: Callable[[], None] | None = None
+    """Writes a built-in model's weights as they were."""
     counts: tuple[int, int] = (0, 0)
     items: tuple[list[pipeline.Item], dict[str, list[pipeline.Item]]] = ([], {})
     report: Report = field(default_factory=Report)
@@ -78,19 +81,17 @@ def open_model(session: Session) -> None:
     session.tokenizer = model.load_tokenizer(config, source, pipeline.texts(rows), session.events)
     plain, digest = model.load_model(config, source, session.tokenizer, session.device)
     made_of = functools.cache(lambda: origin.of(config, source, session.tokenizer))
-    rows_of = functools.cache(lambda: {"data": origin.data_of(config, session.prepared.train)} if session.prepared else {})
+    rows_of = functools.cache(lambda: {"data": origin.data_of(config, session.prepared.train if session.prepared else [])})
     session.origin = lambda: {**made_of(), **(rows_of() if session.prepared else {})}
     if session.resume and config.training.do_train:
         origin.must_match(Path(session.resume), session.origin(), config, session.events)
-    if config.model.kind == "tiny" and config.method.finetuning_type in ("lora", "oft"):
-        _keep_base(session, plain)
+    if config.model.kind == "tiny" and config.method.finetuning_type in ("lora", "oft") and config.training.do_train:
+        _name_base(session, plain)
     for stranger in adapters.strangers(config):
         session.events.warn("adapter", stranger)
     whole, _ = adapters.count(plain)
     session.model = adapters.apply(config, plain)
-    if pissa.converts(config):
-        pissa.keep_initial(session.model, session.folder)
-    elif pissa.begins(config):
+    if pissa.begins(config) and not pissa.converts(config):
         session.events.warn("pissa", pissa.WARNING)
     session.counts = (whole, adapters.count(session.model)[1])
     session.facts = record.model_facts(config, plain, session.counts, digest)
@@ -101,12 +102,20 @@ def open_model(session: Session) -> None:
              session.facts["dtype"], session.device.name)  # fmt: skip
 
 
-def _keep_base(session: Session, plain: Any) -> None:
-    """A built-in tiny model is in no hub: its adapter is of use only with the base beside it."""
-    base = session.folder / "base-model"
-    if rank() == 0:
-        plain.save_pretrained(base)
+def _name_base(session: Session, plain: Any) -> None:
+    """A built-in tiny model is in no hub: its adapter is of use only with the base beside it, which is written when training begins."""
+    base, whole = session.folder / "base-model", copy.deepcopy(plain)
     plain.name_or_path = plain.config._name_or_path = str(base)
+    session.keep_base = lambda: whole.save_pretrained(base)
+
+
+def _keep_beginning(session: Session) -> None:
+    """What an adapter begins with, written once nothing can refuse the run any more."""
+    if session.keep_base is not None and rank() == 0:
+        session.keep_base()
+        session.keep_base = None
+    if pissa.converts(session.config):
+        pissa.keep_initial(session.model, session.folder)
 
 
 def tokenize(session: Session) -> pipeline.Prepared:
@@ -216,6 +225,8 @@ def run_loop(session: Session, loop: Any) -> None:
     if session.resume and session.config.training.do_train and not sharded(session):
         inner = getattr(session.model, "pretrained_model", session.model)  # of a value head
         checkpoints.must_fit(Path(session.resume), session.config.method.finetuning_type, inner)
+    if session.config.training.do_train:
+        _keep_beginning(session)
     if not session.config.training.do_train or (session.resume and _complete(session, loop)):
         stop.deferred = True
         return
@@ -267,7 +278,7 @@ def _fused(session: Session, loop: Any) -> Any:
 
         left = session.config.training.speed_without
         if session.adapter and "lora" not in left:
-            stack.enter_context(lora.fused(session.model, loop.masters, compiled=loop.fast.liger and session.device.type == "cuda"))
+            stack.enter_context(lora.fused(session.model, loop.masters))
         if not session.adapter and load.keeps_copies(loop):
             stack.enter_context(masters.fused(session.model, loop.masters))
         if session.device.type == "cuda" and "norms" not in left:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+
+BEHIND = 1
+"""How many launches the branch may be behind the main line. What it reads is kept meanwhile; more brought nothing (8B, an H200)."""
 
 
 @functools.cache
@@ -19,8 +23,11 @@ def _stream() -> Any:
 class Beside:
     """Without a graph that is being captured everything is launched in its place."""
 
-    held: list[Any] = []  # noqa: RUF012 - there is one branch
-    """What the branch reads and writes: memory that was given back before it is joined would be handed out again."""
+    _held: ClassVar[deque[tuple[Any, tuple[Any, ...]]]] = deque()
+    """Launches that the main line has not waited for, there being one branch: an event after each, and what it reads and writes.
+
+    Memory that was given back before would be handed out again.
+    """
 
     def __init__(self) -> None:
         self.on = False
@@ -32,25 +39,28 @@ class Beside:
         if not (self.on and torch.cuda.is_current_stream_capturing()):
             yield
             return
+        self.join(BEHIND)
         _stream().wait_stream(torch.cuda.current_stream())
-        self.held.extend(held)
         with torch.cuda.stream(_stream()):
             yield
+            self._held.append((torch.cuda.current_stream().record_event(), held))
 
     def mark(self) -> Any:
-        """A place on the branch; None: there is none."""
-        if not self.held:
-            return None
-        return torch.cuda.current_stream().record_event()
+        """A place on the branch, within it; None: there is none."""
+        if self.on and torch.cuda.is_current_stream_capturing():
+            return torch.cuda.current_stream().record_event()
+        return None
 
-    def wait(self, mark: Any) -> None:
+    @staticmethod
+    def wait(mark: Any) -> None:
         """The main line waits for that place."""
         if mark is not None:
             torch.cuda.current_stream().wait_event(mark)
 
     @classmethod
-    def join(cls) -> None:
-        """The main line waits for all of the branch."""
-        if cls.held:
-            torch.cuda.current_stream().wait_stream(_stream())
-            cls.held.clear()
+    def join(cls, behind: int = 0) -> None:
+        """The main line waits for all launches but the last few."""
+        last = None
+        while len(cls._held) > behind:
+            last, _ = cls._held.popleft()
+        cls.wait(last)

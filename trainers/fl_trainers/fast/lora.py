@@ -29,11 +29,12 @@ class _Layers(torch.autograd.Function):  # type: ignore[misc]
         inner = x.new_empty((x.shape[0], small.shape[0]))
         with beside.branch(x, small):
             torch.mm(x, small.T, out=inner)
+            ready = beside.mark()
         results = []
         for base in bases:
             bias = None if base.bias is None else base.bias.to(x.dtype)
             results.append(torch.nn.functional.linear(x, _weight(base, x.dtype), bias))
-        beside.join()
+        beside.wait(ready)
         for result, part, up in zip(results, _parts(inner, downs), large, strict=True):
             result.addmm_(part, up.T, alpha=scale)
         ctx.save_for_backward(x, small, inner, *large)
@@ -45,7 +46,6 @@ class _Layers(torch.autograd.Function):  # type: ignore[misc]
         x, small, inner, *large = ctx.saved_tensors
         (downs, ups), masters, beside = ctx.trained, ctx.masters, ctx.beside
         narrow = x.new_empty(inner.shape)
-        beside.join()
         with beside.branch(x, inner, narrow, *grads):
             for grad, up, part in zip(grads, large, _parts(narrow, downs), strict=True):
                 torch.mm(grad, up, out=part)
