@@ -84,6 +84,7 @@ def test_faults_of_data_have_names_and_leave_the_output_alone(trainer: Trainer, 
     assert message in error["message"] and remedy in error["remedy"]
     assert "Traceback" not in done.output
     assert [file.read_text() for file in left] == ["of an earlier run"] * 3
+    assert not (path.parent / "out" / "base-model").exists()
 
 
 def test_a_question_longer_than_cutoff_len_is_cut_and_told(trainer: Trainer, config: Config) -> None:

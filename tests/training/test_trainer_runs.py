@@ -252,6 +252,7 @@ def test_faults_of_the_input_have_names(trainer: Trainer, config: Config, name: 
     error = done.of("error")[0]
     assert message in error["message"] and error["exit"] == 5
     assert "Traceback" not in done.output
+    assert not (done.folder / "out").exists() or not any((done.folder / "out").iterdir())
 
 
 def test_what_is_dropped_or_cut_is_told(trainer: Trainer, config: Config) -> None:
