@@ -190,7 +190,7 @@ def _refuse_unknown(config: Config) -> None:
 
 
 def _refuse_unnamed(config: Config) -> None:
-    """Where each data set has a loss of its own, what goes by one loss must be told by which."""
+    """Where each data set has a loss, or a reward, of its own, what goes by one must be told by which."""
     given = config.training.arguments
     asked = {
         "early_stopping_steps": config.method.early_stopping_steps is not None,
@@ -199,9 +199,11 @@ def _refuse_unnamed(config: Config) -> None:
         "lr_scheduler_type: reduce_lr_on_plateau": given.get("lr_scheduler_type") == "reduce_lr_on_plateau",
     }  # fmt: skip
     keys, sets = [key for key, value in asked.items() if value], [dataset.name for dataset in config.data.eval]
-    if keys and config.data.eval_on_each_dataset and len(sets) > 1 and given.get("metric_for_best_model", "loss") in ("loss", "eval_loss"):
-        raise InputError(f"{keys[0]} goes by one loss, and eval_on_each_dataset gives {len(sets)}",
-                         f"`metric_for_best_model: eval_{sets[0]}_loss`")  # fmt: skip
+    figure = "reward" if config.method.stage in ("ppo", "grpo") else "loss"
+    common = given.get("metric_for_best_model", figure) in (figure, f"eval_{figure}")
+    if keys and config.data.eval_on_each_dataset and len(sets) > 1 and common:
+        raise InputError(f"{keys[0]} goes by one {figure}, and eval_on_each_dataset gives {len(sets)}",
+                         f"`metric_for_best_model: eval_{sets[0]}_{figure}`")  # fmt: skip
 
 
 def _quiet() -> None:

@@ -64,5 +64,14 @@ class GrpoLoop(optimizers.Chosen, resuming.Resumes, GRPOTrainer):  # type: ignor
             raise TrainingError(*bad_loss(loss.item(), self.state.global_step + 1))
         return loss
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Where several data sets are evaluated, TRL's figures get the name of theirs, as the loss has."""
+        name = next((key[len("eval_") : -len("_loss")] for key in logs if key.startswith("eval_") and key.endswith("_loss")), "")
+        if name:
+            found = dict(self._metrics["eval"])
+            self._metrics["eval"].clear()
+            self._metrics["eval"].update({f"{name}_{key}": values for key, values in found.items()})
+        super().log(logs, *args, **kwargs)
+
     def check(self) -> None:
         """Every loss was looked at."""

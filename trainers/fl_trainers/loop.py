@@ -35,8 +35,9 @@ def arguments_of(config: Config, device: Device) -> TrainingArguments:
         given["accelerator_config"] = {**(given.get("accelerator_config") or {}), "dispatch_batches": False}
     if device.type == "cuda" and not isinstance(given.get("accelerator_config"), str):  # copying a batch waits for the step before, else
         given["accelerator_config"] = {"non_blocking": True} | (given.get("accelerator_config") or {})
-    if config.method.early_stopping_steps is not None or given.get("load_best_model_at_end"):
-        given.setdefault("metric_for_best_model", "reward" if config.method.stage == "ppo" else "loss")
+    plateau = given.get("lr_scheduler_type") == "reduce_lr_on_plateau"
+    if config.method.early_stopping_steps is not None or given.get("load_best_model_at_end") or plateau:
+        given.setdefault("metric_for_best_model", "reward" if config.method.stage in ("ppo", "grpo") else "loss")
     given.setdefault("disable_tqdm", True)
     given.setdefault("dataloader_pin_memory", device.type != "cpu")
     if int(given.get("dataloader_num_workers") or 0) and not config.data.streaming:  # each epoch would wait for new ones

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import types
 from typing import Any
@@ -102,6 +103,21 @@ class Chosen:
         except (TypeError, ValueError) as error:
             kind = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
             raise InputError(f"lr_scheduler_type: {kind}: {error}", f"lr_scheduler_kwargs: what {kind} takes") from error
+
+    def _determine_best_metric(self, metrics: dict[str, Any], trial: Any) -> bool:
+        """transformers raises a KeyError, after hours perhaps."""
+        asked = self.args.metric_for_best_model
+        name = asked if asked is None or asked.startswith("eval_") else f"eval_{asked}"
+        if name is not None and name not in metrics:
+            timing = ("runtime", "per_second", "_steps")
+            known = [key.removeprefix("eval_") for key in sorted(metrics) if key.startswith("eval_") and not key.endswith(timing)]
+            short = asked.removeprefix("eval_")
+            near = difflib.get_close_matches(short, known, 1, 0.5) or [key for key in known if short in key]
+            raise InputError(f"metric_for_best_model: an evaluation gives no {asked}; it gives {', '.join(known)}",
+                             f"metric_for_best_model: {near[0] if near else 'loss' if 'loss' in known else known[-1]}")  # fmt: skip
+        if name is not None and metrics[name] is None:  # a reward that no answer got
+            return False
+        return bool(super()._determine_best_metric(metrics, trial))  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         from fl_trainers import adapters, read_back

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fl_trainers import rewards
@@ -25,34 +26,40 @@ def data(session: Session) -> None:
     rows = _questions(session, train)
     if not rows:
         raise InputError("no row can be trained on: every question is longer than cutoff_len", "a larger cutoff_len, or other data")
+    kept: dict[str, Sequence[dict[str, Any]]] = {name: _questions(session, items) for name, items in held.items()}
+    if empty := [name for name, questions in kept.items() if not questions]:
+        raise InputError(f"no row of {empty[0] or 'the evaluation'} can be evaluated on: every question is longer than cutoff_len",
+                         "a larger cutoff_len, or other data")  # fmt: skip
     asking = rows[0]["prompt"]
     shown = render(session.tokenizer, Conversation(asking), len(asking), prompt=True, thinking=asked(session.config))
-    session.prepared = Prepared(rows, {key: _questions(session, items) for key, items in held.items()}, session.report, len(rows),
-                                preview=(shown, rows[0]["answer"]))  # fmt: skip
+    session.prepared = Prepared(rows, kept, session.report, len(rows), preview=(shown, rows[0]["answer"]))
     session.events.emit(
-        "data", rows=len(rows), sequences=len(rows), tokens=0, eval_rows=sum(map(len, held.values())), dropped_or_cut=session.report.counts
+        "data", rows=len(rows), sequences=len(rows), tokens=0, eval_rows=sum(map(len, kept.values())), dropped_or_cut=session.report.counts
     )
 
 
 def trainer(session: Session) -> Any:
     """TRL's trainer with our rewards."""
     from datasets import Dataset
-    from transformers import PrinterCallback
+    from transformers import EarlyStoppingCallback, PrinterCallback
 
     from fl_trainers.grpo_loop import GrpoLoop
     from fl_trainers.watch import Watch
 
     if session.prepared is None:
         raise AssertionError("rows are read before the loop is built")
-    held = next(iter(session.prepared.eval.values()), None)
+    sets = {name: Dataset.from_list(list(rows)) for name, rows in session.prepared.eval.items()}
+    held = next(iter(sets.values())) if len(sets) == 1 else (sets or None)
     session.follow = Watch(session.events, session.device, session.folder, session.origin)
     loop = GrpoLoop(
         config=session.config, device=session.device, model=session.model, args=session.arguments,
         reward_funcs=rewards.load(session.config.method.grpo.reward_funcs, session.events),
-        train_dataset=Dataset.from_list(list(session.prepared.train)), eval_dataset=Dataset.from_list(list(held)) if held else None,
-        processing_class=session.tokenizer, callbacks=[session.follow],
+        train_dataset=Dataset.from_list(list(session.prepared.train)), eval_dataset=held, processing_class=session.tokenizer,
+        callbacks=[session.follow],
     )  # fmt: skip
     loop.remove_callback(PrinterCallback)
+    if session.config.method.early_stopping_steps is not None:
+        loop.add_callback(EarlyStoppingCallback(early_stopping_patience=session.config.method.early_stopping_steps))
     session.follow.loop = loop
     return loop
 

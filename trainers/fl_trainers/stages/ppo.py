@@ -35,7 +35,7 @@ def data(session: Session) -> None:
         name: [row for item in items if (row := _question(session, item)) is not None] for name, items in session.items[1].items()
     }
     if empty := [name for name, kept in held.items() if not kept]:
-        raise InputError(f"no row of {empty[0] or 'val_size'} can be evaluated on: every question is longer than cutoff_len",
+        raise InputError(f"no row of {empty[0] or 'the evaluation'} can be evaluated on: every question is longer than cutoff_len",
                          "a larger cutoff_len, or other data")  # fmt: skip
     tokens = sum(len(row["input_ids"]) for row in rows)
     session.prepared = Prepared(rows, held, session.report, len(rows), tokens, preview=(rows[0]["text"], rows[0]["answer"]))
