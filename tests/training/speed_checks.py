@@ -257,6 +257,16 @@ def one_pass_adamw() -> dict[str, float]:
     }
 
 
+def lengths(batches: list[int]) -> list[int]:
+    """The lengths that batches of so many tokens take, each captured where there is no graph of it."""
+    from fl_trainers.fast.graphs import Lengths
+
+    choice, found = Lengths(), []
+    for tokens in batches:
+        found.append(choice.choose(tokens, set(found)))
+    return found
+
+
 def train(config: str, graphs: bool) -> list[float]:
     """Losses of a run whose trained weights have 16-bit copies, as on a card; graphs: by Graphs, each replay computed anew."""
     import json

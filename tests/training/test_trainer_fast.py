@@ -56,6 +56,13 @@ def test_copies_of_such_adapters_lie_in_one_matrix_as_their_gradients_do(trainer
     assert found["moved"] > 0.001
 
 
+def test_a_batch_takes_a_longer_graph_until_that_has_cost_as_much_as_one_of_its_own(trainer: Trainer) -> None:
+    assert trainer.check("speed_checks.lengths", [50, 600, 700, 590, 1100, 900]) == [128, 640, 768, 640, 1280, 1280]
+    assert trainer.check("speed_checks.lengths", [1100, 700]) == [1280, 768], "one more than half as long again is too long"
+    found = trainer.check("speed_checks.lengths", [760] + [600] * 26)
+    assert found == [768] * 25 + [640] * 2, "24 batches have been filled up by 128 tokens more than they need"
+
+
 def test_a_branch_of_a_graph_is_waited_for_before_what_it_reads_is_given_back(trainer: Trainer) -> None:
     found = trainer.check("speed_checks.branched", True)
     told = found["told"]

@@ -27,8 +27,6 @@ PAIRS = ("dpo", "orpo", "simpo", "kto", "rm")
 """Stages whose loss compares rows, each without its padding."""
 GRAPH_STEPS = 40
 """Steps from which capturing graphs pays for itself (about 0.8 s a length on an H100, 0.15 s gained a step)."""
-GRAPH_FINE_STEPS = 300
-"""Steps from which twice as many lengths pay: each is captured once, and less is filled up."""
 GRAPH_COMPILE_STEPS = 1500
 """Steps from which kernels are worth compiling for graphs: 10 s at the first step, 0.006 s gained a step (8B, an H200)."""
 GRAPH_COMPILED_STEPS = 200

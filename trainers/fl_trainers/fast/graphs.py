@@ -5,6 +5,7 @@ A graph has fixed shapes: batches are filled up to one of few lengths with a doc
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +18,38 @@ from fl_trainers.fast.step import Step
 from fl_trainers.progress import log
 
 SMALLEST = 128
+LONGER = 1.5
+"""How many times longer a graph may be than the batch's own length."""
+PATIENCE = 3072
+"""Tokens of filling that cost half of what a capture does: 0.35 s, 0.06 ms a token (8B, an H200)."""
 BUNCH = 2**26
 """Gradients that are sent at once."""
 
 
-def bucket(tokens: int, parts: int = 4) -> int:
-    """The length a batch is filled up to: of so many between each power of two and the next, with 4 at most a fifth is filling."""
+def bucket(tokens: int) -> int:
+    """The length a batch is filled up to: of four between each power of two and the next, so at most a fifth is filling."""
     if tokens <= SMALLEST:
         return SMALLEST
-    unit = 1 << max((tokens - 1).bit_length() - parts.bit_length(), 5)
+    unit = 1 << max((tokens - 1).bit_length() - 3, 5)
     return -(-tokens // unit) * unit
+
+
+class Lengths:
+    """Which graph a batch takes: its own length's, or a longer one that is there, until that has cost as much as a capture."""
+
+    def __init__(self) -> None:
+        self._filled: dict[int, int] = {}
+        """Tokens of filling so far that a graph of the length itself would have saved."""
+
+    def choose(self, tokens: int, held: Iterable[int]) -> int:
+        """held: lengths that have graphs."""
+        own = bucket(tokens)
+        longer = min((length for length in held if own <= length <= LONGER * own), default=own)
+        filled = self._filled.get(own, 0) + longer - own
+        if filled > PATIENCE:
+            return own
+        self._filled[own] = filled
+        return longer
 
 
 @dataclass
@@ -41,9 +64,10 @@ class _Captured:
 class Graphs:
     """Steps by graph, captured when a length first comes. Launched singly: the first batch of all, and what is too long."""
 
-    def __init__(self, step: Step, documents: int, longest: int, parts: int = 4) -> None:
-        """documents: rows of a full batch; longest: tokens from which a batch is not captured; parts: lengths between powers of two."""
-        self.step, self.documents, self.longest, self.parts = step, documents, longest, parts
+    def __init__(self, step: Step, documents: int, longest: int) -> None:
+        """documents: rows of a full batch; longest: tokens from which a batch is not captured."""
+        self.step, self.documents, self.longest = step, documents, longest
+        self.lengths = Lengths()
         self.held: dict[int, _Captured] = {}
         self.warm = False
         self.pool: Any = None
@@ -55,7 +79,7 @@ class Graphs:
     def run(self, batch: dict[str, Any], count: Any, backward: Any = None, share: int = 1) -> Any:
         """As Step.run."""
         count = count * share
-        length = bucket(batch["num_tokens"], self.parts)
+        length = self.lengths.choose(batch["num_tokens"], self.held)
         if length not in self.held:
             cold, self.warm = not self.warm, True  # libraries set themselves up at their first call, which no graph can hold
             if cold or length > self.longest or len(batch["borders"]) - 1 > self.documents:

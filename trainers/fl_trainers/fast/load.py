@@ -79,7 +79,7 @@ def steps(loop: Any, model: Any) -> Any:
     """What runs batches without padding. model: as the Trainer has wrapped it."""
     import torch
 
-    from fl_trainers.fast.choice import GRAPH_FINE_STEPS, GRAPH_TOKENS
+    from fl_trainers.fast.choice import GRAPH_TOKENS
     from fl_trainers.fast.step import Step
 
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -97,11 +97,9 @@ def steps(loop: Any, model: Any) -> Any:
     from fl_trainers.fast.graphs import Graphs
 
     step.masters.fresh = loop.args.gradient_accumulation_steps == 1
-    parts = 4 if loop.state.max_steps >= GRAPH_FINE_STEPS else 2
-    graphs = Graphs(step, loop.args.per_device_train_batch_size, GRAPH_TOKENS, parts)
+    graphs = Graphs(step, loop.args.per_device_train_batch_size, GRAPH_TOKENS)
     model.zero_grad = graphs.zero
     return graphs
-
 
 
 def keeps_copies(loop: Any) -> bool:
