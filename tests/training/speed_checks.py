@@ -257,6 +257,46 @@ def one_pass_adamw() -> dict[str, float]:
     }
 
 
+def ascend() -> dict[str, Any]:
+    """Attention by CANN's kernel, in whose place stands torch's own, one document after another; against this trainer's."""
+    import sys
+    from itertools import pairwise
+    from types import ModuleType
+
+    import torch
+    from transformers.utils import import_utils
+
+    from fl_trainers.fast import attention
+
+    given: dict[str, Any] = {}
+
+    def npu_fusion_attention(q: Any, k: Any, v: Any, heads: int, **more: Any) -> Any:
+        given.update(more, heads=heads)
+        ends = [0, *more["actual_seq_qlen"]]
+        parts = [
+            torch.nn.functional.scaled_dot_product_attention(
+                *(part[start:end].transpose(0, 1) for part in (q, k, v)), is_causal=True, scale=more["scale"], enable_gqa=True
+            ).transpose(0, 1) for start, end in pairwise(ends)
+        ]  # fmt: skip
+        return torch.cat(parts), None
+
+    stand_in = ModuleType("torch_npu")
+    stand_in.npu_fusion_attention = npu_fusion_attention  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    query, key, value = (torch.randn((1, heads, 12, 8)) for heads in (4, 2, 2))
+    borders = torch.tensor([0, 5, 12], dtype=torch.int32)
+    name = "transformers.integrations.npu_flash_attention"
+    sys.modules.pop(name, None)
+    with mock.patch.dict(sys.modules, {"torch_npu": stand_in}), mock.patch.object(import_utils, "is_torch_npu_available", lambda: True):
+        made = attention._ascend(query, key, value, borders, 0.3)
+    sys.modules.pop(name, None)
+    wanted = attention._each(query, key, value, borders, 0.3, None)
+    return {
+        "apart": float((made - wanted).abs().max()), "shape": list(made.shape), "layout": given["input_layout"],
+        "ends": [list(given["actual_seq_qlen"]), list(given["actual_seq_kvlen"])], "sparse": given["sparse_mode"], "heads": given["heads"],
+    }  # fmt: skip
+
+
 def lengths(batches: list[int]) -> list[int]:
     """The lengths that batches of so many tokens take, each captured where there is no graph of it."""
     from fl_trainers.fast.graphs import Lengths

@@ -56,6 +56,14 @@ def test_copies_of_such_adapters_lie_in_one_matrix_as_their_gradients_do(trainer
     assert found["moved"] > 0.001
 
 
+def test_documents_are_given_to_canns_kernel_as_it_wants_them(trainer: Trainer) -> None:
+    found = trainer.check("speed_checks.ascend")
+    assert found["apart"] < 1e-6
+    assert (found["shape"], found["layout"], found["heads"]) == ([1, 12, 4, 8], "TND", 4)
+    assert found["ends"] == [[5, 12], [5, 12]]
+    assert found["sparse"] == 3, "each token sees those before it in its document"
+
+
 def test_a_batch_takes_a_longer_graph_until_that_has_cost_as_much_as_one_of_its_own(trainer: Trainer) -> None:
     assert trainer.check("speed_checks.lengths", [50, 600, 700, 590, 1100, 900]) == [128, 640, 768, 640, 1280, 1280]
     assert trainer.check("speed_checks.lengths", [1100, 700]) == [1280, 768], "one more than half as long again is too long"

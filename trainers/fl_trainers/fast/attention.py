@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
+import torch
+
 NAME = "fl_documents"
+HALF = (torch.bfloat16, torch.float16)
 
 
 def documents(
@@ -24,13 +27,13 @@ def documents(
     window = sliding_window if sliding_window is not None and sliding_window < max_length_q else None
     if query.is_cuda:
         return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling, window), None
+    if query.device.type == "npu" and window is None and query.dtype in HALF:
+        return _ascend(query, key, value, cu_seq_lens_q, scaling), None
     return _each(query, key, value, cu_seq_lens_q, scaling, window), None
 
 
 def _flash(query: Any, key: Any, value: Any, borders: Any, longest: int, scaling: float | None, window: int | None) -> Any:
     """torch's flash kernel; its varlen module calls the same one and costs 30 ms of launching a step (reference: an 8B model)."""
-    import torch
-
     # trained weights are float32: rotary positions then leave query and key in float32, and the kernel takes 16 bits only
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
     packed = (part.to(dtype).squeeze(0).transpose(0, 1) for part in (query, key, value))
@@ -39,9 +42,16 @@ def _flash(query: Any, key: Any, value: Any, borders: Any, longest: int, scaling
     return found[0].unsqueeze(0)
 
 
+def _ascend(query: Any, key: Any, value: Any, borders: Any, scaling: float | None) -> Any:
+    """CANN's fused kernel, as transformers calls it. It wants borders as numbers: Step has them on the processor."""
+    from transformers.integrations.npu_flash_attention import npu_flash_attn_varlen_func
+
+    packed = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
+    return npu_flash_attn_varlen_func(*packed, borders, borders, softmax_scale=scaling, causal=True).unsqueeze(0)
+
+
 def _each(query: Any, key: Any, value: Any, borders: Any, scaling: float | None, window: int | None) -> Any:
     """One call a document, on devices without such a kernel."""
-    import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     def mask(length: int) -> Any:

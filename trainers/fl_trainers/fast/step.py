@@ -79,10 +79,11 @@ class Step:
     def loss(self, batch: dict[str, Any], targets: Any, scale: Any, kept: Any | None) -> Any:
         """The loss as a graph of autograd. kept: the places of the targets; None: they are all places."""
         balanced = bool(getattr(self.causal.config, "output_router_logits", False))
+        borders = batch["borders"] if batch["borders"].is_cuda else batch["borders"].cpu()  # read once, not by each layer
         with self._autocast():
             found = self.body(
                 input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False,
-                cu_seq_lens_q=batch["borders"], cu_seq_lens_k=batch["borders"],
+                cu_seq_lens_q=borders, cu_seq_lens_k=borders,
                 max_length_q=batch["longest"], max_length_k=batch["longest"], **({"output_router_logits": True} if balanced else {}),
             )  # fmt: skip
             value = self._of_head(found.last_hidden_state.squeeze(0), targets, scale, kept)
