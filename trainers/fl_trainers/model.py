@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fl_trainers import quantization, sharding, tiny, weight_files
+from fl_trainers import quantization, ranks, sharding, tiny, weight_files
 from fl_trainers.config import Config
 from fl_trainers.data import templates
 from fl_trainers.device import Device
@@ -50,7 +50,7 @@ def folder_of(config: Config) -> str:
 def load_tokenizer(config: Config, source: str, texts: Iterable[str], events: Events) -> Any:
     """The tokenizer with the chat template that this run trains; `texts` are read by the built-in tiny models only."""
     model = config.model
-    chat = templates.chosen(config.data.template, config.data.tool_format)
+    chat = templates.chosen(config.data.template, config.data.tool_format, config.data.default_system)
     if model.kind == "tiny":
         tokenizer = tiny.tokenizer(texts, templates.jinja(chat or templates.find("chatml")))
     else:
@@ -234,7 +234,7 @@ def _explained(config: Config, load: Any) -> Any:
     try:
         return load()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        if "out of memory" in str(error):
+        if "out of memory" in str(error) or ranks.lost(error):
             raise
         lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
         first = next((line for line in lines if line.startswith("size mismatch")), lines[0])

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError
-from fl_trainers.progress import log
+from fl_trainers.progress import Events, log
 
 
 def join_alone(config: Config, environ: MutableMapping[str, str]) -> None:
@@ -25,6 +25,24 @@ def join_alone(config: Config, environ: MutableMapping[str, str]) -> None:
     environ.update(
         RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )  # fmt: skip
+
+
+def without_training(config: Config, events: Events) -> Config:
+    """The config of a run that only evaluates or predicts: what spreads gradients and optimizer alone has nothing to do there.
+
+    InputError where the libraries spread weights only together with an optimizer.
+    """
+    arguments = config.training.arguments
+    if config.training.do_train or not (arguments.get("deepspeed") or arguments.get("fsdp")):
+        return config
+    if arguments.get("fsdp"):
+        raise InputError("fsdp spreads weights only while it trains, and `do_train` is false",
+                         "leave fsdp out: each device then holds the model; a deepspeed file with ZeRO stage 3 spreads it")  # fmt: skip
+    if zero_stage(config) == 3:
+        return config
+    events.warn("deepspeed", "nothing is trained, so ZeRO below stage 3 has nothing to spread: the run goes on without it")
+    kept = {key: value for key, value in arguments.items() if key != "deepspeed"}
+    return config.model_copy(update={"training": config.training.model_copy(update={"arguments": kept})})
 
 
 def meet(config: Config) -> None:
