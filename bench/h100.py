@@ -6,7 +6,8 @@
     python bench/h100.py parts DIR OUT [KEY=VALUE …]           the same with each part of the fast steps left out, beside all of them
     PYTHONPATH=… python bench/h100.py peer DIR OUT [KEY=VALUE …]   the same by LLaMA-Factory 0.9.5, from an environment of its own
 
-Prints one JSON line: steps, seconds of training, real tokens, tokens a second (whole run, second half), peak GiB, losses.
+Prints one JSON line: steps, seconds of training, real tokens, tokens a second (whole run, second half), peak GiB, losses, and seconds from
+the start of the process to the end of the first step.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any, get_args
 
+STARTED = time.time()
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {
     "8b": {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -99,7 +101,7 @@ def ours(folder: Path, out: Path, options: dict[str, str]) -> dict[str, Any]:
     keys = recipe(folder, out / "run", options)
     keys["fl"] = {"speed": options.get("speed", "auto"), "speed_without": [part for part in options.get("without", "").split("+") if part]}
     (out / "recipe.yaml").write_text(json.dumps(keys))
-    begin = time.monotonic()
+    begin = time.time()
     python, lane = options.pop("python", sys.executable), options.pop("hw", "cuda")
     command = [sys.executable, "-m", "fl", "run", "--engine", "host", "--python", python, "--hw", lane, "--force", str(out / "recipe.yaml")]
     environment = {**os.environ, "XDG_STATE_HOME": str(out / "state")}
@@ -108,7 +110,7 @@ def ours(folder: Path, out: Path, options: dict[str, str]) -> dict[str, Any]:
     if done.returncode:
         sys.exit(done.stdout[-2000:] + done.stderr[-4000:])
     (events_file,) = (out / "state").glob("fl/runs/*/events.jsonl")
-    return read(events_file, time.monotonic() - begin, options)
+    return read(events_file, begin, options)
 
 
 def parts(folder: Path, out: Path, options: dict[str, str]) -> dict[str, Any]:
@@ -124,13 +126,14 @@ def parts(folder: Path, out: Path, options: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def read(path: Path, wall: float, options: dict[str, str]) -> dict[str, Any]:
-    """Figures from the events."""
+def read(path: Path, begin: float, options: dict[str, str]) -> dict[str, Any]:
+    """Figures from the events of a run that was started at `begin`."""
     events = [json.loads(line) for line in path.read_text().splitlines()]
     steps = [event for event in events if event["event"] == "step" and "loss" in event]
     results = json.loads(next((path.parents[4] / "run").glob("train_results.json")).read_text())
     half = next(event for event in steps if event["step"] >= steps[-1]["step"] // 2)
     passed = steps[-1]["time"] - half["time"]
+    first = next(event["time"] for event in events if event["event"] == "step")
     why = next((event["why"] for event in events if event["event"] == "speed"), "")
     return {
         "who": "ours", **options, "steps": steps[-1]["step"], "train_s": results["train_runtime"], "tokens": steps[-1]["tokens"],
@@ -138,7 +141,7 @@ def read(path: Path, wall: float, options: dict[str, str]) -> dict[str, Any]:
         "tokens_s_second_half": round((steps[-1]["tokens"] - half["tokens"]) / passed),
         "step_s_second_half": round(passed / (steps[-1]["step"] - half["step"]), 3),
         "peak_gib": round(max(event["memory_mib"] for event in steps) / 1024, 1), "loss": [steps[0]["loss"], steps[-1]["loss"]],
-        "wall_s": round(wall, 1), "why": why,
+        "first_step_s": round(first - begin, 1), "wall_s": round(time.time() - begin, 1), "why": why,
     }  # fmt: skip
 
 
@@ -158,6 +161,9 @@ def peer(folder: Path, out: Path, options: dict[str, str]) -> dict[str, Any]:
             seen["tokens"] = seen["tokens"] + (kwargs["input_ids"] != 4).sum()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 1:
+                torch.cuda.synchronize()
+                seen["first"] = time.time() - STARTED
             if state.global_step == state.max_steps // 2:
                 torch.cuda.synchronize()
                 seen["half"], seen["at"] = int(seen["tokens"]), time.monotonic()
@@ -175,7 +181,7 @@ def peer(folder: Path, out: Path, options: dict[str, str]) -> dict[str, Any]:
         "who": "LLaMA-Factory 0.9.5", **options, "steps": steps, "train_s": results["train_runtime"], "tokens": tokens,
         "tokens_s": round(tokens / results["train_runtime"]), "tokens_s_second_half": round((tokens - seen["half"]) / passed),
         "step_s_second_half": round(passed / (steps - steps // 2), 3), "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
-        "loss": [losses[0], losses[-1]], "wall_s": round(time.monotonic() - begin, 1),
+        "loss": [losses[0], losses[-1]], "first_step_s": round(seen["first"], 1), "wall_s": round(time.monotonic() - begin, 1),
     }  # fmt: skip
 
 
