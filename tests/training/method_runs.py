@@ -711,6 +711,31 @@ def oft_dropout() -> dict[str, Any]:
 
 
 @check
+def grpo_and_what_the_model_was() -> dict[str, Any]:
+    """The distance to the reference is 0 at first and grows; to make the reference changes nothing of the model; it is not saved."""
+    facts: dict[str, Any] = {}
+    rewards = {"reward_funcs": ["brief"], "num_generations": 4, "max_completion_length": 6, "beta": 0.1}
+    lora = {"additional_target": ["lm_head"]}
+    kinds: dict[str, dict[str, Any]] = {
+        "full": {"finetuning_type": "full"}, "freeze": {"finetuning_type": "freeze", "freeze": {"extra_modules": ["lm_head"]}},
+        "lora": {"lora": lora}, "pissa": {"lora": {**lora, "pissa_init": True}},
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        done = Done(config(f"g-{name}", method={"stage": "grpo", "grpo": rewards, **kind}, arguments={"learning_rate": 0.005}), save=True)
+        facts[name] = [entry["kl"] for entry in done.loop.state.log_history if "kl" in entry]
+        facts[f"{name}_saved"] = (done.session.folder / "ref").exists()
+    still = {"learning_rate": 0.0, "max_steps": 1}
+    ids = torch.arange(5, 30)[None]
+    logits = []
+    for beta in (0.0, 0.1):
+        method = {"stage": "grpo", "grpo": {**rewards, "beta": beta}, **kinds["pissa"]}
+        model = Done(config(f"g-still{beta}", method=method, arguments=still)).model.eval()
+        with torch.no_grad():
+            logits.append(model(input_ids=ids).logits)
+    return {**facts, "apart": float((logits[0] - logits[1]).abs().max())}
+
+
+@check
 def precisions() -> dict[str, Any]:
     """(dtype of frozen weights, of trained weights, of norms), with full, LoRA and the upcasts."""
     facts: dict[str, Any] = {}

@@ -326,6 +326,14 @@ def test_oft_dropout(facts: Facts) -> None:
     assert abs(facts["with"][2] - facts["without"][2]) > 1e-3
 
 
+def test_grpo_and_what_the_model_was(facts: Facts) -> None:
+    for name in ("full", "freeze", "lora", "pissa"):
+        first, *_, last = facts[name]
+        assert abs(first) < 1e-5 < 1e-3 < last, (name, facts[name])
+        assert not facts[f"{name}_saved"]
+    assert facts["apart"] < 1e-4
+
+
 def test_precisions(facts: Facts) -> None:
     full, half = ["torch.float32"], ["torch.bfloat16"]
     wanted = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
-from fl_trainers import lean, optimizers, resuming, sharding
+from fl_trainers import lean, optimizers, others, resuming, sharding
 from fl_trainers.config import Config
 from fl_trainers.device import Device
 from fl_trainers.errors import InputError, TrainingError
@@ -46,7 +48,17 @@ class GrpoLoop(optimizers.Chosen, resuming.Resumes, GRPOTrainer):  # type: ignor
     def __init__(self, *, config: Config, device: Device, **kwargs: Any) -> None:
         self.config_of_run, self.device_of_run = config, device
         sharding.take_fsdp(config)
-        super().__init__(**kwargs)
+        model, arguments = kwargs["model"], kwargs["args"]
+        beta, adapter = arguments.beta, hasattr(model, "peft_config")
+        if beta and not adapter and sharding.zero_stage(config) != 3:
+            arguments.beta = 0.0  # TRL would read a second model by the first one's name, whatever was made of that since
+        with _as_they_are(model) if adapter else contextlib.nullcontext():
+            super().__init__(**kwargs)
+        if arguments.beta != beta:
+            arguments.beta = self.beta = beta
+            reference = others.reference(config, model, kwargs["processing_class"], device).model
+            spread = sharding.spreads_weights(config) is not None
+            self.ref_model = reference if spread else self.accelerator.prepare_model(reference, evaluation_mode=True)
 
     @property
     def tokens_seen(self) -> int:
@@ -73,5 +85,29 @@ class GrpoLoop(optimizers.Chosen, resuming.Resumes, GRPOTrainer):  # type: ignor
             self._metrics["eval"].update({f"{name}_{key}": values for key, values in found.items()})
         super().log(logs, *args, **kwargs)
 
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        """Without the reference: it is made again of what the run starts from."""
+        adapters = getattr(self.accelerator.unwrap_model(self.model), "peft_config", {})
+        reference = adapters.pop("ref", None)
+        try:
+            super()._save(*args, **kwargs)
+        finally:
+            if reference is not None:
+                adapters["ref"] = reference
+
     def check(self) -> None:
         """Every loss was looked at."""
+
+
+@contextlib.contextmanager
+def _as_they_are(model: Any) -> Iterator[None]:
+    """TRL copies the adapter for the reference: the copy must not take components out of the weights once more (PiSSA)."""
+    settings = model.peft_config["default"]
+    start = getattr(settings, "init_lora_weights", None)
+    if start is not None:
+        settings.init_lora_weights = True
+    try:
+        yield
+    finally:
+        if start is not None:
+            settings.init_lora_weights = start
