@@ -61,3 +61,14 @@ def test_evaluation_without_training_is_the_same_with_spread_weights(asked: Call
     refused = asked("FSDP2", 2, WAYS["FSDP2"], do_eval=True)
     assert refused.code == 5, refused.output
     assert "fsdp spreads weights only while it trains" in refused.of("error")[0]["message"]
+
+
+def test_the_work_of_a_step_is_counted_over_whole_weights(trainer_of_shards: Trainer, config: Config) -> None:
+    """ZeRO-3 leaves nothing of a weight where it stood, so that operations, and the share of the peak, came out as almost none."""
+    work = {}
+    for name, more in (("ddp", {}), ("ZeRO-3", WAYS["ZeRO-3"])):
+        given = {"max_steps": 2, "per_device_train_batch_size": 2, **more}
+        done = trainer_of_shards.train(config(name, method={"finetuning_type": "full"}, arguments=given, training={"speed": "off"}), 2)
+        assert done.code == 0, done.output
+        work[name] = json.loads((done.folder / "out" / "train_results.json").read_text())["total_flos"]
+    assert work["ZeRO-3"] == work["ddp"] > 0

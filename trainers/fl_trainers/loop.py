@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from fl_trainers import losses, optimizers, resuming, sharding, trackers
+from fl_trainers import adapters, losses, optimizers, resuming, sharding, trackers
 from fl_trainers.config import Config
 from fl_trainers.data.encode import IGNORE
 from fl_trainers.device import BACKENDS, Device, memory_mib
@@ -194,9 +194,9 @@ class Loop(optimizers.Chosen, resuming.Resumes, Trainer):  # type: ignore[misc]
     @functools.cached_property
     def _flops_a_token(self) -> int:
         """Forward and backward: 6 a trained weight, 4 a frozen one; the head counts, the embedding's lookup does not."""
-        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        whole = sum(p.numel() for p in self.model.parameters())
-        lookup = 0 if getattr(self.model.config, "tie_word_embeddings", False) else self.model.get_input_embeddings().weight.numel()
+        whole, trained = adapters.count(self.model)
+        lookup = self.model.get_input_embeddings().weight
+        lookup = 0 if getattr(self.model.config, "tie_word_embeddings", False) else getattr(lookup, "ds_numel", None) or lookup.numel()
         return int(6 * trained + 4 * max(whole - trained - lookup, 0))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
