@@ -31,11 +31,11 @@ def roles(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
     return [{"role": who, "content": what} for who, what in turns]
 
 
-def items(dataset: Dataset, rows: list[dict[str, Any]], stage: str = "sft") -> tuple[list[Any], dict[str, int]]:
+def items(dataset: Dataset, rows: list[dict[str, Any]], stage: str = "sft", **data: Any) -> tuple[list[Any], dict[str, int]]:
     """What is left of the rows, and the causes of what is not."""
     config = Config.model_validate({
         "schema": 1, "run": {"name": "x", "lane": "cpu", "stack": "x", "events": "/dev/null"},
-        "model": {"name": "x", "path": "/x", "kind": "folder"}, "data": {}, "method": {"stage": stage, "finetuning_type": "full"},
+        "model": {"name": "x", "path": "/x", "kind": "folder"}, "data": data, "method": {"stage": stage, "finetuning_type": "full"},
         "training": {"output_dir": "/x"},
     })  # fmt: skip
     report = Report()
@@ -170,3 +170,20 @@ def test_other_marks_between_cells_are_told() -> None:
     with pytest.raises(InputError) as caught:
         check_columns(Dataset(name="d", source="file", path="/x"), ["instruction;input;output"], stage="sft")
     assert "between ';'" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("template", "default", "said", "wanted"),
+    [
+        ("qwen", "Be brief.", None, None),  # the template has it
+        ("qwen", "Be brief.", "", None),
+        (None, "Be brief.", None, "Be brief."),
+        (None, None, "", ""),
+        ("qwen", None, "Be kind.", "Be kind."),
+    ],
+)
+def test_system_texts(template: str | None, default: str | None, said: str | None, wanted: str | None) -> None:
+    system = [] if said is None else [("system", said)]
+    row = {"conversations": turns(*system, ("human", "a"), ("gpt", "b"))}
+    (made,), _ = items(CHAT, [row], template=template, default_system=default)
+    assert [message["content"] for message in made.messages if message["role"] == "system"] == ([] if wanted is None else [wanted])

@@ -11,7 +11,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fl_trainers.data import templates
-from fl_trainers.data.encode import IGNORE, Settings, encode
+from fl_trainers.data.encode import IGNORE, Settings, encode, turns
 from fl_trainers.data.formats import Conversation, Report
 from fl_trainers.errors import InputError
 
@@ -285,3 +285,51 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(InputError) as caught:
         templates.find("qwen3_nothing")
     assert "qwen3_nothink" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(None, "You are Qwen"), ("Be brief.", "Be brief."), ("", None)])
+def test_the_recipes_system_text_is_the_formats_and_so_what_is_served(given: str | None, wanted: str | None) -> None:
+    chat = templates.chosen("qwen", None, given)
+    assert chat is not None
+    text = render(templates.jinja(chat), TALK[:1])
+    assert ("<|im_start|>system\n" in text) is (wanted is not None) and (wanted is None or wanted in text)
+    assert "Other." in render(templates.jinja(chat), [{"role": "system", "content": "Other."}, *TALK[:1]])
+
+
+def test_preserve_thinking_keeps_earlier_answers_as_they_are() -> None:
+    chat = templates.find("qwen3")
+    tokenizer = Characters(templates.jinja(chat))
+    talk = [TALK[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\nTwo."}, *TALK[2:]]
+    for preserve, first in ((True, "<think>\nhm\n</think>\n\nTwo."), (False, "Two.")):
+        settings = Settings(10**6, enable_thinking=False, chat=chat, one_thought=True, preserve_thinking=preserve)
+        (row,) = encode(tokenizer, [("row", Conversation(talk))], settings, Report())
+        said = "".join(map(chr, row.input_ids))
+        assert [part.split("<|im_end|>")[0] for part in said.split("assistant\n")[1:]] == [
+            first, "<think>\n\n</think>\n\nFour."]
+
+
+@pytest.mark.parametrize("name", ["kimi_vl", "seed_oss", "qwen3", "gemma4"])
+def test_a_call_follows_its_thought_at_once(name: str) -> None:
+    chat = templates.find(name)
+    opened, closed = chat.thinking or ("", "")
+    said = render(templates.jinja(chat), [TALK[0], {**call(1), "content": f"{opened}hm{closed}"}])
+    plain = render(templates.jinja(chat), [TALK[0], call(1)])
+    begin = len(render(templates.jinja(chat), TALK[:1]))
+    assert said.replace(f"{opened}hm{closed}", "", 1) == plain and said[begin:].count(f"hm{closed}") == 1
+
+
+def test_a_call_in_the_history_is_not_cut_into() -> None:
+    """The question alone is asked with an empty thought; what an answer has in common with its tag is the answer's."""
+    chat = templates.find("qwen3")
+    talk = Conversation([TALK[0], call(1), {"role": "tool", "content": "3"}, TALK[3]])
+    settings = Settings(10**6, mask_history=True, enable_thinking=False, chat=chat, one_thought=True)
+    first, last = turns(Characters(templates.jinja(chat)), talk, settings)
+    assert first.source.endswith("<|im_start|>assistant\n") and first.target.startswith("<tool_call>\n")
+    assert last.source.endswith("<think>\n\n</think>\n\n") and last.target == "Four.<|im_end|>\n"
+
+
+def test_arguments_are_given_as_text_to_a_template_that_joins_them() -> None:
+    calls = "{% for one in message.tool_calls or [] %}{{ one.function.name + ' ' + one.function.arguments }}{% endfor %}"
+    text = "{% for message in messages %}{{ message.role + ':' + message.content }}" + calls + ";{% endfor %}"
+    (row,) = encode(Characters(text), [("row", Conversation([TALK[0], call(1)]))], Settings(10**6), Report())
+    assert "".join(map(chr, row.input_ids)).endswith('assistant:add {"left": 1, "how": "up"};')

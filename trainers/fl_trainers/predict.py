@@ -100,7 +100,7 @@ class Judge:
     def asked(self, key: str) -> list[Question]:
         """The questions of one of the held sets, tokenized once."""
         if key not in self._asked:
-            settings = replace(settings_of(self.config), one_thought=not self.config.data.preserve_thinking)
+            settings = replace(settings_of(self.config), one_thought=True)
             self._asked[key] = questions(self.tokenizer, self.items[key], settings, self.report)
         return self._asked[key]
 

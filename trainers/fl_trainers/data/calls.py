@@ -32,6 +32,19 @@ def call(given: dict[str, Any]) -> dict[str, Any]:
     return {**made, "id": given["id"]} if isinstance(given.get("id"), str) else made
 
 
+def as_text(message: Message) -> Message:
+    """The message with the arguments of its calls as JSON texts."""
+    if "tool_calls" not in message:
+        return message
+    functions = [(one, one["function"]) for one in message["tool_calls"]]
+    texts = [{**one, "function": {**function, "arguments": _text(function["arguments"])}} for one, function in functions]
+    return {**message, "tool_calls": texts}
+
+
+def _text(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
 def spoken(content: str) -> Message | str:
     """The answer that ShareGPT's `function_call` writes as JSON text, one object or a list of them, with a thought or other words before it
     and with or without <tool_call> around it; or the reason why it is none."""

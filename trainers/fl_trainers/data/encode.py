@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fl_trainers.config import Config
-from fl_trainers.data import templates
+from fl_trainers.data import calls, templates
 from fl_trainers.data.formats import THOUGHT, Conversation, Report
 from fl_trainers.data.templates import Format
 from fl_trainers.errors import InputError
@@ -17,6 +18,10 @@ IGNORE = -100
 NOTHING_LEFT = "nothing to learn from is left"
 THINK = ("<think>\n", "\n</think>\n\n")
 """Around a thought, where the format has no words of its own for it."""
+MARK = "\ue000"
+"""A character that nobody writes."""
+CHANGED = "the chat template changes earlier answers"
+TAG = re.compile(r"<[^<>\s]+>|◁[^◁▷\s]+▷")
 
 
 @dataclass(frozen=True)
@@ -49,16 +54,19 @@ class Settings:
     """A bundled template: all that it writes for an answer counts, line breaks at its end too, as LLaMA-Factory counts it. With the
     tokenizer's own template an answer ends with its end token."""
     one_thought: bool = False
-    """Only the last answer keeps its thought, or gets an empty one: bundled templates, where no other answer is learned."""
+    """Only the last answer is told how to think, earlier ones lose their thoughts: bundled templates, where no other answer is learned."""
+    preserve_thinking: bool = False
+    """Earlier answers stay as they are then."""
 
 
 def settings_of(config: Config) -> Settings:
     """What encoding needs of the config."""
     data = config.data
-    last_only = data.mask_history or config.method.stage not in ("sft", "pt")
+    last_only = config.method.stage not in ("sft", "pt") or (data.mask_history and not data.preserve_thinking)
     return Settings(
         data.cutoff_len, data.train_on_prompt, data.mask_history, data.enable_thinking,
-        chat=templates.chosen(data.template, data.tool_format), one_thought=last_only and not data.preserve_thinking,
+        chat=templates.chosen(data.template, data.tool_format, data.default_system),
+        one_thought=last_only, preserve_thinking=data.preserve_thinking,
     )  # fmt: skip
 
 
@@ -67,13 +75,15 @@ def render(tokenizer: Any, conversation: Conversation, upto: int, *, prompt: boo
 
     Raises InputError, with the row, where the template has no way to write a role, a call or an order of turns.
     """
+    messages = conversation.messages[:upto]
     try:
         return str(
-            tokenizer.apply_chat_template(
-                conversation.messages[:upto], tools=conversation.tools, tokenize=False, add_generation_prompt=prompt, **thinking
-            )
+            tokenizer.apply_chat_template(messages, tools=conversation.tools, tokenize=False, add_generation_prompt=prompt, **thinking)
         )
     except Exception as error:  # jinja2's classes, which are not imported for this
+        texts = [calls.as_text(message) for message in messages]
+        if isinstance(error, TypeError) and texts != messages:  # DeepSeek's templates join arguments to other text, as OpenAI sends them
+            return render(tokenizer, replace(conversation, messages=texts), upto, prompt=prompt, thinking=thinking)
         if type(error).__name__ not in ("TemplateError", "UndefinedError", "TemplateRuntimeError"):
             raise
         raise InputError(f"{conversation.where}: the chat template refuses it: {error}",
@@ -117,7 +127,7 @@ def with_thoughts(tokenizer: Any, conversation: Conversation, chat: Format | Non
 
 def without_old_thoughts(conversation: Conversation, settings: Settings) -> Conversation:
     """With `one_thought` and a bundled template that has thoughts: those of earlier answers are gone."""
-    if not settings.one_thought or settings.chat is None or not settings.chat.thinking:
+    if not settings.one_thought or settings.preserve_thinking or settings.chat is None or not settings.chat.thinking:
         return conversation
     mark = settings.chat.thinking[1].strip()
     old = [
@@ -141,16 +151,23 @@ def turns(tokenizer: Any, conversation: Conversation, settings: Settings) -> lis
     for index, message in enumerate(conversation.messages):
         if message["role"] != "assistant":
             continue
-        before = render(tokenizer, conversation, index, prompt=True, thinking=thinking)
-        start = _common(before, full)
-        if start < len(before) and start < len(render(tokenizer, conversation, index, prompt=False, thinking=thinking)):
+        told = {} if index < count - 1 and "thought_from" in thinking else thinking  # an earlier answer is not told how to think
+        before = render(tokenizer, conversation, index, prompt=True, thinking=told)
+        start = _outside(before, _common(before, full))
+        if start < len(before) and start < len(render(tokenizer, conversation, index, prompt=False, thinking=told)):
             raise ValueError("the chat template changes earlier turns")
         after = full if index == count - 1 else render(tokenizer, conversation, index + 1, prompt=False, thinking=thinking)
         if settings.chat is not None and full.startswith(after):
             end, closed = len(after), not settings.chat.open
             start += _given_thought(full, start, settings, str(message["content"]))
+        elif full.startswith(after) and "tool_calls" in message:
+            end, closed = _end_of_call(tokenizer, conversation, index, after, thinking)
+        elif full.startswith(after):
+            end, closed = _end(after, start, str(message["content"]))
         else:
-            end, closed = _end(full, after, start, str(message["content"]))
+            end, closed = _end_inside(tokenizer, conversation, index, full, thinking)
+        if end < start:
+            raise ValueError(CHANGED)
         found.append(Turn(full[position:start], full[start:end], closed))
         position = end
     return found
@@ -165,25 +182,55 @@ def _given_thought(full: str, start: int, settings: Settings, content: str) -> i
 
 def _common(first: str, second: str) -> int:
     """How many characters two texts have in common from their start."""
-    shorter = min(len(first), len(second))
-    return shorter if first[:shorter] == second[:shorter] else next(at for at in range(shorter) if first[at] != second[at])
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if first[low:middle] == second[low:middle] else (low, middle - 1)
+    return low
 
 
-def _end(full: str, after: str, start: int, content: str) -> tuple[int, bool]:
-    """Where an answer and its end token end, and whether there is one. Line breaks after it are no part of it."""
+def _outside(before: str, at: int) -> int:
+    """`at`, or where the tag begins that it would lie in: a question that ends with <think> and an answer that begins with <tool_call>
+    have `<t` in common, which is no part of the question."""
+    return next((tag.start() for tag in TAG.finditer(before, max(at - 60, 0)) if tag.start() < at < tag.end()), at)
+
+
+def _end(full: str, start: int, content: str) -> tuple[int, bool]:
+    """Where the last answer and its end token end, and whether there is one. Line breaks after it are no part of it."""
     visible = content.strip()
-    if not full.startswith(after):  # a thought of an earlier turn is gone in the whole: look for what is left of the answer
-        visible = visible.split("</think>")[-1].strip()
-        at = full.find(visible, start)
-        tail = after[after.rfind(visible) + len(visible) :].rstrip()
-        if not visible or at < 0 or full[at + len(visible) :].find(tail) != 0:
-            raise ValueError("the chat template changes earlier answers")
-        return at + len(visible) + len(tail), bool(tail)
-    at = after.find(visible, start) if visible else -1
-    tail = after[at + len(visible) :] if at >= 0 else after[start:]
-    if not tail.strip():
-        return len(after), False
-    return len(after.rstrip()), True
+    at = full.find(visible, start) if visible else -1
+    tail = full[at + len(visible) :] if at >= 0 else full[start:]
+    return (len(full.rstrip()), True) if tail.strip() else (len(full), False)
+
+
+def _behind(tokenizer: Any, conversation: Conversation, index: int, upto: int, thinking: Mapping[str, Any]) -> str | None:
+    """What the template writes behind an answer of the first `upto` messages: a mark in its place shows it. None: it refuses the mark."""
+    messages = [*conversation.messages[:index], {"role": "assistant", "content": MARK}, *conversation.messages[index + 1 :]]
+    try:
+        text = render(tokenizer, replace(conversation, messages=messages), upto, prompt=False, thinking=thinking)
+    except InputError:  # a result without a call
+        return None
+    return text.rpartition(MARK)[2] if MARK in text else None
+
+
+def _end_of_call(tokenizer: Any, conversation: Conversation, index: int, after: str, thinking: Mapping[str, Any]) -> tuple[int, bool]:
+    """As `_end`, of an answer whose text the template makes of its calls."""
+    tail = _behind(tokenizer, conversation, index, index + 1, thinking)
+    return (len(after), False) if tail is not None and not tail.strip() else (len(after.rstrip()), True)
+
+
+def _end_inside(tokenizer: Any, conversation: Conversation, index: int, full: str, thinking: Mapping[str, Any]) -> tuple[int, bool]:
+    """As `_end`, of an answer that reads otherwise where nothing follows it: its thought is gone in the whole, or its end is another."""
+    behind = _behind(tokenizer, conversation, index, len(conversation.messages), thinking)
+    tail = _behind(tokenizer, conversation, index, index + 1, thinking)
+    if behind is None or tail is None:
+        raise ValueError(CHANGED)
+    tail = tail.rstrip()
+    tag = TAG.match(behind) if tail else None
+    ended = max(tag.end() if tag else 0, len(tail[: _outside(tail, _common(tail, behind))].rstrip()))
+    if not full.endswith(behind[ended:]):
+        raise ValueError(CHANGED)
+    return len(full) - len(behind) + ended, bool(ended)
 
 
 def shares(source: int, target: int, room: int) -> tuple[int, int]:

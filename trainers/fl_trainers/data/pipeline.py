@@ -117,9 +117,18 @@ def convert(config: Config, dataset: Dataset, rows: Iterable[tuple[int, sources.
         if any(map(halved, said(made))):
             report.count(HALVES, where)
             continue
-        if config.data.default_system and made.messages[0]["role"] != "system":
-            made.messages.insert(0, {"role": "system", "content": config.data.default_system})
+        _system(made, config)
         yield where, made
+
+
+def _system(made: Conversation, config: Config) -> None:
+    """A bundled template has the recipe's default in it, which an empty system text gives way to; another one is given it as a message."""
+    first = made.messages[0]
+    if config.data.template is not None:
+        if first["role"] == "system" and not first["content"]:
+            del made.messages[0]
+    elif config.data.default_system and first["role"] != "system":
+        made.messages.insert(0, {"role": "system", "content": config.data.default_system})
 
 
 def _columns(rows: Any) -> set[str]:

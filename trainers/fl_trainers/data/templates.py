@@ -81,11 +81,12 @@ def tool_formats() -> list[str]:
     return sorted(_table("tool_formats.yaml"))
 
 
-def chosen(name: str | None, tool_format: str | None = None) -> Format | None:
-    """The recipe's format, with its own way to write tools where it names one; calls are then ended as LLaMA-Factory does it."""
+def chosen(name: str | None, tool_format: str | None = None, default_system: str | None = None) -> Format | None:
+    """The recipe's format, with the system text for rows without one, and its own way to write tools where it names one; calls are then
+    ended as LLaMA-Factory does it."""
     if name is None:
         return None
-    chat = find(name)
+    chat = find(name) if default_system is None else replace(find(name), default_system=default_system)
     if tool_format is None:
         return chat
     if tool_format not in tool_formats():
@@ -153,7 +154,9 @@ def _answer(chat: Format) -> str:
         many = "{{- raise_exception('template " + chat.name + " writes one call an answer, found several') -}}"
         parts.append("{%- if message['tool_calls'] | length > 1 -%}" + many + "{%- endif -%}")
     parts.append("{%- set calls -%}" + _tool_way(chat, "call") + "{%- endset -%}")
-    parts.append("{%- set content = content ~ ('\\n' if content and not content.endswith('\\n') else '') ~ calls -%}")
+    whole = _quote(chat.thinking[1].strip() if chat.thinking else "\n")
+    between = "('\\n' if content and not content.endswith('\\n') and not content.endswith(" + whole + ") else '')"
+    parts.append("{%- set content = content ~ " + between + " ~ calls -%}")
     parts.append(_print(chat.call or chat.assistant, "content") + "{%- else -%}" + _print(chat.assistant, "content") + "{%- endif -%}")
     return "".join(parts)
 
