@@ -114,9 +114,9 @@ def freeze_first_modules_and_extra() -> dict[str, Any]:
     return {**done.learned(), "moved": parts(done.moved())}
 
 
-def _refused(name: str, **more: Any) -> dict[str, Any]:
+def _refused(name: str, resume: str | None = None, **more: Any) -> dict[str, Any]:
     try:
-        done = Done(config(name, **more))
+        done = Done(config(name, **more), resume=resume)
     except TrainerError as error:
         return {"exit": error.exit_code, "message": error.message, "remedy": error.remedy}
     return {"exit": 0, **done.learned()}
@@ -635,6 +635,9 @@ def special_optimizers_go_on() -> dict[str, Any]:
         whole = Done(config(f"w-{name}", **more))
         again = Done(config(f"a-{name}", **more), resume=str(whole.session.folder / "checkpoint-3"))
         facts[name] = [whole.losses[3:], again.losses]
+    forgets = {"method": {"finetuning_type": "full"}, "arguments": {**saves, **by_name, "optim": "galore_adamw_layerwise"}}
+    first = Done(config("w-forgets", **forgets))
+    facts["forgets"] = _refused("a-forgets", resume=str(first.session.folder / "checkpoint-3"), **forgets)
     return facts
 
 
@@ -707,6 +710,21 @@ def oft_dropout() -> dict[str, Any]:
     return {
         "training": [apart(first, True), apart(went_on, True)], "asked": [apart(first, False), apart(went_on, False)],
         "without": on_base("drop0", method=plain).losses, "with": first.losses,
+    }  # fmt: skip
+
+
+@check
+def adapters_on_experts() -> dict[str, Any]:
+    """By the names that experts had when they were linear layers; what cannot act on one tensor says what would do."""
+    experts = {"name": "builtin/tiny-qwen3-moe", "path": "builtin/tiny-qwen3-moe"}
+    named = {"target": ["q_proj", "gate_proj", "up_proj", "down_proj"]}
+    done = Done(config("moe", model=experts, method={"lora": named}))
+    everything = {"name": "builtin/tiny-deepseek-v3", "path": "builtin/tiny-deepseek-v3"}  # whose shared expert is still linear
+    return {
+        **done.learned(), "moved": sorted({name.split("layers.1.")[1] for name in done.moved() if "layers.1.mlp.experts" in name}),
+        "dora": _refused("moe-d", model=experts, method={"lora": {**named, "dora": True}}),
+        "pissa": _refused("moe-p", model=everything, method={"lora": {"pissa_init": True}}),
+        "half": _refused("moe-h", model=experts, method={"lora": {"target": ["gate_proj"]}}),
     }  # fmt: skip
 
 

@@ -60,3 +60,14 @@ def test_the_best_weights_of_experts_are_those_that_are_kept(run: Callable[..., 
     held = [event["eval_loss"] for event in done.of("eval")]
     assert len(held) == 6 and held[4] < held[0] - 0.5
     assert held[5] == pytest.approx(held[0], abs=1e-5)
+
+
+def test_what_a_continued_adapter_is_compared_with(run: Callable[..., Done]) -> None:
+    """Without it the model is its base, unless it is a PiSSA adapter, which holds components of the weights: then with what it was."""
+    pissa = {"method": {"lora": {"pissa_init": True}}}
+    one = {"arguments": {"max_steps": 1, "save_strategy": "no"}}
+    plain, taken = (str(run(name, "dpo", **more).folder / "out") for name, more in (("plain", {}), ("taken", pissa)))
+    went_on = run("went-on", "dpo", model={"adapters": [plain]}, **one).losses
+    assert went_on[0] < 0.68
+    assert run("named", "dpo", model={"adapters": [plain]}, **one, **pissa).losses == went_on  # pissa_init is of an adapter that is made
+    assert run("pissa", "dpo", model={"adapters": [taken]}, **one).losses[0] == pytest.approx(0.6931, abs=1e-3)

@@ -296,6 +296,11 @@ def test_special_optimizers_go_on(facts: Facts, name: str) -> None:
     assert len(again) == 2 and again == pytest.approx(whole, abs=1e-6)
 
 
+def test_an_optimizer_that_keeps_nothing_goes_on_from_nothing(runs: Facts) -> None:
+    made = runs["special_optimizers_go_on"]["forgets"]
+    assert made["exit"] == 5 and made["remedy"].startswith("use_galore: true and galore_layerwise: true")
+
+
 def test_layerwise_steps_are_those_of_the_whole(facts: Facts) -> None:
     for name in ("galore", "apollo"):
         whole, each = facts[name]
@@ -324,6 +329,15 @@ def test_oft_dropout(facts: Facts) -> None:
     assert min(facts["training"]) > 1e-3 and facts["asked"] == [0.0, 0.0]
     assert facts["with"][0] == pytest.approx(facts["without"][0], abs=1e-5)  # nothing is turned yet
     assert abs(facts["with"][2] - facts["without"][2]) > 1e-3
+
+
+def test_adapters_on_experts(facts: Facts) -> None:
+    learns(facts)
+    assert len(facts["moved"]) == 4 and all("lora_" in name for name in facts["moved"])  # two tensors, A and B of each
+    assert facts["dora"]["exit"] == 5 and "use_dora: not on the experts" in facts["dora"]["message"]
+    assert facts["dora"]["remedy"] == "lora_target: k_proj,o_proj,q_proj,v_proj, which leaves the experts out"
+    assert facts["pissa"]["exit"] == 5 and "pissa_init: not on the experts" in facts["pissa"]["message"]
+    assert facts["half"]["exit"] == 5 and "without also targeting up_proj" in facts["half"]["message"]
 
 
 def test_grpo_and_what_the_model_was(facts: Facts) -> None:

@@ -118,14 +118,28 @@ def linear_names(model: Any) -> list[str]:
     return sorted(names - {"lm_head", "output_layer", "score", "v_head"})
 
 
+EXPERTS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+"""Names of what experts were before they became one tensor; peft still knows them."""
+
+
+def stacked(model: Any) -> list[str]:
+    """Names of modules whose weights are a stack of matrices: experts."""
+    return sorted({name.rpartition(".")[0].rsplit(".", 1)[-1] for name, weight in model.named_parameters() if weight.ndim > 2})
+
+
 def targets(model: Any, key: str, wanted: tuple[str, ...]) -> list[str]:
     """The modules named, or all linear ones. Raises InputError with the nearest name the model has."""
     if "all" in wanted:
-        return linear_names(model)
+        found = linear_names(model)
+        if key == "lora_target" and stacked(model) and not set(found) & set(EXPERTS):
+            log.info("%s: all: the experts are one tensor and stay out; %s beside %s adapt them too", key, ",".join(EXPERTS[:3]),
+                     ",".join(found))  # fmt: skip
+        return found
     parts = {part for name, _ in model.named_modules() for part in (name, name.rsplit(".", 1)[-1])}
     known = linear_names(model)
+    experts = EXPERTS if key == "lora_target" and stacked(model) else ()
     for name in wanted:
-        if name not in parts and not any(part.endswith("." + name) for part in parts):
+        if name not in (*parts, *experts) and not any(part.endswith("." + name) for part in parts):
             near = difflib.get_close_matches(name, known if key != "additional_target" else sorted(parts), 1, 0.4)
             every = ", ".join(known)
             raise InputError(f"{key}: the model has no module {name}", f"did you mean {near[0]}? Linear layers: {every}" if near else every)
@@ -147,7 +161,25 @@ def _adapter(config: Config, model: Any) -> Any:
     if continued is not None:
         return _ready(config, _load(config, model, continued, trainable=True))
     settings = _lora(config, model) if config.method.finetuning_type == "lora" else _oft(config, model)
-    return _ready(config, get_peft_model(model, settings, autocast_adapter_dtype=not config.method.pure_bf16))
+    linear = linear_names(model)  # peft changes the model before it finds that it cannot
+    try:
+        made = get_peft_model(model, settings, autocast_adapter_dtype=not config.method.pure_bf16)
+    except (ValueError, AttributeError, TypeError, NotImplementedError) as error:
+        raise _impossible(config, model, linear, error) from error
+    return _ready(config, made)
+
+
+def _impossible(config: Config, model: Any, linear: list[str], error: Exception) -> InputError:
+    """Why peft makes no such adapter. Experts that are one tensor take a plain LoRA only, since they are no linear layers."""
+    lora, kind = config.method.lora, config.method.finetuning_type
+    asked = {"use_dora": lora.dora, "pissa_init": lora.pissa_init, "lora_dropout": lora.dropout > 0} if kind == "lora" else {}
+    if (experts := stacked(model)) and (named := [name for name, wanted in asked.items() if wanted]):
+        return InputError(
+            f"{' and '.join(named)}: not on the experts of {config.model.name}, which are one tensor ({', '.join(experts)})",
+            f"{kind}_target: {','.join(name for name in linear if name not in EXPERTS)}, which leaves the experts out",
+        )
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return InputError(f"finetuning_type: {kind}: peft makes no such adapter for {config.model.name}: {first}", f"another {kind}_target")
 
 
 def _ready(config: Config, model: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from fl_trainers import adapters, losses, optimizers, resuming, sharding, trackers
+from fl_trainers import adapters, losses, optimizers, pissa, resuming, sharding, trackers
 from fl_trainers.config import Config
 from fl_trainers.data.encode import IGNORE
 from fl_trainers.device import BACKENDS, Device, memory_mib
@@ -97,8 +97,7 @@ class Loop(optimizers.Chosen, resuming.Resumes, Trainer):  # type: ignore[misc]
         sharding.check_taken(config, deepspeed=self.is_deepspeed_enabled, fsdp=self.is_fsdp_enabled)
         self.anchor: Any = None
         if method.use_asft_loss and method.stage == "sft":
-            beside = method.finetuning_type in ("lora", "oft") and not method.lora.pissa_init
-            self.anchor = losses.Anchor(self.model, adapter=beside)
+            self.anchor = losses.Anchor(self.model, adapter=pissa.beside(self.model))
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         self.tokens_seen += int(inputs.get("num_tokens", 0))

@@ -146,6 +146,11 @@ class Chosen:
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """GaLore and APOLLO keep objects in their state."""
+        optim = str(self.config_of_run.training.arguments.get("optim", ""))
+        if checkpoint is not None and optim.endswith("_layerwise"):  # its schedule would begin anew, too
+            family = optim.split("_")[0]
+            raise InputError(f"optim: {optim} keeps nothing in checkpoints, so that no run can go on from {checkpoint}",
+                             f"use_{family}: true and {family}_layerwise: true, or `overwrite_output_dir: true`")  # fmt: skip
         if checkpoint is None or not _projects(self.config_of_run):
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
             return

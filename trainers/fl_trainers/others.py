@@ -7,7 +7,7 @@ import inspect
 import os
 from typing import Any
 
-from fl_trainers import adapters, sharding, value_head
+from fl_trainers import adapters, pissa, sharding, value_head
 from fl_trainers import model as models
 from fl_trainers.config import Config, Model, Other
 from fl_trainers.device import Device
@@ -90,9 +90,9 @@ def reference(config: Config, model: Any, tokenizer: Any, device: Device) -> Anc
 
     A model of its own is spread over the devices where the trained weights will be.
     """
-    method, other = config.method, config.method.reference
+    other = config.method.reference
     made: Anchor
-    if other is None and method.finetuning_type in ("lora", "oft") and not method.lora.pissa_init:
+    if other is None and pissa.beside(model):
         return Anchor(model, adapter=True)
     if other is not None:
         made = Reference(load(config, other, "ref_model", tokenizer, device))

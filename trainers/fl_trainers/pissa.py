@@ -21,6 +21,15 @@ def begins(config: Config) -> bool:
     return method.finetuning_type == "lora" and lora.pissa_init and (not config.model.adapters or lora.create_new_adapter)
 
 
+def beside(model: Any) -> bool:
+    """Whether all that is learned stands beside the weights: without its adapter the model is then what it was.
+
+    A PiSSA adapter takes components out of the weights, one that is read again as well, which says so in its own settings.
+    """
+    adapters = getattr(model, "peft_config", {})
+    return bool(adapters) and not any(str(getattr(one, "init_lora_weights", "")).startswith("pissa") for one in adapters.values())
+
+
 def converts(config: Config) -> bool:
     """Whether it is saved as an ordinary adapter too."""
     return begins(config) and config.method.lora.pissa_convert

@@ -58,7 +58,7 @@ class Session:
     @property
     def adapter(self) -> bool:
         """Whether all that is learned stands beside the model, which then still answers as before."""
-        return self.config.method.finetuning_type in ("lora", "oft") and not self.config.method.lora.pissa_init
+        return pissa.beside(self.model)
 
 
 def read_rows(session: Session) -> None:
