@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -110,18 +110,33 @@ class Checked:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why it is refused, each reason once, with the lanes where it is not the same on all."""
-        found: dict[str, list[str]] = {}
+        return (self.error,) if self.error else self._told("refused", lambda note: True)
+
+    @property
+    def adaptations(self) -> tuple[str, ...]:
+        """What is done otherwise than it stands there, in the same form."""
+        return self._told("adapted", lambda note: " → " in note)
+
+    def _told(self, verdict: str, wanted: Callable[[str], bool]) -> tuple[str, ...]:
+        found: dict[str, list[OnLane]] = {}
         for lane in self.lanes:
-            for note in lane.notes if lane.verdict == "refused" else ():
-                found.setdefault(note, []).append(lane.lane)
-        told = (note if len(lanes) == len(LANE_NAMES) else f"{', '.join(lanes)}: {note}" for note, lanes in found.items())
-        return (self.error,) if self.error else tuple(told)
+            for note in lane.notes if lane.verdict == verdict else ():
+                if wanted(note):
+                    found.setdefault(note.replace(lane.stack, "its stack") if lane.stack else note, []).append(lane)
+        return tuple(_of_lanes(note, lanes) for note, lanes in found.items())
 
     def to_json(self) -> dict[str, Any]:
         """One entry of `recipes`."""
         if self.recipe is None:
             return {"recipe": self.file, "error": self.error}
         return {**to_json(self.recipe, self.lanes), "recipe": self.file}
+
+
+def _of_lanes(note: str, lanes: Sequence[OnLane]) -> str:
+    """A note with the lanes it is for, unless it is for all; of a single lane the stack has its name."""
+    if len(lanes) == 1 and lanes[0].stack:
+        note = note.replace("its stack", lanes[0].stack)
+    return note if len(lanes) == len(LANE_NAMES) else f"{', '.join(lane.lane for lane in lanes)}: {note}"
 
 
 def on_folder(files: Iterable[tuple[str, str]], matrix: Matrix, overrides: Sequence[str]) -> tuple[Checked, ...]:

@@ -137,6 +137,8 @@ def summary(found: Mapping[str, Any]) -> list[str]:
     dropped = sum(cause["rows"] for cause in causes if cause["dropped"])
     lines = ["streaming: only the first rows were read"] if counts["streaming"] else []
     head = f"{counts['read']:,} rows read, {counts['used']:,} used, {dropped:,} dropped; {counts['sequences']:,} sequences"
+    if counts.get("repeated"):
+        head += f"; {counts['repeated']:,} times a row comes again"
     if counts.get("eval_rows"):
         head += f"; {counts['eval_rows']:,} rows for evaluation"
     lines.append(head)

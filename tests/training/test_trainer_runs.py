@@ -154,7 +154,7 @@ def test_what_a_run_leaves_behind(trainer: Trainer, config: Config) -> None:
     assert [line["loss"] for line in log if "loss" in line] == done.losses
     assert {"current_steps", "total_steps", "lr", "epoch", "percentage", "elapsed_time", "remaining_time"} <= set(log[0])
     card = (out / "README.md").read_text()
-    assert "builtin/tiny-llama" in card and "sums: 29 rows" in card and "learning_rate" in card
+    assert "builtin/tiny-llama" in card and "sums: 28 rows" in card and "learning_rate" in card
     kinds = [event["event"] for event in done.events]
     assert kinds[0] == "start" and kinds[-1] == "end" and {"model", "data", "step", "eval", "save", "saving", "comparison"} <= set(kinds)
     step = done.of("step")[-1]

@@ -162,3 +162,14 @@ def test_a_folder_that_all_runs_ends_well_and_one_without_recipes_does_not(tmp_p
         cli.main(["recipe", "check", str(tmp_path), "lora_rank=4"])
     assert ended.value.code in (0, None)
     assert "one.yaml" in capsys.readouterr().out
+
+
+def test_a_folder_says_each_reason_once_and_what_is_adapted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train_qlora/llama3_lora_sft_awq", "ascend/qwen3_full_sft_fsdp2"):
+        (tmp_path / f"{name.replace('/', '-')}.yaml").write_bytes(recipe_of(name))
+    with pytest.raises(SystemExit):
+        cli.main(["recipe", "check", str(tmp_path)])
+    _, refused, adapted = capsys.readouterr().out.split("\n\n")
+    (reason,) = refused.splitlines()[1:]
+    assert "AWQ checkpoint, which needs the package gptqmodel, and its stack does not have it" in reason
+    assert all("flash_attn: fa2 → sdpa (speed)" in line for line in adapted.splitlines()[1:]) and adapted.startswith("ADAPTED")

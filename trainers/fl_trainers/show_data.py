@@ -64,6 +64,7 @@ def describe(config: Config, count: int) -> dict[str, Any]:
         apart = not (stored or config.data.packing or config.data.neat_packing)
         rows = first(config, tokenizer, train, count) if apart else [("", row) for row in made[:count]]
         counts = totals(made) | {"used": prepared.rows if stored and prepared else len(train) - sum(report.dropped.values()) + before}
+    counts["repeated"] = len(train) - len({item[0] for item in train})
     counts |= {"read": report.read, "eval_rows": sum(map(len, held.values())), "streaming": config.data.streaming}
     causes = [{"reason": reason, "rows": number, "examples": report.examples[reason], "dropped": reason not in report.shortened}
               for reason, number in report.counts.items()]  # fmt: skip

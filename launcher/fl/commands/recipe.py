@@ -141,8 +141,12 @@ def _check_folder(context: click.Context, folder: Path, overrides: tuple[str, ..
         lanes = recipe_check.LANE_NAMES
         rows = [(one.file, *one.verdicts) for one in found]
         ui.table(("RECIPE", *(lane.upper() for lane in lanes)), rows)
-        ui.out()
-        ui.table(("REFUSED", "BECAUSE"), [(one.file, reason) for one in found for reason in one.reasons])
+        refused = [(one.file, reason) for one in found for reason in one.reasons]
+        adapted = [(one.file, how) for one in found for how in one.adaptations]
+        for title, what, lines in (("REFUSED", "BECAUSE", refused), ("ADAPTED", "HOW", adapted)):
+            if lines:
+                ui.out()
+                ui.table((title, what), lines)
     if any(one.refused for one in found):
         context.exit(5)
 

@@ -1,7 +1,12 @@
-"""Several data sets become one, and one becomes training and evaluation rows. Pure functions over indices."""
+"""Several data sets become one, and one becomes training and evaluation rows. Pure functions over indices.
+
+Orders are those of `datasets` (interleave_datasets, train_test_split), which LLaMA-Factory uses: the same seed gives the same rows.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -21,7 +26,10 @@ def resample(rows: Sequence[T], wanted: int, seed: int) -> list[T]:
 
 
 def mix(sets: Sequence[Sequence[T]], strategy: str, probabilities: Sequence[float], seed: int) -> list[T]:
-    """All of `woven`, from rows that are at hand."""
+    """All of `woven`, from rows that are at hand; where sets take turns the last round is whole, though one is at its end."""
+    if strategy in ("interleave_under", "interleave_over") and not probabilities and len(sets) > 1 and all(sets):
+        rounds = (min if strategy == "interleave_under" else max)(map(len, sets))
+        return [rows[at % len(rows)] for at in range(rounds) for rows in sets]
     return list(woven([partial(iter, rows) for rows in sets], strategy, probabilities, seed))
 
 
@@ -34,15 +42,10 @@ def woven(sets: Sequence[Callable[[], Iterator[T]]], strategy: str, probabilitie
         for begin in sets:
             yield from begin()
         return
-    rng = random.Random(seed)
     open_sets = [_Peeking(begin) for begin in sets]
-    turn = 0
+    order = _drawn(probabilities, seed) if probabilities else itertools.cycle(range(len(sets)))
     while not all(one.done for one in open_sets):
-        if probabilities:
-            which = rng.choices(range(len(sets)), weights=probabilities)[0]
-        else:
-            which, turn = turn % len(sets), turn + 1
-        chosen = open_sets[which]
+        chosen = open_sets[next(order)]
         if strategy == "interleave_once" and chosen.done:
             continue
         if chosen.empty:
@@ -50,6 +53,17 @@ def woven(sets: Sequence[Callable[[], Iterator[T]]], strategy: str, probabilitie
         yield chosen.take()
         if chosen.done and strategy == "interleave_under":
             return
+
+
+def _drawn(probabilities: Sequence[float], seed: int) -> Iterator[int]:
+    """Sets by their shares, a thousand at once as `datasets` draws them."""
+    import numpy
+
+    total = sum(probabilities)
+    shares = probabilities if abs(total - 1) < 1e-8 else [share / total for share in probabilities]
+    generator = numpy.random.default_rng(seed)
+    while True:
+        yield from generator.choice(len(shares), size=1000, p=shares).tolist()
 
 
 class _Peeking(Generic[T]):
@@ -93,11 +107,13 @@ def split(rows: Sequence[Any], val_size: float, seed: int) -> tuple[list[Any], l
     """Rows for training and for evaluation, drawn at random; below 1 `val_size` is a share, else a number of rows."""
     if not val_size:
         return list(rows), []
-    held = round(len(rows) * val_size) if val_size < 1 else int(val_size)
+    import numpy
+
+    held = math.ceil(len(rows) * val_size) if val_size < 1 else int(val_size)
     if held >= len(rows) and val_size > 1:
         raise InputError(
             f"val_size: {held} rows are to be held back, and there are {len(rows)}", "a smaller number, or a share: val_size: 0.1"
         )
     held = max(1, min(held, len(rows) - 1))
-    chosen = set(random.Random(seed).sample(range(len(rows)), held))
-    return [row for index, row in enumerate(rows) if index not in chosen], [rows[index] for index in sorted(chosen)]
+    order = numpy.random.default_rng(seed).permutation(len(rows)).tolist()
+    return [rows[index] for index in order[held:]], [rows[index] for index in order[:held]]

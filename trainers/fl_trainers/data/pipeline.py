@@ -153,6 +153,10 @@ def items_of(config: Config, report: Report) -> tuple[list[Item], dict[str, list
         return streaming.look(config, report)
     sets = [read(config, dataset, report) for dataset in config.data.train]
     train = mix.mix(sets, config.data.mix_strategy, config.data.interleave_probs, seed(config)) if sets else []
+    if config.data.mix_strategy == "interleave_under":
+        used = {id(item) for item in train}
+        for where in (item[0] for rows in sets for item in rows if id(item) not in used):
+            report.count("left out by interleave_under, which ends with its shortest set", where)
     held = held_sets(config, report)
     if config.data.val_size and train:
         if len(train) < 2:
@@ -198,6 +202,9 @@ def prepare(config: Config, tokenizer: Any, train: list[Item], held: dict[str, l
     tell(report, events)
     if config.data.streaming and train:
         from fl_trainers.data.streaming import Stream, Telling
+
+        for one in (one for one in config.data.train if one.num_samples is not None):
+            events.warn("stream", f"data set {one.name}: num_samples ({one.num_samples}) is not drawn from a stream: all its rows are read")
 
         prepared.report = Telling(events, config.data.max_dropped)
         prepared.train, prepared.rows, prepared.tokens = Stream(config, tokenizer, prepared.report), 0, 0
