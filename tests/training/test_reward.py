@@ -35,7 +35,8 @@ def reward(trainer: Trainer, config: Callable[..., Path]) -> Callable[..., Done]
 
 @pytest.mark.parametrize("kind", ["lora", "full", "freeze"])
 def test_accuracy_on_held_out_pairs_rises(reward: Callable[..., Done], trainer: Trainer, kind: str) -> None:
-    done = reward(kind, data={"val_size": 12}, arguments={"eval_strategy": "steps", "eval_steps": 3, "eval_on_start": True, "max_steps": 24})
+    often = {"eval_strategy": "steps", "eval_steps": 3, "eval_on_start": True, "max_steps": 24}
+    done = reward(kind, data={"val_size": 12}, arguments=often)
     assert done.code == 0, done.output
     accuracies = [event["eval_accuracy"] for event in done.of("eval")]
     assert accuracies[0] < 0.7 and accuracies[-1] > 0.8, accuracies

@@ -14,6 +14,18 @@ VOWELS = """
 def vowels(completions, **_):
     return [sum(c[0]["content"].count(v) for v in "aeiou") / max(len(c[0]["content"]), 1) for c in completions]
 
+def as_array(completions, **_):
+    import numpy
+    return numpy.full(len(completions), 0.5, dtype=numpy.float32)
+
+def as_tensors(completions, **_):
+    import torch
+    return [torch.tensor([0.25]) for _ in completions]
+
+def two_each(completions, **_):
+    import torch
+    return torch.zeros(len(completions), 2)
+
 def short(completions, **_):
     return [1.0]
 
@@ -66,6 +78,20 @@ def test_built_in_rewards_find_nothing_in_noise(grpo: Callable[..., Done]) -> No
     assert all(event["reward"] == 0.0 for event in done.of("step") if "reward" in event)
 
 
+def test_rewards_may_be_arrays_and_tensors(grpo: Callable[..., Done]) -> None:
+    done = grpo((":as_array", ":as_tensors"), max_steps=1)
+    assert done.code == 0, done.output
+    assert done.of("step")[0]["reward"] == pytest.approx(0.75)
+
+
+def test_float32_norms_beside_bf16_matrices_answer_too(trainer: Trainer, config: Callable[..., Path]) -> None:
+    """Completions are made past what casts for the training steps."""
+    grpo = {"reward_funcs": ["brief"], "num_generations": 4, "max_completion_length": 4}
+    made = config(method={"stage": "grpo", "grpo": grpo}, model={"upcast_layernorm": True}, arguments={"bf16": True, "max_steps": 1})
+    done = trainer.train(made)
+    assert done.code == 0, done.output
+
+
 @pytest.mark.parametrize(
     ("rewards", "code", "words"),
     [
@@ -74,6 +100,7 @@ def test_built_in_rewards_find_nothing_in_noise(grpo: Callable[..., Done]) -> No
         ((":short",), 10, ("short gave 1 values for 8 completions",)),
         ((":broken",), 10, ("broken failed: KeyError",)),
         ((":nan",), 10, ("nan gave nan",)),
+        ((":two_each",), 10, ("two_each gave tensor([0., 0.])",)),
         (("/nowhere/r.py:f",), 5, ("/nowhere/r.py is not there",)),
     ],
 )

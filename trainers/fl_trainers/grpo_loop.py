@@ -76,6 +76,11 @@ class GrpoLoop(optimizers.Chosen, resuming.Resumes, GRPOTrainer):  # type: ignor
             raise TrainingError(*bad_loss(loss.item(), self.state.global_step + 1))
         return loss
 
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        """In the run's number format: TRL asks the model inside, past what casts for it, where float32 norms meet bf16 matrices."""
+        with self.accelerator.autocast():
+            return super()._generate(*args, **kwargs)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Where several data sets are evaluated, TRL's figures get the name of theirs, as the loss has."""
         name = next((key[len("eval_") : -len("_loss")] for key in logs if key.startswith("eval_") and key.endswith("_loss")), "")

@@ -62,6 +62,17 @@ def brief(completions: Sequence[Any], **_: Any) -> list[float | None]:
     return [100 / (100 + len(text(made))) for made in completions]
 
 
+def _plain(value: Any) -> Any:
+    """The number in an array or a tensor that holds one; all else as it is."""
+    item = getattr(value, "item", None)
+    if isinstance(value, int | float) or not callable(item):
+        return value
+    try:
+        return item()
+    except (ValueError, RuntimeError):  # it holds several
+        return value
+
+
 def _value(digits: str) -> float:
     return float(digits.replace(",", ""))
 
@@ -127,6 +138,7 @@ def checked(name: str, function: Reward, events: Events) -> Reward:
             raise TrainingError(
                 f"reward {name} gave {len(values)} values for {len(completions)} completions", "one number or None for each"
             )
+        values = [_plain(value) for value in values]
         for value in values:
             if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
                 raise TrainingError(f"reward {name} gave {value!r}", "finite numbers, or None to leave a completion out")
