@@ -187,3 +187,28 @@ def test_system_texts(template: str | None, default: str | None, said: str | Non
     row = {"conversations": turns(*system, ("human", "a"), ("gpt", "b"))}
     (made,), _ = items(CHAT, [row], template=template, default_system=default)
     assert [message["content"] for message in made.messages if message["role"] == "system"] == ([] if wanted is None else [wanted])
+
+
+QUESTION = {"messages": roles(("user", "a"), ("assistant", "b"), ("user", "c"))}
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_stages_that_ask_need_no_answers(stage: str) -> None:
+    asked = Dataset(name="d", source="file", path="/x", columns=Columns(**{**dict.fromkeys(Columns.model_fields), "prompt": "instruction"}))
+    check_columns(asked, ["instruction"], stage=stage)
+    with pytest.raises(InputError, match="for response"):
+        check_columns(asked, ["instruction"], stage="sft")
+    left, causes = items(asked, [{"instruction": "a"}, {"instruction": ""}], stage)
+    assert [item.messages for item in left] == [roles(("user", "a"))] and causes == {"empty question": 1}
+    left, _ = items(OPENAI, [QUESTION, {"messages": [*QUESTION["messages"], *roles(("assistant", "d"))]}], stage)
+    assert [item.asked for item in left] == [3, 3]
+    assert items(OPENAI, [QUESTION])[1] == {"no answer at the end": 1}
+
+
+def test_questions_and_pairs_of_message_lists_are_read_off_their_first_row() -> None:
+    row = {"prompt": roles(("user", "a"))}
+    left, _ = items(guessed(CHAT.model_copy(update={"guess": True}), list(row), row, "grpo"), [row], "grpo")
+    assert left[0].messages == row["prompt"]
+    pair = {**row, "chosen": roles(("assistant", "b")), "rejected": roles(("assistant", "c"))}
+    left, _ = items(guessed(CHAT.model_copy(update={"guess": True}), list(pair), pair, "dpo"), [pair], "dpo")
+    assert left[0].messages == roles(("user", "a"), ("assistant", "b")) and left[0].rejected == pair["rejected"][0]

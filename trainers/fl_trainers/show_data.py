@@ -93,8 +93,7 @@ def first(config: Config, tokenizer: Any, items: Sequence[Any], count: int) -> l
 
 def question(config: Config, tokenizer: Any, item: Any) -> dict[str, Any]:
     """What the model is asked where it is not shown an answer."""
-    last = max((place for place, message in enumerate(item.messages) if message["role"] == "assistant"), default=len(item.messages))
-    text = encode.render(tokenizer, item, last, prompt=True, thinking=encode.asked(config))
+    text = encode.render(tokenizer, item, item.asked, prompt=True, thinking=encode.asked(config))
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return {"input_ids": ids, "labels": [IGNORE] * len(ids)}
 

@@ -21,7 +21,7 @@ HALVES = "half of a character (a lone surrogate such as \\ud83d)"
 
 @dataclass
 class Conversation:
-    """Messages with the roles system, user, assistant and tool; the last one is the assistant's."""
+    """Messages with the roles system, user, assistant and tool; the last one is the assistant's, unless the stage only asks."""
 
     messages: list[Message]
     tools: list[Any] | None = None
@@ -32,8 +32,15 @@ class Conversation:
     where: str = "a row"
     """Which row it was."""
 
+    @property
+    def asked(self) -> int:
+        """How many of its messages ask for the last answer."""
+        return len(self.messages) - int(self.messages[-1]["role"] == "assistant")
+
 
 EVALUATION = "in evaluation: "
+ASKING = ("grpo", "ppo")
+"""Stages whose answers the model writes itself: rows need none."""
 SHOWN = 3
 """How many rows are named of each reason."""
 
@@ -90,7 +97,7 @@ def check_columns(dataset: Dataset, found: Iterable[str], *, stage: str) -> None
     present, columns, default = sorted(found), dataset.columns, Columns()
     if dataset.formatting in ("sharegpt", "openai"):
         wanted = {"messages": columns.messages or "(none)"}
-    elif stage == "pt":
+    elif stage in ("pt", *ASKING):
         wanted = {"prompt": columns.prompt or "(none)"}
     else:
         wanted = {"prompt": columns.prompt or "(none)"} | ({} if dataset.ranking else {"response": columns.response or "(none)"})
@@ -131,8 +138,11 @@ def raw_text(row: Row, dataset: Dataset, where: str) -> str:
     return text_of(row, dataset.columns.prompt, where)
 
 
-def conversation(row: Row, dataset: Dataset, where: str, better: Message | None = None) -> Conversation | str:
-    """The conversation of a row, or the reason why the row is left out. better: a pair's, from its own column."""
+def conversation(
+    row: Row, dataset: Dataset, where: str, better: Message | None = None, *, asking: bool = False
+) -> Conversation | str:
+    """The conversation of a row, or the reason why the row is left out. better: a pair's, from its own column. asking: a question is
+    enough."""
     messages = _alpaca(row, dataset, where) if dataset.formatting == "alpaca" else _chat(row, dataset, where)
     if isinstance(messages, str):
         return messages
@@ -146,7 +156,9 @@ def conversation(row: Row, dataset: Dataset, where: str, better: Message | None 
     system = text_of(row, dataset.columns.system, where)
     if system and (not messages or messages[0]["role"] != "system"):
         messages.insert(0, {"role": "system", "content": system})
-    fault = order_fault(messages) if messages else "no messages"
+    if asking and messages and messages[-1]["role"] == "assistant" and not messages[-1]["content"] and "tool_calls" not in messages[-1]:
+        messages.pop()
+    fault = order_fault(messages, asking=asking) if messages else "no messages"
     return fault or Conversation(messages, calls.tools(row, dataset, where), where=where)
 
 
@@ -237,8 +249,9 @@ def message_of(turn: Any, dataset: Dataset, where: str) -> Message | str:
     return message | {key: turn[key] for key in kept if isinstance(turn.get(key), str) and turn[key]}
 
 
-def order_fault(messages: list[Message]) -> str | None:
-    """Why the roles are in no order that can be trained on: user (or tools), then the assistant, and so on, the assistant last."""
+def order_fault(messages: list[Message], *, asking: bool = False) -> str | None:
+    """Why the roles are in no order that can be trained on: user (or tools), then the assistant, and so on, the assistant last (asking: or
+    a question)."""
     turns = messages[1:] if messages[0]["role"] == "system" else messages
     expected = "user"
     for message in turns:
@@ -248,6 +261,8 @@ def order_fault(messages: list[Message]) -> str | None:
         if role != expected:
             return f"wrong order of roles: {message['role']} where {expected} is due"
         expected = "assistant" if role == "user" else "user"
+    if asking and turns and turns[-1]["role"] != "assistant":
+        return None
     if not turns or turns[-1]["role"] != "assistant":
         return "no answer at the end"
     last = turns[-1]

@@ -31,7 +31,8 @@ def guessed(dataset: Dataset, columns: Collection[str], first: dict[str, Any], s
     mark = {"kto_tag": named(MARKS)} if stage == "kto" else {}
     none = dict.fromkeys(Columns.model_fields)
     whole = isinstance(first.get("chosen"), list) and len(first["chosen"]) > 1
-    talk = "chosen" if pair and whole else named(("messages", "conversations"))
+    turns_of = "prompt" if isinstance(first.get("prompt"), list) else None
+    talk = "chosen" if pair and whole else turns_of or named(("messages", "conversations"))
     if stage == "pt":
         found = {"prompt": named(TEXTS) or "text"}
         return dataset.model_copy(update={"columns": Columns(**{**none, **found})})

@@ -11,7 +11,7 @@ from typing import Any
 from fl_trainers.config import Config, Dataset
 from fl_trainers.data import mix, packing, ranking, sources
 from fl_trainers.data.encode import Encoded, encode, settings_of
-from fl_trainers.data.formats import HALVES, Conversation, Report, check_columns, conversation, halved, raw_text, said
+from fl_trainers.data.formats import ASKING, HALVES, Conversation, Report, check_columns, conversation, halved, raw_text, said
 from fl_trainers.data.guess import guessed
 from fl_trainers.errors import InputError
 from fl_trainers.progress import Events, log
@@ -99,7 +99,7 @@ def convert(config: Config, dataset: Dataset, rows: Iterable[tuple[int, sources.
             continue
         pair = dataset.ranking and config.method.stage in ranking.PAIRS
         better = ranking.answer(row, dataset, dataset.columns.chosen, where) if pair else None
-        made = better if isinstance(better, str) else conversation(row, dataset, where, better)
+        made = better if isinstance(better, str) else conversation(row, dataset, where, better, asking=config.method.stage in ASKING)
         if isinstance(made, str):
             report.count(made, where)
             continue

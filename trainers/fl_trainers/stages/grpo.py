@@ -83,7 +83,7 @@ def _questions(session: Session, items: list[Item]) -> list[dict[str, Any]]:
             raise InputError(f"{where}: a plain text has no question", "alpaca, sharegpt or openai rows")
         if item.tools:
             raise InputError(f"{where}: its tools cannot be shown: stage grpo asks by messages alone", "stage ppo, or rows without tools")
-        last = max((place for place, message in enumerate(item.messages) if message["role"] == "assistant"), default=len(item.messages))
+        last = item.asked
         text = render(session.tokenizer, item, last, prompt=True, thinking=asked(session.config))
         if len(session.tokenizer(text, add_special_tokens=False)["input_ids"]) > session.config.data.cutoff_len:
             session.report.count(f"question longer than {session.config.data.cutoff_len} tokens", where)

@@ -72,10 +72,11 @@ def _question(session: Session, item: Item) -> dict[str, Any] | None:
     where, talk = item
     if not isinstance(talk, Conversation):
         raise InputError(f"{where}: a plain text has no question", "alpaca, sharegpt or openai rows")
-    last = max(place for place, message in enumerate(talk.messages) if message["role"] == "assistant")
+    last = talk.asked
     text = render(session.tokenizer, talk, last, prompt=True, thinking=asked(session.config))
     ids = session.tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) > session.config.data.cutoff_len:
         session.report.count(f"question longer than {session.config.data.cutoff_len} tokens", where)
         return None
-    return {"input_ids": array("i", ids), "prompt": talk.messages[:last], "answer": str(talk.messages[last]["content"]), "text": text}
+    answer = str(talk.messages[last]["content"]) if last < len(talk.messages) else ""
+    return {"input_ids": array("i", ids), "prompt": talk.messages[:last], "answer": answer, "text": text}
