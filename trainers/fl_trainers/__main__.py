@@ -110,7 +110,7 @@ class _Run:
                     stack=config.run.stack, processes=world_size(), pid=os.getpid(), output_dir=config.training.output_dir)  # fmt: skip
         from fl_trainers import checkpoints, output
 
-        config = self.config = sharding.without_training(config, events)
+        config = self.config = sharding.without_offload(sharding.without_training(config, events), events)
         folder = checkpoints.prepare_output(config)
         output.hold(config)
         resume = checkpoints.resume_from(config, events)

@@ -131,6 +131,8 @@ class Loop(optimizers.Chosen, resuming.Resumes, Trainer):  # type: ignore[misc]
 
     def _backward(self, loss: Any) -> None:
         """As in Trainer.training_step."""
+        if self.is_deepspeed_enabled:
+            loss = _apart(loss)
         self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -218,7 +220,17 @@ class Loop(optimizers.Chosen, resuming.Resumes, Trainer):  # type: ignore[misc]
             self.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: losses.asft(
                 outputs["logits"], before, labels, num_items_in_batch, alpha
             )
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **more)
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **more)
+        if not self.is_deepspeed_enabled:
+            return found
+        return (_apart(found[0]), *found[1:]) if return_outputs else _apart(found)
+
+
+def _apart(loss: Any) -> Any:
+    """A tensor of its own. Of one that its engine gave out DeepSpeed divides gradients by gradient_accumulation_steps, unasked: it knows
+    its own backward pass by a hook, which on the same tensor would come after the one that divides.
+    """
+    return loss * 1.0
 
 
 def bad_loss(value: float, step: int, what: str = "loss is") -> tuple[str, str]:

@@ -41,8 +41,50 @@ def without_training(config: Config, events: Events) -> Config:
     if zero_stage(config) == 3:
         return config
     events.warn("deepspeed", "nothing is trained, so ZeRO below stage 3 has nothing to spread: the run goes on without it")
-    kept = {key: value for key, value in arguments.items() if key != "deepspeed"}
+    return _with(config, deepspeed=None)
+
+
+def _with(config: Config, **arguments: Any) -> Config:
+    """The config with other training arguments; None takes one away."""
+    kept = {key: value for key, value in {**config.training.arguments, **arguments}.items() if value is not None or key not in arguments}
     return config.model_copy(update={"training": config.training.model_copy(update={"arguments": kept})})
+
+
+def without_offload(config: Config, events: Events) -> Config:
+    """The config where offloading does what it can here.
+
+    On the CPU everything is where it would be offloaded to. Elsewhere DeepSpeed's own Adam for the CPU is compiled when it is first used:
+    where that cannot be done torch's, which is slower, steps on the CPU.
+    """
+    arguments = config.training.arguments
+    said = "everything is in the processor's memory already, so nothing is offloaded"
+    zero = (arguments.get("deepspeed") or {}).get("zero_optimization") if isinstance(arguments.get("deepspeed"), dict) else None
+    away = [key for key in OFFLOADS if isinstance(zero, dict) and (zero.get(key) or {}).get("device") == "cpu"]
+    if config.run.lane == "cpu" and away:
+        events.warn("offload", said)
+        kept = {key: value for key, value in (zero or {}).items() if key not in away}
+        return _with(config, deepspeed={**arguments["deepspeed"], "zero_optimization": kept})
+    if "offload_optimizer" in away and not _compiles() and arguments["deepspeed"].get("zero_force_ds_cpu_optimizer", True):
+        events.warn("offload", "DeepSpeed's Adam for the CPU cannot be compiled here, so torch's, which is slower, steps there")
+        return _with(config, deepspeed={**arguments["deepspeed"], "zero_force_ds_cpu_optimizer": False})
+    words, settings = str(arguments.get("fsdp") or "").split(), arguments.get("fsdp_config") or {}
+    keys = [key for key in ("cpu_offload", "fsdp_offload_params", "offload_params") if settings.get(key)]
+    if config.run.lane == "cpu" and words and ("offload" in words or keys):
+        events.warn("offload", said)
+        return _with(config, fsdp=" ".join(word for word in words if word != "offload"),
+                     fsdp_config={key: value for key, value in settings.items() if key not in keys})  # fmt: skip
+    return config
+
+
+OFFLOADS: Final = ("offload_optimizer", "offload_param")
+
+
+def _compiles() -> bool:
+    """Whether DeepSpeed can build its operations: with a C++ compiler, and the toolkit of CUDA where torch is one for it."""
+    import torch
+    from torch.utils import cpp_extension
+
+    return shutil.which("c++") is not None and (torch.version.cuda is None or cpp_extension.CUDA_HOME is not None)
 
 
 def meet(config: Config) -> None:
