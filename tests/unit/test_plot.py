@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from fl import ui
@@ -18,12 +20,15 @@ def test_each_data_set_has_its_own_evaluation_loss() -> None:
     assert plot.held_losses([{"step": 2, "eval_loss": 1.0}]) == {"evaluation loss": [(2, 1.0)]}
 
 
-def test_the_trend_runs_through_a_falling_loss_and_not_above_it() -> None:
-    losses = [5 * 0.9**step for step in range(60)]
-    trend = plot.trend(losses, 0.8)
-    above = [one - other for one, other in zip(trend, losses, strict=True)]
-    assert max(map(abs, above[5:-5])) < 0.5 and len(trend) == 60
-    assert plot.trend([2.0] * 5, 0.95) == pytest.approx([2.0] * 5)
+def test_the_trend_runs_through_a_falling_loss_to_both_ends() -> None:
+    losses = [5 * 0.98**step for step in range(60)]
+    assert plot.trend(losses, 3) == pytest.approx(losses, abs=0.05)
+    assert plot.trend([2.0] * 5, 10) == pytest.approx([2.0] * 5)
+    noisy = [loss + (-1) ** step for step, loss in enumerate(losses)]
+    assert plot.trend(noisy, 3)[5:-5] == pytest.approx(losses[5:-5], abs=0.1)
+    gaps = [math.nan, *losses[1:20], math.nan, *losses[21:]]
+    assert plot.trend(gaps, 3)[2:] == pytest.approx(losses[2:], abs=0.1)
+    assert plot.trend([3.0], 3) == [3.0] and plot.trend([], 3) == [] and math.isnan(plot.trend([math.nan], 3)[0])
 
 
 def test_an_evaluation_names_its_data_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,24 +14,34 @@ BELOW = (
 )
 """Figures that say more than a loss does, by their name in the log; of the groups the first whose last figure is there, else the next."""
 
+LONGEST = 84
+"""Characters of a title that fit; of a longer one the beginning, a path, is left out."""
 INK, PALE, BLUE, RED = "#1f2933", "#9fb3c8", "#2563eb", "#dc2626"
 OTHERS = (RED, "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d")
 """Of the evaluation losses, where each data set has its own."""
 
 
-def trend(values: Sequence[float], weight: float) -> list[float]:
-    """Exponential moving average from both ends: one from the left alone lies above a loss that falls."""
-    there, back = _average(values, weight), _average(values[::-1], weight)[::-1]
-    return [(one + other) / 2 for one, other in zip(there, back, strict=True)]
+def trend(values: Sequence[float], width: int) -> list[float]:
+    """At each place a straight line through its neighbours, near ones weighing more: an average alone lies above a loss that falls, and
+    at both ends off it. width: the standard deviation of the weights, in places. Values that are no numbers count nothing.
+    """
+    weights = [math.exp(-((away / width) ** 2) / 2) for away in range(3 * width + 1)]
+    return [_line(values, place, weights) for place in range(len(values))]
 
 
-def _average(values: Sequence[float], weight: float) -> list[float]:
-    smoothed, total, norm = [], 0.0, 0.0
-    for value in values:
-        total = total * weight + value * (1 - weight)
-        norm = norm * weight + (1 - weight)
-        smoothed.append(total / norm)
-    return smoothed
+def _line(values: Sequence[float], place: int, weights: Sequence[float]) -> float:
+    """The height at `place` of the line with the least squared distance, weighted."""
+    total = first = second = height = slope = 0.0
+    for other in range(max(0, place - len(weights) + 1), min(len(values), place + len(weights))):
+        away, value = other - place, values[other]
+        if math.isfinite(value):
+            weight = weights[abs(away)]
+            total, first, second = total + weight, first + weight * away, second + weight * away * away
+            height, slope = height + weight * value, slope + weight * away * value
+    spread = total * second - first * first
+    if total == 0:
+        return math.nan
+    return (second * height - first * slope) / spread if spread > 1e-9 else height / total
 
 
 def held_losses(history: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
@@ -65,11 +76,11 @@ def draw(history: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
     axes.plot(steps, losses, color=PALE if many else BLUE, linewidth=1.2 if many else 2, marker="o", markersize=2.5 if many else 4,
               label="training loss" if not many else "training loss, as logged")  # fmt: skip
     if many:
-        axes.plot(steps, trend(losses, 0.8 if len(train) < 100 else 0.95), color=BLUE, linewidth=2.2, label="trend")
+        axes.plot(steps, trend(losses, 3 if len(train) < 100 else min(max(10, len(train) // 40), 50)), color=BLUE, linewidth=2.2, label="trend")
     for number, (label, points) in enumerate(held.items()):
         axes.plot(*zip(*points, strict=True), color=OTHERS[number % len(OTHERS)], linewidth=2, marker="D", markersize=4.5, label=label)
     axes.annotate(f"{losses[-1]:.3f}", (steps[-1], losses[-1]), textcoords="offset points", xytext=(6, 6), color=INK, fontsize=9)
-    axes.set_title(title, loc="left", fontsize=11, color=INK, pad=10)
+    axes.set_title(title if len(title) <= LONGEST else f"…{title[-LONGEST:]}", loc="left", fontsize=11, color=INK, pad=10)
     axes.set_ylabel("loss", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _style(axes)
