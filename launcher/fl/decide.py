@@ -328,11 +328,10 @@ def caller() -> plan.Caller:
 
 def online(config: Config, asked: Mapping[str, str]) -> bool:
     """True when something is to be fetched or reported during the run. `asked`: variables of the recipe."""
-    names = inputs.hub(config)
     return (
         bool(tracked_online(config, {**os.environ, **asked}))
         or bool(config.training.arguments.get("push_to_hub"))
-        or (bool(names) and not inputs.in_hub_cache(names, inputs.hub_cache()))
+        or bool(inputs.missing(config))
     )
 
 

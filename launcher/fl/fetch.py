@@ -91,8 +91,7 @@ def _network(decision: Decision) -> tuple[str, ...]:
     reasons = [f"report_to: {name}" for name in trackers.tracked_online(decision.config, around)]
     reasons += ["push_to_hub: true"] if arguments.get("push_to_hub") else []
     reasons += [f"fl: {{network: {decision.recipe.launcher.network}}}"] if decision.recipe.launcher.network else []
-    missing = [name for name in inputs.hub(decision.config) if not inputs.in_hub_cache((name,), inputs.hub_cache())]
-    return tuple(reasons + [f"{name} is not whole in the hub's cache" for name in missing])
+    return tuple(reasons + [f"{name} is not whole in the hub's cache" for name in inputs.missing(decision.config)])
 
 
 def _provide(decision: Decision, report: Callable[[str], None]) -> None:

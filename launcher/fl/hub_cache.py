@@ -15,6 +15,26 @@ def whole(cache: Path, name: str) -> bool:
     return _model(cache / f"models--{folder}") or _dataset(cache / f"datasets--{folder}")
 
 
+def prepared(cache: Path, name: str, subset: str | None, folder: str | None) -> bool:
+    """Whether `datasets` keeps the rows of that part of a data set in `cache`, its own folder: without the hub it reads nothing else."""
+    place = next((found for found in _folders(cache) if _plain(found.name) == _plain(name)), None)
+    parts = {part.name for part in _folders(place) if any(part.glob("*/*/dataset_info.json"))} if place is not None else set()
+    if folder is not None:
+        return any("data_dir=" in part and part.startswith(subset or "default") for part in parts)
+    if subset is not None:
+        return any(part == subset or part.startswith(f"{subset}-") for part in parts)
+    return "default" in parts or len(parts) == 1
+
+
+def _folders(place: Path) -> list[Path]:
+    return [found for found in place.iterdir() if found.is_dir()] if place.is_dir() else []
+
+
+def _plain(name: str) -> str:
+    """`datasets` writes slashes and capitals otherwise."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
 def _dataset(folder: Path) -> bool:
     return not _interrupted(folder) and any(any(_files(snapshot)) for snapshot in folder.glob("snapshots/*"))
 

@@ -73,6 +73,16 @@ def hub_cache() -> Path:
     return (Path(home).expanduser().absolute() if home else Path.home() / ".cache" / "huggingface") / "hub"
 
 
+def missing(config: Config) -> tuple[str, ...]:
+    """Hub names of models and data sets that are not here whole; of a data set the part that is asked for."""
+    found = [name for name in hub(config) if not in_hub_cache((name,), hub_cache())]
+    for data in (*config.data.train, *config.data.eval):
+        if not Path(data.path).is_absolute() and config.run.cache is not None and data.path not in found:
+            here = hub_cache_of.prepared(Path(config.run.cache), data.path, data.subset, data.folder)
+            found += [] if here else [data.path]
+    return tuple(found)
+
+
 def in_hub_cache(names: tuple[str, ...], cache: Path) -> bool:
     """True when every name has a whole snapshot in the cache, so that nothing is to be fetched."""
     return all(hub_cache_of.whole(cache, name) for name in names)

@@ -15,6 +15,8 @@ from tests.conftest import ROOT
 from tests.training.stand_in_hub import Hub, hub
 from tests.training.stand_in_modelscope import modelscope
 
+from fl import paths
+
 pytestmark = pytest.mark.training
 Fl = Callable[..., "subprocess.CompletedProcess[str]"]
 RECIPE = """\
@@ -162,3 +164,27 @@ def test_what_modelscope_has_is_fetched_first_and_trains_without_a_network(fl: F
     done = fl("fetch", "--engine", "host", "recipe.yaml", "model_name_or_path=someone/other", **options)
     assert done.returncode == 5
     assert f"the model someone/other cannot be fetched from {server.address}" in done.stderr
+
+
+def test_another_part_of_a_data_set_is_fetched_too(fl: Fl, site: dict[str, object], repositories: Path, tmp_path: Path) -> None:
+    name = f"parts{os.getpid()}"
+    rows = repositories / "datasets" / "someone" / name
+    configs = "".join(f"- config_name: {part}\n  data_files: {part}/train.jsonl\n" for part in ("en", "zh"))
+    for part in ("en", "zh"):
+        (rows / part).mkdir(parents=True)
+        (rows / part / "train.jsonl").write_text(json.dumps({"instruction": part, "output": "yes"}) + "\n")
+    (rows / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    (tmp_path / "data").mkdir()
+    entry = {"hf_hub_url": f"someone/{name}"}
+    info = {"en": {**entry, "subset": "en"}, "zh": {**entry, "subset": "zh"}, "any": entry}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(info))
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("someone/tiny", "builtin/tiny-llama").replace("ONLINE", "data"))
+    try:
+        for part in ("en", "zh"):
+            done = fl("recipe", "data", "--hw", "cpu", "recipe.yaml", f"dataset={part}", **site)
+            assert done.returncode == 0 and f"{part}<|im_end|>" in done.stdout, done.stderr
+        vague = fl("recipe", "data", "--hw", "cpu", "recipe.yaml", "dataset=any", **site)
+        assert vague.returncode == 5 and "en" in vague.stderr and '"subset"' in vague.stderr
+    finally:
+        for left_over in (paths.cache_home() / "trainer").glob(f"*{name}*"):
+            shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()

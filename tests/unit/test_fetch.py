@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import HOSTS
 
-from fl import inputs
+from fl import hub_cache, inputs
 from fl_trainers.fetch import chosen
 
 
@@ -70,6 +70,22 @@ def test_a_data_set_is_whole_with_any_file_and_all_names_are_wanted(tmp_path: Pa
     cached(tmp_path, "a/rows", {"train.jsonl": "{}"}, "datasets")
     assert inputs.in_hub_cache(("a/rows",), tmp_path)
     assert not inputs.in_hub_cache(("a/rows", "a/other"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("subset", "folder", "here"),
+    [("en", None, True), ("zh", None, False), (None, None, True), ("en", "more", False), ("e", None, False)],
+)
+def test_a_part_of_a_data_set_is_here_once_it_is_prepared(tmp_path: Path, subset: str | None, folder: str | None, here: bool) -> None:
+    """Of another part the hub's cache has files too, and a run without the hub could not read them."""
+    (tmp_path / "Some-One___my_rows" / "en" / "0.0.0" / "abc").mkdir(parents=True)
+    assert not hub_cache.prepared(tmp_path, "Some-One/MyRows", subset, folder)
+    (tmp_path / "Some-One___my_rows" / "en" / "0.0.0" / "abc" / "dataset_info.json").write_text("{}")
+    assert hub_cache.prepared(tmp_path, "Some-One/MyRows", subset, folder) is here
+    assert not hub_cache.prepared(tmp_path, "Some-One/Other", subset, folder)
+    (tmp_path / "Some-One___my_rows" / "zh" / "0.0.0" / "abc").mkdir(parents=True)
+    (tmp_path / "Some-One___my_rows" / "zh" / "0.0.0" / "abc" / "dataset_info.json").write_text("{}")
+    assert hub_cache.prepared(tmp_path, "Some-One/MyRows", "zh", None) and not hub_cache.prepared(tmp_path, "Some-One/MyRows", None, None)
 
 
 @pytest.mark.parametrize("words", [("fetch", "tiny-sft"), ("resume",)])

@@ -230,6 +230,9 @@ def _explain(dataset: Dataset, read: Callable[[], Any]) -> Any:
         if "EmptyDataset" in type(error).__name__ or "corresponds to no data" in str(error):
             return []
         hint = "check its name; without a network `fl fetch RECIPE` where there is one, or a file" if dataset.source == "hub" else ""
+        if "onfig name is missing" in lines[0] or "configurations" in lines[0] or "BuilderConfig" in lines[0]:
+            lines[0] = " ".join(lines[:2])[:300]  # the second line names them
+            hint = '`"subset": "…"` in its dataset_info.json entry says which part'
         raise InputError(f"data set {dataset.name}: {dataset.path} cannot be read: {lines[0]}", hint) from error
 
 
