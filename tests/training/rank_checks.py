@@ -38,3 +38,12 @@ def token_accuracy(path: str) -> float:
         right = [best[place - 1] == label for place, label in enumerate(labels) if place and label != -100]
         shares.append(sum(right) / len(right))
     return sum(shares) / len(shares)
+
+
+def spoil(folder: str) -> None:
+    """Makes one weight of a saved model NaN."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(f"{folder}/model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, f"{folder}/model.safetensors", metadata={"format": "pt"})

@@ -150,6 +150,34 @@ def test_an_adapter_that_is_broken_or_of_another_model_is_told(trainer: Trainer,
     assert gone.code == 5 and "adapter_model.safetensors: it is missing" in gone.of("error")[0]["message"]
 
 
+STRICT = {"parse_constant": pytest.fail}
+"""For json.loads: NaN is no JSON."""
+
+
+@pytest.mark.parametrize("asked", ["evaluate", "predict", "train"])
+def test_a_model_that_holds_nan_is_told_whatever_is_asked_of_it(
+    trainer: Trainer, config: Config, model: Path, tmp_path: Path, asked: str
+) -> None:
+    trainer.check("rank_checks.spoil", str(model))
+    (tmp_path / "held.json").write_text(json.dumps(SUMS[:3]))
+    given = {"kind": "folder", "path": str(model), "name": "mine"}
+    held = {"eval": [{"name": "held", "source": "file", "path": str(tmp_path / "held.json")}]}
+    part: dict[str, dict[str, Any]] = {
+        "evaluate": {"training": {"do_train": False, "do_eval": True}},
+        "predict": {"training": {"do_train": False, "do_predict": True, "predict_with_generate": True}, "generation": {"do_sample": False}},
+        "train": {"arguments": {"eval_on_start": True, "eval_strategy": "steps"}},
+    }
+    done = trainer.train(config("run", model=given, data=held, **part[asked]))
+    assert done.code == 10 and "Traceback" not in done.output, done.output
+    assert "eval loss is no number at step 0" in done.of("warning")[0]["message"]
+    error = done.of("error")[0]
+    assert ("the loss is NaN at step 1" if asked == "train" else "the eval loss is no number") in error["message"]
+    assert "weights" in error["remedy"]
+    assert not (done.folder / "out" / "generated_predictions.jsonl").exists()
+    for path in done.folder.rglob("*.json"):
+        json.loads(path.read_text(), **STRICT)
+
+
 def test_the_loss_of_uneven_experts_has_the_recipes_weight(trainer: Trainer, config: Config, model: Path, tmp_path: Path) -> None:
     trainer.check("expert_model_folder", str(tmp_path / "experts"), [f"{row['instruction']} {row['output']}" for row in SUMS])
     given = {"kind": "folder", "path": str(tmp_path / "experts"), "name": "experts"}

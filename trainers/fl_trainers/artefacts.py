@@ -11,6 +11,7 @@ from typing import Any
 from fl_trainers import pissa
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError
+from fl_trainers.progress import finite
 
 Metrics = dict[str, Any]
 
@@ -19,7 +20,7 @@ def write_json(path: Path, value: Any) -> None:
     """Complete or absent, also when the disk fills up and when several processes write the same file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -76,7 +76,8 @@ def draw(history: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
     axes.plot(steps, losses, color=PALE if many else BLUE, linewidth=1.2 if many else 2, marker="o", markersize=2.5 if many else 4,
               label="training loss" if not many else "training loss, as logged")  # fmt: skip
     if many:
-        axes.plot(steps, trend(losses, 3 if len(train) < 100 else min(max(10, len(train) // 40), 50)), color=BLUE, linewidth=2.2, label="trend")
+        width = 3 if len(train) < 100 else min(max(10, len(train) // 40), 50)
+        axes.plot(steps, trend(losses, width), color=BLUE, linewidth=2.2, label="trend")
     for number, (label, points) in enumerate(held.items()):
         axes.plot(*zip(*points, strict=True), color=OTHERS[number % len(OTHERS)], linewidth=2, marker="D", markersize=4.5, label=label)
     axes.annotate(f"{losses[-1]:.3f}", (steps[-1], losses[-1]), textcoords="offset points", xytext=(6, 6), color=INK, fontsize=9)

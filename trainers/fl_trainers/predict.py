@@ -14,7 +14,7 @@ from fl_trainers import artefacts, metrics
 from fl_trainers.config import Config, Generation
 from fl_trainers.data.encode import Settings, settings_of, shares, turns
 from fl_trainers.data.formats import Conversation, Report
-from fl_trainers.errors import InputError
+from fl_trainers.errors import InputError, TrainingError
 from fl_trainers.progress import log, rank, world_size
 
 FILE = "generated_predictions.jsonl"
@@ -146,7 +146,13 @@ class Judge:
             options["max_new_tokens"] = max(1, min(options["max_new_tokens"], longest - width))
         place = self.loop.args.device
         with torch.inference_mode(), self.loop.compute_loss_context_manager():
-            made = model.generate(input_ids=ids.to(place), attention_mask=mask.to(place), **options)
+            try:
+                made = model.generate(input_ids=ids.to(place), attention_mask=mask.to(place), **options)
+            except RuntimeError as error:
+                if "probability tensor contains" not in str(error):
+                    raise
+                raise TrainingError("the chances of the next token are NaN while answers are generated", "look at the model: weights that "
+                                    "are NaN, or values that its number format cannot hold") from error  # fmt: skip
         return [_ended(row, ends) for row in made[:, width:].tolist()]
 
 

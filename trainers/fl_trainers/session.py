@@ -21,7 +21,7 @@ from fl_trainers.data.encode import IGNORE
 from fl_trainers.data.formats import Report
 from fl_trainers.data.ranking import Both
 from fl_trainers.device import Device
-from fl_trainers.errors import InputError, Stopped
+from fl_trainers.errors import InputError, Stopped, TrainingError
 from fl_trainers.progress import Events, log, rank, world_size
 from fl_trainers.stop import stop
 
@@ -310,11 +310,16 @@ def _complete(session: Session, loop: Any) -> bool:
 
 def save_all(session: Session, loop: Any) -> None:
     """Weights, tokenizer, results, picture, card and comparison. Every rank calls it; rank 0 writes."""
+    from fl_trainers.watch import no_numbers
+
     config, folder = session.config, session.folder
     session.events.emit("saving", path=str(folder))
     if config.training.do_train:
         loop.save_model(str(folder))
     held = loop.evaluate() if session.prepared and session.prepared.eval else {}
+    if not config.training.do_train and (bad := no_numbers(held)):
+        raise TrainingError(f"the {bad[0].replace('_', ' ')} is no number", "look at the model: weights that are NaN, or values that its "
+                            "number format cannot hold (bf16 in place of fp16, or neither)")  # fmt: skip
     if rank() == 0:
         if config.training.do_train:
             loop.state.save_to_json(str(folder / "trainer_state.json"))

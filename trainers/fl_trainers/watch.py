@@ -5,6 +5,7 @@ Nothing is saved of weights that are no numbers: the loss tells of them a step t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ def must_be_numbers(model: Any, step: int) -> None:
         )
 
 
+def no_numbers(values: dict[str, Any]) -> list[str]:
+    """Names of the evaluation losses that are NaN or infinite."""
+    losses = {name: value for name, value in values.items() if name.startswith("eval_") and name.endswith("loss")}
+    return [name for name, value in losses.items() if isinstance(value, float) and not math.isfinite(value)]
+
+
 class Watch(Follow):
     """What every stage's Trainer calls back."""
 
@@ -55,6 +62,11 @@ class Watch(Follow):
         if control.should_save:
             must_be_numbers(self.loop.model, state.global_step)
         return control
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **more: Any) -> None:
+        super().on_log(args, state, control, logs=logs, **more)
+        for name in no_numbers(logs or {}):
+            self.events.warn("evaluation", f"the {name.replace('_', ' ')} is no number at step {state.global_step}", step=state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> Any:
         if state.is_world_process_zero:
