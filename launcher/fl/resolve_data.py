@@ -218,7 +218,7 @@ def check_files(found: Sequence[Dataset]) -> None:
 def _check_path(dataset: Dataset, path: Path) -> None:
     what = f"The data set {dataset.name!r}"
     if path.is_dir():
-        files = sorted(child for child in path.iterdir() if child.is_file() and not child.name.startswith("."))
+        files = sorted(child for child in path.iterdir() if child.is_file() and not _beside(child, path))
         if not files:
             raise RecipeError(f"{what}: the folder {path} holds no files.")
         suffixes = {_suffix(file) for file in files}
@@ -239,6 +239,12 @@ def _check_path(dataset: Dataset, path: Path) -> None:
             raise RecipeError(f"{what}: {file} may not be read by you.", f"chmod u+r {file}")
     if all(file.stat().st_size == 0 for file in files):
         raise RecipeError(f"{what}: {path} is empty.", "Put at least one row into it.")
+
+
+def _beside(file: Path, folder: Path) -> bool:
+    """Whether a file of a folder of data holds no rows: descriptions, and what `datasets` writes beside arrow files (`save_to_disk`)."""
+    saved = file.name in ("state.json", "dataset_info.json") and any(folder.glob("*.arrow"))
+    return saved or file.name.startswith(".") or _suffix(file) == "md" or file.name.upper().startswith("LICENSE")
 
 
 def _suffix(path: Path) -> str:

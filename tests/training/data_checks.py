@@ -34,6 +34,16 @@ def mixed(sizes: list[int], probabilities: list[float], seed: int) -> dict[str, 
     return {key: [list(one) for one in pair] for key, pair in found.items()}
 
 
+def save_to_disk(path: str, rows: list[dict[str, Any]]) -> None:
+    """A folder as `datasets` saves one."""
+    from fl_trainers import lean
+
+    lean.reveal("datasets", "pandas")
+    import datasets
+
+    datasets.Dataset.from_list(rows).save_to_disk(path)
+
+
 def halves(size: int, val_size: float, seed: int) -> list[list[list[int]]]:
     """Rows for training and for evaluation as fl and as `datasets` splits them."""
     from fl_trainers import lean

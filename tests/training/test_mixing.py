@@ -56,3 +56,21 @@ def test_what_mixing_leaves_out_or_repeats_is_told(fl: Fl, tmp_path: Path, train
     assert "dropped: 3 × left out by interleave_under, which ends with its shortest set (a row 3, a row 4, a row 5)" in under
     assert "7 rows read, 10 used, 0 dropped; 10 sequences; 3 times a row comes again" in asked("mix_strategy=interleave_over")
     assert "7 rows read, 5 used, 0 dropped; 5 sequences; 2 rows for evaluation" in asked("val_size=0.2")
+
+
+def test_a_folder_that_datasets_saved_and_a_readme_beside_rows(fl: Fl, trainer: Trainer, tmp_path: Path) -> None:
+    """Typed rows: what one tool has and another has not is null in the file, and in no text."""
+    tools = [{"name": "add", "parameters": {"a": "number"}}, {"name": "say", "parameters": {"b": "text"}}]
+    trainer.check("data_checks.save_to_disk", str(tmp_path / "saved"), [{"instruction": "a", "output": "b", "tools": tools}])
+    assert (tmp_path / "saved" / "state.json").is_file()
+    (tmp_path / "saved" / "README.md").write_text("# Rows")
+    columns = {"prompt": "instruction", "response": "output", "tools": "tools"}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "saved", "columns": columns}}))
+    recipe = {"model_name_or_path": "builtin/tiny-llama", "stage": "sft", "do_train": True, "dataset": "mine", "dataset_dir": str(tmp_path),
+              "template": "qwen", "output_dir": str(tmp_path / "out"), "max_steps": 1}  # fmt: skip
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    for more in ([], ["streaming=true"]):
+        done = fl("recipe", "data", "--hw", "cpu", "--json", str(tmp_path / "recipe.json"), *more, timeout=600)
+        assert done.returncode == 0, done.stderr
+        text = json.loads(done.stdout)["rows"][0]["parts"][0]["spans"][0]["text"]
+        assert '"name": "add", "parameters": {"a": "number"}' in text and '"name": "say", "parameters": {"b": "text"}' in text

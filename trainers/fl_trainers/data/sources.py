@@ -90,6 +90,8 @@ def files_of(dataset: Dataset) -> list[Path]:
             else f"nor does {parent}",
         )
     files = sorted(entry for entry in path.rglob("*") if entry.suffix.lower() in READERS) if path.is_dir() else [path]
+    if any(file.suffix == ".arrow" for file in files):  # `save_to_disk` of datasets writes these beside its rows
+        files = [file for file in files if file.name not in ("state.json", "dataset_info.json")]
     kinds = sorted({READERS.get(file.suffix.lower(), file.suffix or "no suffix") for file in files})
     if len(kinds) != 1 or kinds[0] not in READERS.values():
         found = "no file of a known type" if not files else f"files of the types {', '.join(kinds)}"
