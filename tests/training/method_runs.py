@@ -331,6 +331,28 @@ def pissa() -> dict[str, Any]:
 
 
 @check
+def pissa_converted_with_all_that_was_trained() -> dict[str, Any]:
+    """DoRA's magnitudes, modules that are trained in full, and a value head: the converted adapter has them too."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    taken = {"pissa_init": True, "pissa_convert": True}
+    ids, facts = torch.arange(5, 30)[None], {}
+    for name, lora in {"dora": {"dora": True}, "whole": {"additional_target": ["embed_tokens"]}}.items():
+        done = Done(config(f"pissa-{name}", method={"lora": {**lora, **taken}}), save=True)
+        base = AutoModelForCausalLM.from_pretrained(done.session.folder / "base-model")
+        converted = PeftModel.from_pretrained(base, str(done.session.folder / "pissa_converted")).eval()
+        with torch.no_grad():
+            facts[name] = float((converted(input_ids=ids).logits - done.model.eval()(input_ids=ids).logits).abs().max())
+    path = FOLDER / "pairs.json"
+    path.write_text(json.dumps([{"instruction": row["instruction"], "chosen": row["output"], "rejected": "No."} for row in SUMS]))
+    columns = {"prompt": "instruction", "query": None, "response": None, "chosen": "chosen", "rejected": "rejected"}
+    data = {"train": [{"name": "pairs", "source": "file", "path": str(path), "ranking": True, "columns": columns}]}
+    done = Done(config("pissa-rm", method={"stage": "rm", "lora": taken}, data=data), save=True)
+    return {**facts, "head": (done.session.folder / "pissa_converted" / "value_head.safetensors").is_file()}
+
+
+@check
 def heads_are_trained_too() -> dict[str, Any]:
     """An adapter on the head, and a head that is saved whole because the vocabulary may grow: fast steps must not pass them by."""
     one = Done(config("head1", method={"lora": {"target": ["lm_head", "q_proj"]}}))

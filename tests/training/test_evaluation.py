@@ -51,6 +51,14 @@ def test_the_best_checkpoint_of_grpo_has_the_highest_reward(grpo: Callable[..., 
     assert state["best_metric"] == pytest.approx(done.of("eval")[0]["eval_reward"])
 
 
+def test_grpo_evaluates_without_training(grpo: Callable[..., Done], tmp_path: Path) -> None:
+    data = {"train": [], "eval": sets_of(tmp_path)[:1]}
+    done = grpo("vowels", data=data, training={"do_train": False, "do_eval": True}, arguments={"eval_strategy": "no"})
+    assert done.code == 0, done.output
+    assert "eval_reward" in json.loads((done.folder / "out" / "eval_results.json").read_text())
+    assert not (done.folder / "out" / "adapter_model.safetensors").exists()
+
+
 def sets_of(tmp_path: Path) -> list[dict[str, Any]]:
     made = []
     for name, rows in (("small", SUMS[:4]), ("large", SUMS[-4:])):

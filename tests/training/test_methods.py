@@ -163,6 +163,10 @@ def test_pissa(facts: Facts) -> None:
     assert facts["card"] == 1 and facts["warned"] == [1, 0]
 
 
+def test_pissa_converted_with_all_that_was_trained(facts: Facts) -> None:
+    assert facts["dora"] < 1e-4 and facts["whole"] < 1e-4 and facts["head"]
+
+
 def test_target_all_and_additional(facts: Facts) -> None:
     learns(facts)
     assert facts["targets"] == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]

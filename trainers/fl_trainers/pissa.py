@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,37 @@ def folder_of(config: Config, folder: str) -> str:
 def keep_initial(model: Any, folder: Path) -> None:
     """The adapter as it starts: what it learned is the difference to it."""
     if rank() == 0:
-        _save(model, folder / INITIAL)
+        _save(_inner(model), folder / INITIAL)
 
 
 def convert(model: Any, folder: Path) -> None:
     """The same change of the model as an ordinary LoRA of twice the rank, in a folder of its own."""
+    model = _inner(model)
     _save(model, folder / CONVERTED, path_initial_model_for_weight_conversion=str(folder / INITIAL))
+    _complete(model, folder / CONVERTED / "adapter_model.safetensors")
+    for head in folder.glob("value_head.*"):
+        shutil.copy2(head, folder / CONVERTED / head.name)
     log.info("converted adapter, for the base model as it was: %s", folder / CONVERTED)
+
+
+def _inner(model: Any) -> Any:
+    """The model that has the adapter, without a value head around it."""
+    return getattr(model, "pretrained_model", model)
+
+
+def _complete(model: Any, file: Path) -> None:
+    """peft converts A and B and leaves out all else: DoRA's magnitudes, modules that are trained in full."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file, save_file
+
+    made = load_file(file)
+    rest = {name: weight.detach().cpu().contiguous() for name, weight in get_peft_model_state_dict(model).items() if not _of_pair(name)}
+    if set(rest) - set(made):
+        save_file({**made, **{name: weight.clone() for name, weight in rest.items()}}, file, metadata={"format": "pt"})
+
+
+def _of_pair(name: str) -> bool:
+    return "lora_A" in name or "lora_B" in name or "lora_embedding" in name
 
 
 def _save(model: Any, folder: Path, **options: Any) -> None:

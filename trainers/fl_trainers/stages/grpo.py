@@ -24,15 +24,16 @@ def data(session: Session) -> None:
     """Questions with their answers: the last answer of a row is what reward functions compare with, all before it is the question."""
     train, held = session.items
     rows = _questions(session, train)
-    if not rows:
+    if not rows and (session.config.training.do_train or not held):
         raise InputError("no row can be trained on: every question is longer than cutoff_len", "a larger cutoff_len, or other data")
     kept: dict[str, Sequence[dict[str, Any]]] = {name: _questions(session, items) for name, items in held.items()}
     if empty := [name for name, questions in kept.items() if not questions]:
         raise InputError(f"no row of {empty[0] or 'the evaluation'} can be evaluated on: every question is longer than cutoff_len",
                          "a larger cutoff_len, or other data")  # fmt: skip
-    asking = rows[0]["prompt"]
+    first = next(iter([*rows, *(row for questions in kept.values() for row in questions)]))
+    asking = first["prompt"]
     shown = render(session.tokenizer, Conversation(asking), len(asking), prompt=True, thinking=asked(session.config))
-    session.prepared = Prepared(rows, kept, session.report, len(rows), preview=(shown, rows[0]["answer"]))
+    session.prepared = Prepared(rows, kept, session.report, len(rows), preview=(shown, first["answer"]))
     session.events.emit(
         "data", rows=len(rows), sequences=len(rows), tokens=0, eval_rows=sum(map(len, kept.values())), dropped_or_cut=session.report.counts
     )
@@ -49,12 +50,13 @@ def trainer(session: Session) -> Any:
     if session.prepared is None:
         raise AssertionError("rows are read before the loop is built")
     sets = {name: Dataset.from_list(list(rows)) for name, rows in session.prepared.eval.items()}
+    train = session.prepared.train or next(iter(session.prepared.eval.values()))  # TRL wants some, also where nothing is trained
     held = next(iter(sets.values())) if len(sets) == 1 else (sets or None)
     session.follow = Watch(session.events, session.device, session.folder, session.origin)
     loop = GrpoLoop(
         config=session.config, device=session.device, model=session.model, args=session.arguments,
         reward_funcs=rewards.load(session.config.method.grpo.reward_funcs, session.events),
-        train_dataset=Dataset.from_list(list(session.prepared.train)), eval_dataset=held, processing_class=session.tokenizer,
+        train_dataset=Dataset.from_list(list(train)), eval_dataset=held, processing_class=session.tokenizer,
         callbacks=[session.follow],
     )  # fmt: skip
     loop.remove_callback(PrinterCallback)
