@@ -81,6 +81,9 @@ def test_messages_of_openai_keep_what_templates_ask_for() -> None:
                                 "tool_calls": [{"type": "function", "function": ADD, "id": "call12345"}]}  # fmt: skip
     assert made.messages[3] == {"role": "tool", "content": "1", "tool_call_id": "call12345", "name": "add"}
     assert made.messages[4] == {"role": "assistant", "content": "b"}
+    weighed = {"messages": [*roles(("user", "a")), {"role": "assistant", "content": "b", "weight": 0}]}
+    made = conversation(weighed, OPENAI, "")
+    assert isinstance(made, Conversation) and made.messages[1]["weight"] == 0
     old = {"messages": [*roles(("user", "a")), {"role": "assistant", "content": None, "function_call": ADD}]}
     made = conversation(old, OPENAI, "")
     assert isinstance(made, Conversation) and made.messages[1]["tool_calls"][0]["function"] == ADD

@@ -333,3 +333,14 @@ def test_arguments_are_given_as_text_to_a_template_that_joins_them() -> None:
     text = "{% for message in messages %}{{ message.role + ':' + message.content }}" + calls + ";{% endfor %}"
     (row,) = encode(Characters(text), [("row", Conversation([TALK[0], call(1)]))], Settings(10**6), Report())
     assert "".join(map(chr, row.input_ids)).endswith('assistant:add {"left": 1, "how": "up"};')
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("chatml", "Four.<|im_end|>\n"), ("glm4", "\nFour.\0")])
+def test_an_answer_of_weight_0_is_not_learned(name: str, wanted: str) -> None:
+    chat = templates.find(name)
+    talk = Conversation([TALK[0], {**TALK[1], "weight": 0}, *TALK[2:]])
+    (row,) = encode(Characters(templates.jinja(chat)), [("row", talk)], Settings(10**6, chat=chat), Report())
+    assert "".join(chr(label) for label in row.labels if label != IGNORE) == wanted
+    report = Report()
+    assert encode(Characters(templates.jinja(chat)), [("row", Conversation(talk.messages[:2]))], Settings(10**6, chat=chat), report) == []
+    assert report.counts == {"nothing to learn from is left": 1}

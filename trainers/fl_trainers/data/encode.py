@@ -32,6 +32,8 @@ class Turn:
     target: str
     closed: bool
     """Whether the template ends the answer with something of its own."""
+    learned: bool = True
+    """False: its message has `weight: 0`."""
 
 
 @dataclass
@@ -168,7 +170,7 @@ def turns(tokenizer: Any, conversation: Conversation, settings: Settings) -> lis
             end, closed = _end_inside(tokenizer, conversation, index, full, thinking)
         if end < start:
             raise ValueError(CHANGED)
-        found.append(Turn(full[position:start], full[start:end], closed))
+        found.append(Turn(full[position:start], full[start:end], closed, message.get("weight") != 0))
         position = end
     return found
 
@@ -250,10 +252,13 @@ def shares(source: int, target: int, room: int) -> tuple[int, int]:
 
 
 def assemble(
-    pairs: Sequence[tuple[list[int], list[int]]], closed: Sequence[bool], eos: int, settings: Settings, report: Report, where: str
-) -> Encoded:
-    """Joins the turns of a conversation until `cutoff_len` is full; from the end where only the last answer counts."""
+    pairs: Sequence[tuple[list[int], list[int]]], closed: Sequence[bool], eos: int, settings: Settings, report: Report, where: str,
+    learned: Sequence[bool] = (),
+) -> Encoded:  # fmt: skip
+    """Joins the turns of a conversation until `cutoff_len` is full; from the end where only the last answer counts. learned: of each
+    answer, whether it counts at all."""
     row = Encoded([], [])
+    learned = learned or [True] * len(pairs)
     length = sum(len(source) + len(target) for source, target in pairs) + (not closed[-1])
     order = range(len(pairs))[::-1] if settings.mask_history else range(len(pairs))
     room = settings.cutoff_len - (not closed[-1])
@@ -268,8 +273,8 @@ def assemble(
         source, target = source[:kept_source], target[:kept_target]
         labels = list(source) if settings.train_on_prompt else [IGNORE] * len(source)
         if index and not closed[index - 1] and source and not settings.train_on_prompt and not settings.mask_history:
-            labels[0] = eos  # the template leaves the end of an answer to the next turn
-        labels += target if not settings.mask_history or place == 0 else [IGNORE] * len(target)
+            labels[0] = eos if learned[index - 1] else IGNORE  # the template leaves the end of an answer to the next turn
+        labels += target if learned[index] and (not settings.mask_history or place == 0) else [IGNORE] * len(target)
         if settings.mask_history:
             row.input_ids, row.labels = source + target + row.input_ids, labels + row.labels
         else:
@@ -277,7 +282,7 @@ def assemble(
             row.labels += labels
     if not closed[-1]:
         row.input_ids.append(eos)
-        row.labels.append(eos)
+        row.labels.append(eos if learned[-1] else IGNORE)
     if length > settings.cutoff_len:
         report.count(f"cut to {settings.cutoff_len} tokens", where)
     if left_out:
@@ -300,7 +305,8 @@ def encode(tokenizer: Any, rows: Sequence[tuple[str, Conversation]], settings: S
     for where, parts in cut:
         pairs = [(ids[at + 2 * number], ids[at + 2 * number + 1]) for number in range(len(parts))]
         at += 2 * len(parts)
-        row = assemble(pairs, [turn.closed for turn in parts], tokenizer.eos_token_id, settings, report, where)
+        row = assemble(pairs, [turn.closed for turn in parts], tokenizer.eos_token_id, settings, report, where,
+                       [turn.learned for turn in parts])  # fmt: skip
         if all(label == IGNORE for label in row.labels[1:]):  # nothing foretells the first token
             report.count(NOTHING_LEFT, where)
         else:

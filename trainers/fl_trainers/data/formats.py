@@ -246,6 +246,8 @@ def message_of(turn: Any, dataset: Dataset, where: str) -> Message | str:
         return calls.spoken(content) if not called else {"role": "assistant", "content": content, "tool_calls": called}
     message: Message = {"role": role, "content": content, **({"tool_calls": called} if called else {})}
     kept = ("name", "tool_call_id") if role == "tool" else (THOUGHT,) if role == "assistant" else ()
+    if role == "assistant" and turn.get("weight") == 0:  # OpenAI's way to say that an answer is not to be learned
+        message["weight"] = 0
     return message | {key: turn[key] for key in kept if isinstance(turn.get(key), str) and turn[key]}
 
 
