@@ -116,14 +116,39 @@ def test_of_weights_alone_a_run_goes_on_with_the_learning_rate_of_that_step(trai
     assert [step["learning_rate"] for step in done.of("step")] == pytest.approx([0.02 * left / 6 for left in (4, 3, 2, 1)])
 
 
-def test_deepspeed_cannot_go_on_from_weights_alone(trainer: Trainer, finished: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ([], "holds weights only"),
+        (["optimizer.pt"], "was written without DeepSpeed"),
+        (["global_step8/zero_pp_rank_0_mp_rank_00_optim_states.pt", "global_step8/zero_pp_rank_1_mp_rank_00_optim_states.pt"],
+         "was written by 2 processes, and ZeRO cannot go on from it with 1"),
+    ],
+)  # fmt: skip
+def test_from_what_deepspeed_cannot_go_on(trainer: Trainer, finished: Callable[..., Path], files: list[str], words: str) -> None:
     path = finished(deepspeed={"zero_optimization": {"stage": 2}})
-    (path.parent / "out" / "checkpoint-8" / "optimizer.pt").unlink()
+    folder = path.parent / "out" / "checkpoint-8"
+    whole = (folder / "optimizer.pt").read_bytes()
+    (folder / "optimizer.pt").unlink()
+    for file in files:
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_bytes(whole)
     done = trainer.train(path)
     assert done.code == 5, done.output
     error = done.of("error")[0]
-    assert "checkpoint-8 holds weights only" in error["message"] and "adapter_name_or_path: " in error["remedy"]
+    assert words in error["message"] and "adapter_name_or_path: " in error["remedy"] and "Traceback" not in done.output
     assert json.loads((path.parent / "record.json").read_text())["outcome"] == "failed"
+
+
+def test_without_deepspeed_its_state_is_not_taken_for_an_optimizer(trainer: Trainer, finished: Callable[..., Path]) -> None:
+    path = finished()
+    folder = path.parent / "out" / "checkpoint-8"
+    (folder / "global_step8").mkdir()
+    (folder / "optimizer.pt").rename(folder / "global_step8" / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    done = trainer.train(path)
+    assert done.code == 0, done.output
+    assert "checkpoint-8 has its optimizer in DeepSpeed's form: the learning rate goes on" in done.of("warning")[0]["message"]
+    assert done.of("step")[0]["learning_rate"] == pytest.approx(0.02 * 4 / 12)
 
 
 @pytest.mark.parametrize(

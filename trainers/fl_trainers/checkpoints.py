@@ -12,9 +12,10 @@ from typing import Any
 from fl_trainers import output, weight_files
 from fl_trainers.config import Config
 from fl_trainers.errors import InputError
-from fl_trainers.progress import Events, log, rank
+from fl_trainers.progress import Events, log, rank, world_size
 
 NAME = re.compile(r"checkpoint-(\d+)")
+ZERO_PART = re.compile(r"zero_pp_rank_(\d+)_")
 WEIGHTS = (
     "adapter_model.safetensors", "adapter_model.bin", "model*.safetensors", "pytorch_model*.bin", "pytorch_model_fsdp*", "global_step*",
 )  # fmt: skip
@@ -72,10 +73,17 @@ def _object(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def goes_on(checkpoint: Path) -> bool:
-    """Whether optimizer and schedule are in it: `save_only_model` leaves them out."""
-    kept = [*checkpoint.glob("optimizer*"), *checkpoint.glob("global_step*"), *checkpoint.glob("rank*optimizer*")]
-    return bool(kept) and ((checkpoint / "scheduler.pt").is_file() or any(checkpoint.glob("global_step*")))
+def goes_on(checkpoint: Path, *, deepspeed: bool) -> bool:
+    """Whether optimizer and schedule are in it, in a form that is read: `save_only_model` leaves them out, DeepSpeed has its own."""
+    if deepspeed:
+        return any(checkpoint.glob("global_step*"))
+    return any(checkpoint.glob("optimizer*")) and (checkpoint / "scheduler.pt").is_file()
+
+
+def parts(checkpoint: Path) -> int | None:
+    """Among how many processes ZeRO has spread the optimizer's state, None where it has not."""
+    found = [int(match[1]) for path in checkpoint.glob("global_step*/*optim_states.pt") if (match := ZERO_PART.search(path.name))]
+    return max(found) + 1 if found else None
 
 
 def must_fit(checkpoint: Path, kind: str, model: Any) -> None:
@@ -181,14 +189,21 @@ def resume_from(config: Config, events: Events) -> str | None:
 
 def _taken(path: Path, config: Config, events: Events) -> str:
     """Of weights alone a run goes on as well as it can, and says so; InputError where it cannot."""
-    if goes_on(path) or not config.training.do_train:
+    deepspeed = bool(config.training.arguments.get("deepspeed"))
+    if not config.training.do_train:
         return str(path)
-    if config.training.arguments.get("deepspeed"):
-        key = "adapter_name_or_path" if config.method.finetuning_type in ("lora", "oft") else "model_name_or_path"
-        raise InputError(
-            f"{path} holds weights only (`save_only_model: true`), from which DeepSpeed cannot go on",
-            f"`{key}: {path}` and another output_dir begin with these weights; `overwrite_output_dir: true` starts anew",
-        )
-    events.warn("checkpoint", f"{path.name} holds weights only (`save_only_model: true`): the learning rate goes on where it was, and the "
-                "optimizer's moments begin anew, so expect other losses for some steps", checkpoint=path.name)  # fmt: skip
+    key = "adapter_name_or_path" if config.method.finetuning_type in ("lora", "oft") else "model_name_or_path"
+    anew = f"`{key}: {path}` and another output_dir begin with these weights; `overwrite_output_dir: true` starts anew"
+    known = parts(path) if deepspeed else None
+    if known not in (None, world_size()):
+        raise InputError(f"{path} was written by {known} processes, and ZeRO cannot go on from it with {world_size()}",
+                         f"as many devices as then (`--devices count:{known}`)\n{anew}")  # fmt: skip
+    if goes_on(path, deepspeed=deepspeed):
+        return str(path)
+    why = "holds weights only (`save_only_model: true`)" if not goes_on(path, deepspeed=not deepspeed) else (
+        "was written without DeepSpeed" if deepspeed else "has its optimizer in DeepSpeed's form")  # fmt: skip
+    if deepspeed:
+        raise InputError(f"{path} {why}, so DeepSpeed cannot go on from it", anew)
+    events.warn("checkpoint", f"{path.name} {why}: the learning rate goes on where it was, and the optimizer's moments begin anew, so "
+                "expect other losses for some steps", checkpoint=path.name)  # fmt: skip
     return str(path)

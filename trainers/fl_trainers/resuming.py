@@ -31,7 +31,7 @@ class Resumes:
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _readable(checkpoint, "the state of its optimizer or schedule"):
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
-        if checkpoint is not None and not self.is_deepspeed_enabled and not checkpoints.goes_on(Path(checkpoint)):
+        if checkpoint is not None and not self.is_deepspeed_enabled and not checkpoints.goes_on(Path(checkpoint), deepspeed=False):
             self._catch_up(int(json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]))
 
     def _catch_up(self, steps: int) -> None:
