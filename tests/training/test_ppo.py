@@ -190,6 +190,17 @@ def test_what_cannot_judge_is_named(
     assert done.code == 5 and "has no value_head.safetensors" in done.output, done.output
 
 
+def test_a_pissa_adapter_does_not_judge_beside_the_policy(
+    ppo: Callable[..., Done], trainer: Trainer, config: Callable[..., Path], base: dict[str, str]
+) -> None:
+    """peft would take its components out of the weights on which the policy stands."""
+    judge = Path(reward_model(trainer, config, base, "lora"))
+    settings = json.loads((judge / "adapter_config.json").read_text())
+    (judge / "adapter_config.json").write_text(json.dumps({**settings, "init_lora_weights": "pissa_niter_16"}))
+    done = ppo(model=base, ppo={"reward_adapter": str(judge)})
+    assert done.code == 5 and "is a PiSSA adapter" in done.output and "pissa_converted" in done.output, done.output
+
+
 def test_quantized_policy_reference_and_reward_model(
     train_python: Path, ppo_config: Callable[..., Path], trainer: Trainer, config: Callable[..., Path], base: dict[str, str]
 ) -> None:

@@ -48,6 +48,7 @@ def _model(config: Config, tokenizer: Any, device: Device) -> Judge:
 def _adapter(config: Config, model: Any, folder: str, tokenizer: Any) -> Judge:
     """LLaMA-Factory's `reward_model_type: lora`: one base in memory, on which the reward adapter takes turns with the trained one."""
     try:
+        _refuse_pissa(folder)
         model.load_adapter(folder, ADAPTER, is_trainable=False)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -69,6 +70,15 @@ def _adapter(config: Config, model: Any, folder: str, tokenizer: Any) -> Judge:
             model.set_adapter("default")
 
     return judge
+
+
+def _refuse_pissa(folder: str) -> None:
+    """To load such an adapter takes components out of the weights, on which the policy stands."""
+    from peft import PeftConfig
+
+    if str(getattr(PeftConfig.from_pretrained(folder), "init_lora_weights", "")).startswith("pissa"):
+        raise InputError(f"reward_model: {folder} is a PiSSA adapter: to load it changes the weights on which the policy stands",
+                         f"{folder}/pissa_converted, where `pissa_convert: true` was set, or reward_model_type: full")  # fmt: skip
 
 
 def _fill(head: value_head.Head, key: str, source: str) -> None:
