@@ -36,11 +36,12 @@ def test_something_is_left_to_train_on(trainer: Trainer, size: int, val_size: fl
 
 
 def test_what_mixing_leaves_out_or_repeats_is_told(fl: Fl, tmp_path: Path, train_python: Path) -> None:
-    info = {}
+    info: dict[str, dict[str, object]] = {}
     for name, count in (("a", 5), ("b", 2)):
         rows = [{"instruction": f"{name}{number}?", "output": f"{number}."} for number in range(count)]
         (tmp_path / f"{name}.json").write_text(json.dumps(rows))
         info[name] = {"file_name": f"{name}.json"}
+    info["some"] = {**info["a"], "num_samples": 3}
     (tmp_path / "dataset_info.json").write_text(json.dumps(info))
     recipe = {"model_name_or_path": "builtin/tiny-llama", "stage": "sft", "do_train": True, "dataset": "a,b", "dataset_dir": str(tmp_path),
               "output_dir": str(tmp_path / "out")}  # fmt: skip
@@ -56,6 +57,9 @@ def test_what_mixing_leaves_out_or_repeats_is_told(fl: Fl, tmp_path: Path, train
     assert "dropped: 3 × left out by interleave_under, which ends with its shortest set (a row 3, a row 4, a row 5)" in under
     assert "7 rows read, 10 used, 0 dropped; 10 sequences; 3 times a row comes again" in asked("mix_strategy=interleave_over")
     assert "7 rows read, 5 used, 0 dropped; 5 sequences; 2 rows for evaluation" in asked("val_size=0.2")
+    assert "3 rows read, 3 used" in asked("dataset=some")
+    streamed = asked("dataset=some", "streaming=true", "max_steps=2")
+    assert "5 rows read, 5 used" in streamed and "num_samples (3) is not drawn from a stream" in streamed
 
 
 def test_a_folder_that_datasets_saved_and_a_readme_beside_rows(fl: Fl, trainer: Trainer, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def describe(config: Config, count: int) -> dict[str, Any]:
     else:
         before = sum(report.dropped.values())
         if config.data.streaming:
+            pipeline.tell_not_drawn(config, events)
             made: Sequence[dict[str, Any]] = pipeline.tokenized(config, tokenizer, train, report)
         else:
             prepared = tokens.load(config, tokenizer, events) if stored else None

@@ -203,8 +203,7 @@ def prepare(config: Config, tokenizer: Any, train: list[Item], held: dict[str, l
     if config.data.streaming and train:
         from fl_trainers.data.streaming import Stream, Telling
 
-        for one in (one for one in config.data.train if one.num_samples is not None):
-            events.warn("stream", f"data set {one.name}: num_samples ({one.num_samples}) is not drawn from a stream: all its rows are read")
+        tell_not_drawn(config, events)
 
         prepared.report = Telling(events, config.data.max_dropped)
         prepared.train, prepared.rows, prepared.tokens = Stream(config, tokenizer, prepared.report), 0, 0
@@ -212,6 +211,13 @@ def prepare(config: Config, tokenizer: Any, train: list[Item], held: dict[str, l
         labels = [label for label in rows[0]["labels"] if label >= 0]
         prepared.preview = (tokenizer.decode(rows[0]["input_ids"]), tokenizer.decode(labels))
     return prepared
+
+
+def tell_not_drawn(config: Config, events: Events) -> None:
+    """Of streams, one warning for each data set of which a number of rows was to be drawn."""
+    for one in config.data.train:
+        if one.num_samples is not None:
+            events.warn("stream", f"data set {one.name}: num_samples ({one.num_samples}) is not drawn from a stream: all its rows are read")
 
 
 def tell(report: Report, events: Events) -> None:
