@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MODULE: Final = "fl_trainers.show_data"
 OPEN, CLOSE = "⟦", "⟧"
 """Around what is trained, where there are no colours."""
+EVALUATION: Final = "in evaluation: "
+"""How causes begin that are of rows for evaluation: those are not among the rows read."""
 
 
 def look(decision: Decision, rows: int, report: Callable[[str], None]) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def _ids(part: Mapping[str, Any], *, plain: bool) -> Text:
 def summary(found: Mapping[str, Any]) -> list[str]:
     """Counts as lines: rows used, cut and dropped, each cause with the first rows it happened to."""
     counts, causes = found["counts"], found["causes"]
-    dropped = sum(cause["rows"] for cause in causes if cause["dropped"])
+    dropped = sum(cause["rows"] for cause in causes if cause["dropped"] and not cause["reason"].startswith(EVALUATION))
     lines = ["streaming: only the first rows were read"] if counts["streaming"] else []
     head = f"{counts['read']:,} rows read, {counts['used']:,} used, {dropped:,} dropped; {counts['sequences']:,} sequences"
     if counts.get("repeated"):
