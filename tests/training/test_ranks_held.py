@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_ranks import WAYS, zero
+from test_ranks import UNEVEN, WAYS, zero
 from trainer_harness import Done, Trainer
 
 pytestmark = pytest.mark.training
@@ -72,3 +72,16 @@ def test_the_work_of_a_step_is_counted_over_whole_weights(trainer_of_shards: Tra
         assert done.code == 0, done.output
         work[name] = json.loads((done.folder / "out" / "train_results.json").read_text())["total_flos"]
     assert work["ZeRO-3"] == work["ddp"] > 0
+
+
+def test_tokens_a_second_are_those_of_all_processes(trainer: Trainer, config: Config) -> None:
+    """Rows of 1 to 32 words: no process has as many tokens as another."""
+    tokens = {}
+    for ranks in (1, 2):
+        given = {"per_device_train_batch_size": 4 // ranks, "max_steps": 5}
+        done = trainer.train(config(f"{ranks}", UNEVEN, arguments=given), ranks)
+        assert done.code == 0, done.output
+        found = json.loads((done.folder / "out" / "train_results.json").read_text())
+        assert found["effective_tokens_per_sec"] == pytest.approx(found["tokens_per_second"] / ranks, abs=0.1)
+        tokens[ranks] = found["tokens_per_second"] * found["train_runtime"]
+    assert tokens[2] == pytest.approx(tokens[1], rel=0.005) and tokens[1] > 400

@@ -245,9 +245,17 @@ def run_loop(session: Session, loop: Any) -> None:
         )
     session.metrics = {"epoch": loop.state.epoch, **{key: value for key, value in result.metrics.items() if key != "epoch"}}
     runtime = result.metrics.get("train_runtime") or 0.0
+    tokens = _of_all(loop, loop.tokens_seen)
     if runtime:
-        session.metrics["tokens_per_second"] = round(loop.tokens_seen * world_size() / runtime, 1)
-        session.metrics["effective_tokens_per_sec"] = round(loop.tokens_seen / runtime, 1)  # LLaMA-Factory's: of one process
+        session.metrics["tokens_per_second"] = round(tokens / runtime, 1)
+        session.metrics["effective_tokens_per_sec"] = round(tokens / world_size() / runtime, 1)  # LLaMA-Factory's: of one process
+
+
+def _of_all(loop: Any, count: int) -> int:
+    """The sum over all processes, whose rows are of other lengths."""
+    import torch
+
+    return int(loop.accelerator.gather(torch.tensor([count], device=loop.args.device)).sum())
 
 
 def _faults(session: Session) -> Any:
