@@ -163,6 +163,8 @@ def test_what_a_run_leaves_behind(trainer: Trainer, config: Config) -> None:
     assert record["outcome"] == "passed" and record["metrics"]["loss"] == done.losses
     assert record["model"]["model_type"] == "llama" and len(record["model"]["config_sha256"]) == 64
     assert record["versions"]["torch"] and record["metrics"]["peak_memory_mib"] > 50
+    written = [path for path in out.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode for path in written} == {(out / "README.md").stat().st_mode}, "others may read what they may"
 
 
 def test_an_adapter_loads_and_merges_without_us(trainer: Trainer, config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -27,6 +28,15 @@ def write_json(path: Path, value: Any) -> None:
         raise InputError(
             f"{path} cannot be written: {error.strerror}", f"{shutil.disk_usage(path.parent).free // 2**20} MiB are free there"
         ) from error
+
+
+def share(folder: Path) -> None:
+    """Weights get the modes that any file of this user gets: safetensors writes them for the user alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.glob("*.safetensors"):
+        with contextlib.suppress(OSError):  # of another user, or already gone
+            path.chmod(0o666 & ~mask)
 
 
 def write_results(folder: Path, split: str, metrics: Metrics) -> None:

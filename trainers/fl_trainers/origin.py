@@ -161,5 +161,6 @@ def must_match(checkpoint: Path, here: dict[str, Any], config: Config, events: E
 
 def _told(model: dict[str, Any], apart: list[str]) -> str:
     """A model by its name and by what is not the same."""
-    said = ", ".join(f"{key.removesuffix('_sha256')} {str(model.get(key))[: 12 if key.endswith('_sha256') else None]}" for key in apart)
+    said = ", ".join(f"{key.removesuffix('_sha256')} {str(model[key])[: 12 if key.endswith('_sha256') else None]}"
+                     for key in apart if model.get(key) is not None)
     return f"{model.get('name')}{f' ({said})' if said else ''}"

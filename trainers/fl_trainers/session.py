@@ -346,6 +346,8 @@ def save_all(session: Session, loop: Any) -> None:
         _compare(session)
         if pissa.converts(config) and config.training.do_train:
             pissa.convert(session.model, session.folder)
+        for saved in (folder, folder / "base-model", folder / pissa.CONVERTED):
+            artefacts.share(saved)
     if session.judge is not None:
         predicted = predict.run(session.judge, folder, session.events) if config.training.do_predict else {}
         pipeline.tell(session.judge.report, session.events)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fl_trainers import origin
+from fl_trainers import artefacts, origin
 from fl_trainers.device import Device
 from fl_trainers.errors import TrainingError
 from fl_trainers.loop import Follow
@@ -70,7 +70,9 @@ class Watch(Follow):
 
     def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> Any:
         if state.is_world_process_zero:
-            origin.write(self.folder / f"checkpoint-{state.global_step}", self.made_of())
+            saved = self.folder / f"checkpoint-{state.global_step}"
+            artefacts.share(saved)
+            origin.write(saved, self.made_of())
         return super().on_save(args, state, control, **more)
 
     def _trainer_log(self, state: Any, values: dict[str, Any]) -> None:
