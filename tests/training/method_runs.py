@@ -750,6 +750,12 @@ def adapters_on_experts() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _saved_names(done: Done) -> list[str]:
+    from safetensors.torch import load_file
+
+    return [name for path in done.session.folder.glob("*.safetensors") for name in load_file(path)]
+
+
 @check
 def grpo_and_what_the_model_was() -> dict[str, Any]:
     """The distance to the reference is 0 at first and grows; to make the reference changes nothing of the model; it is not saved."""
@@ -763,7 +769,7 @@ def grpo_and_what_the_model_was() -> dict[str, Any]:
     for name, kind in kinds.items():
         done = Done(config(f"g-{name}", method={"stage": "grpo", "grpo": rewards, **kind}, arguments={"learning_rate": 0.005}), save=True)
         facts[name] = [entry["kl"] for entry in done.loop.state.log_history if "kl" in entry]
-        facts[f"{name}_saved"] = (done.session.folder / "ref").exists()
+        facts[f"{name}_saved"] = (done.session.folder / "ref").exists() or any(".ref." in key for key in _saved_names(done))
     still = {"learning_rate": 0.0, "max_steps": 1}
     ids = torch.arange(5, 30)[None]
     logits = []

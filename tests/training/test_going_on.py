@@ -71,3 +71,15 @@ def test_what_a_continued_adapter_is_compared_with(run: Callable[..., Done]) -> 
     assert went_on[0] < 0.68
     assert run("named", "dpo", model={"adapters": [plain]}, **one, **pissa).losses == went_on  # pissa_init is of an adapter that is made
     assert run("pissa", "dpo", model={"adapters": [taken]}, **one).losses[0] == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_grpo_goes_on_beside_its_reference(run: Callable[..., Done]) -> None:
+    """The reference is made again of what the run starts from, and not read from the checkpoint."""
+    grpo = {"reward_funcs": ["brief"], "num_generations": 4, "max_completion_length": 4, "beta": 0.2}
+    parts = {"method": {"grpo": grpo, "lora": {"additional_target": ["lm_head"]}}}
+    whole = run("whole", "grpo", **parts)
+    again = run("again", "grpo", **parts, training={"resume_from_checkpoint": str(whole.folder / "out" / "checkpoint-3")})
+    assert [event["kl"] for event in again.of("step") if "kl" in event] == pytest.approx(
+        [event["kl"] for event in whole.of("step") if "kl" in event][3:], abs=1e-6
+    )
+    assert again.losses == pytest.approx(whole.losses[3:], abs=1e-6)

@@ -103,7 +103,7 @@ def _processor() -> str:
 
 
 def _dtype(config: Config, kind: str, torch: Any) -> tuple[Any, str]:
-    """The recipe's own words win. Without any, frozen weights keep the bf16 they were saved in where the device computes in it."""
+    """What the recipe says; float32 where it says nothing. (LLaMA-Factory keeps frozen weights in the format they were saved in then.)"""
     arguments = config.training.arguments
     if config.method.pure_bf16 or arguments.get("bf16"):
         if kind not in ("cpu", "npu") and not getattr(torch, kind).is_bf16_supported():

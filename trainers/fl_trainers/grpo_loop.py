@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from fl_trainers import lean, optimizers, others, resuming, sharding
@@ -90,15 +92,11 @@ class GrpoLoop(optimizers.Chosen, resuming.Resumes, GRPOTrainer):  # type: ignor
             self._metrics["eval"].update({f"{name}_{key}": values for key, values in found.items()})
         super().log(logs, *args, **kwargs)
 
-    def _save(self, *args: Any, **kwargs: Any) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Without the reference: it is made again of what the run starts from."""
-        adapters = getattr(self.accelerator.unwrap_model(self.model), "peft_config", {})
-        reference = adapters.pop("ref", None)
-        try:
-            super()._save(*args, **kwargs)
-        finally:
-            if reference is not None:
-                adapters["ref"] = reference
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and "ref" in getattr(self.accelerator.unwrap_model(self.model), "peft_config", ()):
+            shutil.rmtree(Path(output_dir or self.args.output_dir) / "ref", ignore_errors=True)
 
     def check(self) -> None:
         """Every loss was looked at."""

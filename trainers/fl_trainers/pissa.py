@@ -84,6 +84,6 @@ def _save(model: Any, folder: Path, **options: Any) -> None:
     if not options:
         settings.init_lora_weights = True
     try:
-        model.save_pretrained(str(folder), **options)
+        model.save_pretrained(str(folder), selected_adapters=["default"], **options)  # others judge, or are compared with
     finally:
         settings.init_lora_weights = start
