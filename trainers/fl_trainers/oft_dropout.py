@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 
 def add(model: Any, chance: float) -> None:
     """Each block turns nothing with this chance, in each forward pass of a layer anew."""
@@ -18,6 +16,8 @@ def add(model: Any, chance: float) -> None:
 
 
 def _dropped(module: Any, rotation: Callable[..., Any], chance: float) -> Callable[..., Any]:
+    import torch
+
     def made(blocks: Any, *more: Any) -> Any:
         """A block whose numbers are all 0 is the identity."""
         if module.training:
