@@ -36,8 +36,9 @@ def run(trainer: Trainer, config: Callable[..., Path]) -> Callable[..., Done]:
         ("dpo", {"model": EXPERTS, "method": {"finetuning_type": "freeze", "freeze": {"trainable_layers": 1}}}),
         ("rm", {"model": EXPERTS, "method": {"finetuning_type": "full"}}),
         ("sft", {"method": {"pure_bf16": True}}),
+        ("dpo", {"method": {"finetuning_type": "full", "preference": {"bco_weight": 1.0}}}),
     ],
-    ids=["experts", "experts-freeze", "experts-rm", "pure-bf16-adapter"],
+    ids=["experts", "experts-freeze", "experts-rm", "pure-bf16-adapter", "rewards classified"],
 )
 def test_the_rest_is_as_if_nothing_had_been(run: Callable[..., Done], stage: str, parts: dict[str, Any]) -> None:
     whole = run("whole", stage, **parts)

@@ -22,7 +22,7 @@ WEIGHTS = (
 """Of which a checkpoint has at least one."""
 LEFT = (
     "trainer_log.jsonl", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "predict_results.json",
-    "generated_predictions.jsonl", "comparison.json", "value_head.safetensors", "value_head.bin", "ppo_state.json",
+    "generated_predictions.jsonl", "comparison.json", "value_head.safetensors", "value_head.bin", "ppo_state.json", "preference_state.json",
 )  # fmt: skip
 """What a run leaves beside its weights."""
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")

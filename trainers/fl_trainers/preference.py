@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from fl_trainers.noting import Noting
 
 Measured = tuple[Any, Any]
 """Of each row: the sum of log-probabilities over its labels, and how many there are."""
+STATE = "preference_state.json"
+"""What a checkpoint has beside the weights, where rewards are classified."""
 AVERAGED = ("ipo", "orpo", "simpo")
 """Losses that look at the mean of an answer's log-probabilities; the others at their sum."""
 
@@ -171,6 +175,20 @@ class PreferenceLoop(Noting, InStep, Loop):
         now = self.accelerator.reduce(torch.cat(rewards).mean().detach(), "mean").item()
         count, mean = self._running = (count + 1, mean + (now - mean) / (count + 1))
         return -functional.logsigmoid(rewards[0] - mean) - functional.logsigmoid(mean - rewards[1])
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and self.settings.bco_weight > 0:
+            count, mean = self._running
+            path = Path(output_dir or self.args.output_dir) / STATE
+            path.write_text(json.dumps({"batches": count, "mean_reward": mean}) + "\n", encoding="utf-8")
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        made = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint is not None and (path := Path(resume_from_checkpoint) / STATE).is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            self._running = (int(found["batches"]), float(found["mean_reward"]))
+        return made
 
     def _kto(self, model: Any, inputs: dict[str, Any]) -> Any:
         training, liked = model.training, inputs["liked"]
