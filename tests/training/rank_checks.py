@@ -47,3 +47,32 @@ def spoil(folder: str) -> None:
     weights = load_file(f"{folder}/model.safetensors")
     weights["model.norm.weight"][3] = float("nan")
     save_file(weights, f"{folder}/model.safetensors", metadata={"format": "pt"})
+
+
+def deepspeed_memory() -> dict[str, Any]:
+    """What DeepSpeed's accelerator for NVIDIA cards takes for free memory, with devices named by numbers and by identifiers."""
+    from types import SimpleNamespace
+    from unittest import mock
+
+    from fl_trainers import lean, sharding
+
+    lean.reveal("deepspeed")
+    import deepspeed.accelerator as accelerators
+    import torch
+    from deepspeed.accelerator import cuda_accelerator
+
+    nvml = SimpleNamespace(nvmlDeviceGetHandleByIndex=lambda index: index,
+                           nvmlDeviceGetMemoryInfo=lambda index: SimpleNamespace(free=1000 + index))  # fmt: skip
+    config = SimpleNamespace(training=SimpleNamespace(arguments={"deepspeed": {"zero_optimization": {"stage": 2}}}))
+    found: dict[str, Any] = {}
+    for visible in ("3,5", "GPU-9cc34142-caa5-5b13-bfa7-99039b108db8,GPU-1", "MIG-1"):
+        with (
+            mock.patch.object(cuda_accelerator, "pynvml", nvml),
+            mock.patch.object(torch.cuda, "mem_get_info", lambda index: (7 + index, 9)),
+            mock.patch.dict("os.environ", {"CUDA_VISIBLE_DEVICES": visible}),
+        ):  # fmt: skip
+            made = cuda_accelerator.CUDA_Accelerator()
+            with mock.patch.object(accelerators, "get_accelerator", lambda made=made: made):
+                sharding.free_memory_by_torch(config, {"CUDA_VISIBLE_DEVICES": visible})  # type: ignore[arg-type]
+            found[visible] = made.available_memory(0)
+    return found

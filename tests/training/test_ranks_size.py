@@ -60,3 +60,8 @@ def test_files_that_offload_train_the_same_on_a_processor(losses: Callable[..., 
     for name, more in (("z2", {"deepspeed": offloading(2)}), ("z3", {"deepspeed": offloading(3)}), ("fsdp", whole)):
         found, said = losses(name, 2, "off", optim="adamw_torch", learning_rate=0.002, **more)
         assert (found, said) == (pytest.approx(plain, abs=1e-4), ["offload"]), name
+
+
+def test_deepspeed_finds_the_free_memory_of_devices_that_are_named_by_identifiers(trainer: Trainer) -> None:
+    found = trainer.check("rank_checks.deepspeed_memory")
+    assert list(found.values()) == [1003, 7, 7], found

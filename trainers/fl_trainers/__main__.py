@@ -118,6 +118,7 @@ class _Run:
         self.saved_before = {path.name for path in checkpoints.checkpoints(folder)}
         lean.hide(config)
         sharding.without_compiler(config)
+        sharding.free_memory_by_torch(config, os.environ)
         if config.training.arguments.get("deepspeed"):
             sharding.forget_dead_builds(os.environ)
         from fl_trainers import device

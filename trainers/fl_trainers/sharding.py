@@ -225,3 +225,14 @@ def without_compiler(config: Config) -> None:
 
     ShareMemCommBuilder.is_compatible = lambda self, verbose=False: False
     log.info("DeepSpeed: no C++ compiler here, so ranks meet over gloo and not over shared memory")
+
+
+def free_memory_by_torch(config: Config, environ: Mapping[str, str]) -> None:
+    """DeepSpeed asks NVML for the free memory by the numbers in CUDA_VISIBLE_DEVICES, and fails where devices are named by identifiers."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if not config.training.arguments.get("deepspeed") or not visible or all(part.strip().isdigit() for part in visible.split(",")):
+        return
+    import torch
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().available_memory = lambda device_index=None: torch.cuda.mem_get_info(device_index)[0]
