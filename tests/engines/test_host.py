@@ -87,12 +87,13 @@ CHILD = """
 import sys; sys.path[:0] = {path!r}
 from pathlib import Path
 from fl.engines import environment
+{before}
 print(environment.ensure(Path({lock!r}), {version!r}, lambda text: print(text, flush=True)))
 """
 
 
-def child(lock: Path) -> subprocess.Popen[str]:
-    code = CHILD.format(path=sys.path, lock=str(lock), version=VERSION)
+def child(lock: Path, before: str = "") -> subprocess.Popen[str]:
+    code = CHILD.format(path=sys.path, lock=str(lock), version=VERSION, before=before)
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
@@ -107,6 +108,36 @@ def test_killed_at_any_moment_the_next_one_makes_it_whole(lock: Path, after: flo
     process.send_signal(signal.SIGKILL)
     process.wait()
     python = environment.ensure(lock, VERSION, lambda text: None)
+    assert versions(python).startswith("1.16.0 24.2")
+
+
+SLOW = """#!/bin/sh
+touch {here}/began
+sleep 2
+mkdir -p {folder}
+echo late > {folder}/late
+touch {here}/ended
+"""
+
+
+def test_an_installer_that_outlives_its_launcher_is_waited_for(lock: Path, tmp_path: Path) -> None:
+    """It would write into the environment that the next one makes."""
+    folder = environment.location(lock, VERSION)
+    slow = tmp_path / "slow-uv"
+    slow.write_text(SLOW.format(here=tmp_path, folder=folder))
+    slow.chmod(0o755)
+    before = f"from fl.engines import installer\ninstaller.uv_binary = lambda: {str(slow)!r}"
+    process = child(lock, before)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "began").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    told: list[str] = []
+    python = environment.ensure(lock, VERSION, told.append)
+    assert (tmp_path / "ended").exists(), "it was waited for"
+    assert told[0] == "another run is making this environment; waiting for it"
+    assert not (folder / "late").exists()
     assert versions(python).startswith("1.16.0 24.2")
 
 

@@ -72,17 +72,18 @@ def ensure(
     folder = location(lock, python_version)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_suffix(".lock"), report, check):
+        with locked(folder.with_suffix(".lock"), report, check) as held:
             if not _whole(folder, lock):
-                _make(folder, lock, base, Installer(folder, report, check), build_constraints)
+                _make(folder, lock, base, Installer(folder, report, check, held), build_constraints)
     except OSError as error:
         raise EngineError(f"The environment {folder} cannot be made: {error.strerror or error}", room(folder)) from error
     return folder / "bin/python"
 
 
 @contextmanager
-def locked(path: Path, report: Report, check: Callable[[], None]) -> Iterator[None]:
-    """Holds the lock file. The kernel lets go of it when a process dies, so a killed install blocks nobody."""
+def locked(path: Path, report: Report, check: Callable[[], None]) -> Iterator[int]:
+    """Holds the lock file, of which the descriptor is given. The kernel lets go of it when the last process that has it open dies, so a
+    killed install blocks nobody, and one whose installer still writes is waited for."""
     with path.open("w") as file:
         told = False
         while True:
@@ -95,7 +96,7 @@ def locked(path: Path, report: Report, check: Callable[[], None]) -> Iterator[No
                 told = True
                 check()
                 time.sleep(_TICK)
-        yield
+        yield file.fileno()
 
 
 def _whole(folder: Path, lock: Path) -> bool:
@@ -128,8 +129,7 @@ def _make(folder: Path, lock: Path, base: Path, installer: Installer, build_cons
     started = time.monotonic()
     report(f"making an environment with Python {base} in {folder}")
     try:
-        # --clear: the child of a launcher that was killed may still make the folder, after it was looked for above.
-        installer.uv("venv", "--quiet", "--no-project", "--clear", "--python", str(base), str(folder))
+        installer.uv("venv", "--quiet", "--no-project", "--python", str(base), str(folder))
         # Not compiled here: 13 500 files take 35 s on two cores, the third of them that a run imports 10 s, and that run keeps them.
         arguments = ["pip", "sync", *uv_flags(os.environ), "--require-hashes"]
         arguments += ["--python", str(folder / "bin/python"), str(lock)]

@@ -34,6 +34,8 @@ class Installer:
     folder: Path
     report: Report
     check: Callable[[], None]
+    held: int | None = None
+    """Descriptor of the folder's lock: uv has it open too, so that the lock outlives a launcher that is killed in the middle."""
 
     def uv(self, *arguments: str) -> None:
         """Runs uv to its end, its lines reported as they come; its errors as ours."""
@@ -46,6 +48,7 @@ class Installer:
             text=True,
             errors="replace",
             start_new_session=True,
+            pass_fds=() if self.held is None else (self.held,),
         )
         try:
             said = self._listen(process)
