@@ -18,6 +18,15 @@ def _gradients(model: Any) -> dict[str, Any]:
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
+def _wanted(step: Any, batch: dict[str, Any]) -> tuple[float, dict[str, Any], dict[str, Any]]:
+    """Loss and gradients of the batch, and the gradients of it twice; none are left."""
+    loss, once = float(step.run(batch, 9)), _gradients(step.whole)
+    step.run(batch, 9)
+    twice = _gradients(step.whole)
+    step.whole.zero_grad()
+    return loss, once, twice
+
+
 def _apart(found: dict[str, Any], wanted: dict[str, Any]) -> float:
     """The largest difference, of the largest gradient."""
     assert found.keys() == wanted.keys(), (sorted(found), sorted(wanted))
@@ -36,11 +45,7 @@ def kept_copies(tied: bool, device: str = "cpu") -> dict[str, float]:
         made.get_output_embeddings().weight = made.get_input_embeddings().weight
     batch, dtype = _placed(Flat()(rows), device, torch), torch.bfloat16
     plain = Step(made, dtype)
-    wanted_loss = float(plain.run(batch, 9))
-    once = _gradients(made)
-    plain.run(batch, 9)
-    twice = _gradients(made)
-    made.zero_grad()
+    wanted_loss, once, twice = _wanted(plain, batch)
     held = masters.Masters()
     found: dict[str, float] = {}
     with masters.fused(made, held) as layers:
@@ -86,11 +91,7 @@ def lora_together(copies: bool, device: str = "cpu") -> dict[str, Any]:
     batch, dtype = _placed(Flat()(rows), device, torch), torch.bfloat16 if copies else None
     plain = Step(wrapped, dtype)
     with lora.fused(wrapped) if copies else contextlib.nullcontext():
-        wanted_loss = float(plain.run(batch, 9))
-        once = _gradients(wrapped)
-        plain.run(batch, 9)
-        twice = _gradients(wrapped)
-    wrapped.zero_grad()
+        wanted_loss, once, twice = _wanted(plain, batch)
     held = masters.Masters()
     found: dict[str, Any] = {}
     attention = next(module for module in made.modules() if hasattr(module, "q_proj"))
